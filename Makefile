@@ -1,0 +1,49 @@
+# `make demo` and `make test` set everything up by themselves.
+PYTHON ?= python3
+BIN := .venv/bin
+TORCH := torch>=2.10,<2.14
+
+.PHONY: demo test lint slow benchmark
+
+demo: .venv/installed
+	$(BIN)/python -m tools.demo
+
+test: .venv/installed
+	$(BIN)/python -m pytest
+
+# Real kills, whole demos, every shipped config at work: minutes instead of seconds.
+slow: .venv/installed
+	$(BIN)/python -m pytest -m slow
+
+lint: .venv/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+# The peers pull torchvision, which may not fit the torch of the project: they get an environment of their own.
+benchmark: .venv-peers/installed
+	.venv-peers/bin/python -m tools.benchmark
+
+.venv/installed: pyproject.toml
+	$(PYTHON) -m venv .venv
+	@$(MAKE) --no-print-directory cpu-torch ENVIRONMENT=.venv
+	$(BIN)/pip install --quiet -e '.[dev,hf]'
+	@touch $@
+
+.venv-peers/installed: pyproject.toml
+	$(PYTHON) -m venv .venv-peers
+	@$(MAKE) --no-print-directory cpu-torch ENVIRONMENT=.venv-peers
+	.venv-peers/bin/pip install --quiet -e '.[peers]' '$(TORCH)'
+	@touch $@
+
+# A machine without a GPU must not pull gigabytes of CUDA packages: ask pip first what it would install.
+.PHONY: cpu-torch
+cpu-torch:
+	@if [ ! -e /dev/nvidia0 ] && [ -z "$(ALLOW_CUDA)" ] \
+	    && $(ENVIRONMENT)/bin/pip install --dry-run --quiet --report - '$(TORCH)' | grep -qE '"name": "(nvidia|cuda)-'; then \
+	  echo "error: this machine has no GPU, and pip finds only a CUDA build of torch (several GB)." >&2; \
+	  echo "Point pip at the CPU wheels of pytorch.org/get-started with PIP_FIND_LINKS or PIP_EXTRA_INDEX_URL," >&2; \
+	  echo "or take the CUDA build with: make ALLOW_CUDA=1" >&2; \
+	  exit 1; \
+	fi
+	$(ENVIRONMENT)/bin/pip install --quiet '$(TORCH)'

@@ -1,0 +1,9 @@
+"""What watches a run: loss deltas, moving average, sample grids, checkpoints, a graceful stop."""
+
+from callbacks.checkpoint import AtomicCheckpointIO, RunCheckpoint
+from callbacks.ema import EMA
+from callbacks.graceful_stop import GracefulStop
+from callbacks.loss_deltas import LossDeltaRecorder
+from callbacks.sample_grids import SampleGrid
+
+__all__ = ["EMA", "AtomicCheckpointIO", "GracefulStop", "LossDeltaRecorder", "RunCheckpoint", "SampleGrid"]

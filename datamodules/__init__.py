@@ -1,0 +1,25 @@
+"""Where samples live and how they stream: the LMDB store, scores on disk, and the Lightning data module."""
+
+from datamodules.errors import StoreError, UserError
+from datamodules.latents import LatentDataModule
+from datamodules.records import Field, Meta, Sample, Schema
+from datamodules.scores import Scores
+from datamodules.selection import Exclude, Subset, kept_positions
+from datamodules.store import Store
+from datamodules.writer import StoreWriter
+
+__all__ = [
+    "Exclude",
+    "Field",
+    "LatentDataModule",
+    "Meta",
+    "Sample",
+    "Schema",
+    "Scores",
+    "Store",
+    "StoreError",
+    "StoreWriter",
+    "Subset",
+    "UserError",
+    "kept_positions",
+]

@@ -1,0 +1,9 @@
+"""Errors that a user can act on: one message, which names the file or key, what was found and what was expected."""
+
+
+class UserError(ValueError):
+    """A user's mistake. The command line prints its one message, without a traceback, and exits with status 1."""
+
+
+class StoreError(UserError):
+    """A store cannot be read or written: it is missing, unfinished, damaged, in use, or lacks what is asked of it."""

@@ -1,0 +1,114 @@
+"""The Lightning data module of latents and text states."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import Literal
+
+import numpy as np
+from lightning.pytorch import LightningDataModule
+from lightning.pytorch.accelerators import CUDAAccelerator
+from numpy.typing import NDArray
+
+from datamodules.errors import UserError
+from datamodules.loading import Keys, LatentLoader, PredictBatches, Share, TrainBatches
+from datamodules.selection import Exclude, Subset, excluded_positions, kept_positions
+from datamodules.store import Store
+
+
+class LatentDataModule(LightningDataModule):
+    """Samples of a store, for training (fit), validation and prediction.
+
+    Batches for training are those of :class:`~datamodules.loading.TrainBatches`, for validation and prediction those
+    of :class:`~datamodules.loading.PredictBatches`. Several ranks share the samples with none repeated and none
+    missing, whatever their number.
+
+    Args:
+        store: The store.
+        batch_size: Samples per batch and rank.
+        seed: Of the order and of the choice of views and captions.
+        num_workers: Processes that read ahead; 0 reads in the training process.
+        val_store: A store of other samples to validate on.
+        exclude: Samples of `store` to leave out.
+        subset: Samples of `store` to use.
+        order: "shuffled" anew each epoch, or "stored" for sums over the store such as the curvature's.
+
+    Raises:
+        UserError: A number is out of range.
+    """
+
+    def __init__(
+        self,
+        store: str,
+        batch_size: int = 128,
+        seed: int = 0,
+        num_workers: int = 0,
+        val_store: str | None = None,
+        exclude: Exclude | None = None,
+        subset: Subset | None = None,
+        order: Literal["shuffled", "stored"] = "shuffled",
+    ) -> None:
+        super().__init__()
+        for name, value, least in (("batch_size", batch_size, 1), ("num_workers", num_workers, 0)):
+            if value < least:
+                raise UserError(f"data.{name}: found {value}, expected at least {least}")
+        self.store = store
+        self.batch_size = batch_size
+        self.seed = seed
+        self.num_workers = num_workers
+        self.val_store = val_store
+        self.exclude = exclude
+        self.subset = subset
+        self.order = order
+        self.allow_zero_length_dataloader_with_multiple_devices = True
+
+    @cached_property
+    def positions(self) -> NDArray[np.int64]:
+        """Positions of the samples that are used, ascending."""
+        return kept_positions(self._opened, self.exclude, self.subset)
+
+    @cached_property
+    def excluded_ids(self) -> list[int]:
+        """Ids that `exclude` left out, ascending."""
+        opened = self._opened
+        return [int(sample) for sample in opened.ids[excluded_positions(opened, self.exclude, self.subset)]]
+
+    @property
+    def store_digest(self) -> str:
+        """Digest of the store."""
+        return self._opened.digest
+
+    def setup(self, stage: str) -> None:
+        """Open the store and choose the samples, so that mistakes show before anything starts."""
+        if len(self.positions) < self._share.world_size and stage == "fit":
+            raise UserError(f"data: found {len(self.positions)} samples, expected at least one per rank to train")
+
+    def train_dataloader(self) -> LatentLoader:
+        """Every sample once per epoch, in the chosen order; the last batch may be short."""
+        return self._loader(TrainBatches(self._opened, self.seed), self.positions, self.order)
+
+    def val_dataloader(self) -> LatentLoader | list[LatentLoader]:
+        """All samples of `val_store`, in the order of their ids; nothing if there is none."""
+        if self.val_store is None:
+            return []
+        store = Store(self.val_store)
+        return self._loader(PredictBatches(store), np.arange(len(store)), "stored")
+
+    def predict_dataloader(self) -> LatentLoader:
+        """All samples once, in the order of their ids."""
+        return self._loader(PredictBatches(self._opened), self.positions, "stored")
+
+    @cached_property
+    def _opened(self) -> Store:
+        return Store(self.store)
+
+    @property
+    def _share(self) -> Share:
+        return Share(self.trainer.global_rank, self.trainer.world_size) if self.trainer else Share()
+
+    def _loader(
+        self, dataset: TrainBatches | PredictBatches, positions: NDArray[np.int64], order: Literal["shuffled", "stored"]
+    ) -> LatentLoader:
+        keys = Keys(dataset.store.ids[positions], positions, self.batch_size, order, self.seed, self._share)
+        on_cuda = self.trainer is not None and isinstance(self.trainer.accelerator, CUDAAccelerator)
+        return LatentLoader(dataset, keys, self.num_workers, pin_memory=on_cuda)

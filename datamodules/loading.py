@@ -1,0 +1,228 @@
+"""From a store to batches: what a batch is, in which order batches come, and how that order is taken up again.
+
+Shapes: B samples, V views, C, H, W latent channels, height, width; K captions, T tokens, D dim.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+from xxhash import xxh3_64_hexdigest
+
+from datamodules.errors import StoreError, UserError
+from datamodules.hashing import choices, shuffled
+from datamodules.store import Store
+
+Ints = NDArray[np.int64]
+Batch = dict[str, Tensor]
+Key = tuple[int, Ints]
+"""Epoch and positions of a batch: all that its contents depend on."""
+
+
+class TrainBatches(Dataset[Batch]):
+    """Batches for training: one view and one caption of each sample, chosen anew each epoch.
+
+    The choice is a pure function of (seed, epoch, id). A batch is "latent" float32 [B, C, H, W], "text" float32
+    [B, T, D], and int64 [B] "id", "view" and "caption".
+    """
+
+    def __init__(self, store: Store, seed: int) -> None:
+        self.store = store
+        self.seed = seed
+        _check_fields(store)
+
+    def __getitem__(self, key: Key) -> Batch:
+        """Batch of a key."""
+        epoch, positions = key
+        store = self.store
+        ids = store.ids[positions]
+        view = choices(ids, store.schema.fields["latent"].shape[0], "view", self.seed, epoch)
+        caption = choices(ids, store.caption_counts[positions].astype(np.int64), "caption", self.seed, epoch)
+        return {
+            "latent": torch.from_numpy(store.read("latent", positions, view)).float(),
+            "text": torch.from_numpy(store.read("text", positions, caption)).float(),
+            "id": torch.from_numpy(ids),
+            "view": torch.from_numpy(view),
+            "caption": torch.from_numpy(caption),
+        }
+
+
+class PredictBatches(Dataset[Batch]):
+    """Batches with all that is stored of each sample.
+
+    A batch is "latent" float32 [B, V, C, H, W], "text" float32 [B, K, T, D], of which the first "captions" int64 [B]
+    are captions and the rest zero, and "id" int64 [B].
+    """
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        _check_fields(store)
+
+    def __getitem__(self, key: Key) -> Batch:
+        """Batch of a key."""
+        _, positions = key
+        return {
+            "latent": torch.from_numpy(self.store.read("latent", positions)).float(),
+            "text": torch.from_numpy(self.store.read("text", positions)).float(),
+            "captions": torch.from_numpy(self.store.caption_counts[positions].astype(np.int64)),
+            "id": torch.from_numpy(self.store.ids[positions]),
+        }
+
+
+@dataclass(frozen=True)
+class Share:
+    """One rank's part of the samples."""
+
+    rank: int = 0
+    world_size: int = 1
+
+    def of(self, positions: Ints, *, strided: bool) -> Ints:
+        """Positions of this rank: every world_size-th, or a contiguous part. Sizes differ by at most one."""
+        if strided:
+            return positions[self.rank :: self.world_size]
+        return np.array_split(positions, self.world_size)[self.rank]
+
+    def batches(self, total: int, batch_size: int) -> int:
+        """Number of batches of this rank: the same on each, if there are as many samples as ranks."""
+        least, more = divmod(total, self.world_size)
+        return -(-max(least, int(self.rank < more)) // batch_size) if least == 0 else -(-least // batch_size)
+
+
+class Keys(Sampler[Key]):
+    """Keys of one rank's batches of an epoch, from a given batch on.
+
+    Every position comes exactly once per epoch over all ranks, and every rank has the same number of batches, so that
+    none waits for another for ever. Where the samples do not divide evenly, the last batch of some ranks is therefore
+    one sample larger than that of others, which can be one more than `batch_size`.
+
+    Args:
+        ids: Ids of the samples [N], which their order depends on.
+        positions: Their positions in the store [N].
+        order: "shuffled", anew each epoch by (seed, epoch, id), or "stored".
+    """
+
+    def __init__(
+        self,
+        ids: Ints,
+        positions: Ints,
+        batch_size: int,
+        order: Literal["shuffled", "stored"],
+        seed: int = 0,
+        share: Share | None = None,
+    ) -> None:
+        self.ids = ids
+        self.positions = positions
+        self.batch_size = batch_size
+        self.order = order
+        self.seed = seed
+        self.share = share or Share()
+        self.epoch = 0
+        self.start = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch; Lightning calls this before each."""
+        self.epoch = epoch
+
+    def settings(self) -> dict[str, int | str]:
+        """What the batches of an epoch depend on, besides its number."""
+        return {
+            "order": self.order,
+            "seed": self.seed,
+            "batch_size": self.batch_size,
+            "world_size": self.share.world_size,
+            "batches": len(self),
+            "samples": xxh3_64_hexdigest(self.ids.astype("<i8").tobytes()),
+        }
+
+    def __len__(self) -> int:
+        """Return the number of batches of a whole epoch."""
+        return self.share.batches(len(self.positions), self.batch_size)
+
+    def __iter__(self) -> Iterator[Key]:
+        """Keys of the epoch from batch `start` on."""
+        epoch, count = self.epoch, len(self)
+        mine = self._epoch_positions(epoch)
+        for batch in range(self.start, count):
+            end = (batch + 1) * self.batch_size if batch + 1 < count else len(mine)
+            yield epoch, mine[batch * self.batch_size : end]
+
+    def _epoch_positions(self, epoch: int) -> Ints:
+        if self.order == "stored":
+            return self.share.of(self.positions, strided=False)
+        return self.share.of(self.positions[shuffled(self.ids, "order", self.seed, epoch)], strided=True)
+
+
+class LatentLoader:
+    """An iterable of batches that resumes in the middle of an epoch.
+
+    It is no `DataLoader` but has one: Lightning takes DataLoaders apart to put its own samplers in. Its state counts
+    the batches handed out, not those that workers have read ahead, so that a resumed run goes on with the next one.
+
+    Args:
+        dataset: Makes a batch of a key.
+        sampler: Keys of each epoch. Lightning calls its `set_epoch`.
+        num_workers: Processes that read ahead; 0 reads in this one.
+        pin_memory: Whether batches lie in page-locked memory, which speeds up copies to a CUDA device.
+    """
+
+    def __init__(self, dataset: Dataset[Batch], sampler: Keys, num_workers: int = 0, pin_memory: bool = False) -> None:
+        self.dataset = dataset
+        self.sampler = sampler
+        self.batch_sampler = None  # Lightning asks for it where there is a sampler
+        self._loader: DataLoader[Batch] = DataLoader(
+            dataset, batch_size=None, sampler=sampler, num_workers=num_workers, pin_memory=pin_memory
+        )
+        self._epoch = 0
+        self._handed_out = 0
+        self._resumed: tuple[int, int] | None = None
+
+    def __len__(self) -> int:
+        """Return the number of batches of a whole epoch."""
+        return len(self.sampler)
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Batches of the sampler's epoch; the first time after a state was taken up, those that it lacks."""
+        # Nothing here runs before the first batch is asked for: Lightning makes iterators before it sets the epoch.
+        epoch, handed_out = self._resumed or (0, 0)
+        self._resumed = None
+        self._epoch, self._handed_out = self.sampler.epoch, 0
+        if epoch == self._epoch:
+            self._handed_out = handed_out
+        self.sampler.start = self._handed_out
+        for batch in self._loader:
+            self._handed_out += 1
+            yield batch
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the loader stands, and what the order of its batches depends on."""
+        epoch, handed_out = self._resumed or (self._epoch, self._handed_out)
+        return {"epoch": epoch, "batches": handed_out, "order": self.sampler.settings()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take up a state.
+
+        Raises:
+            UserError: It is of the middle of an epoch that came in another order.
+        """
+        found, expected = self.sampler.settings(), state["order"]
+        middle = 0 < state["batches"] < expected["batches"]
+        if middle and (other := [name for name in expected if found[name] != expected[name]]):
+            raise UserError(
+                f"data: found {', '.join(f'{name} {found[name]}' for name in other)}, expected "
+                f"{', '.join(f'{name} {expected[name]}' for name in other)} as in the checkpoint, which was taken in "
+                "the middle of an epoch"
+            )
+        self._resumed = (state["epoch"], state["batches"])
+
+
+def _check_fields(store: Store) -> None:
+    for name in ("latent", "text"):
+        if name not in store.schema.fields:
+            raise StoreError(f"{store.path}: found fields {sorted(store.schema.fields)}, expected latent and text")

@@ -1,0 +1,151 @@
+"""Which samples of a store are used: all but some, or some only."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from datamodules.errors import UserError
+from datamodules.hashing import shuffled
+from datamodules.scores import Scores
+from datamodules.store import Store
+
+Ints = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Exclude:
+    """Samples to leave out, named in exactly one way.
+
+    Args:
+        ids: These.
+        scores: Scores files: the samples scored highest for a query.
+        query: Ids of the queries of `scores`; all of them by default. The union over queries is left out.
+        top: How many samples of each query of `scores`.
+        random: So many at random.
+        seed: Of `random`.
+
+    Raises:
+        UserError: None or several ways are given.
+    """
+
+    ids: list[int] | None = None
+    scores: str | list[str] | None = None
+    query: int | list[int] | None = None
+    top: int | None = None
+    random: int | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _one_way("exclude", ids=self.ids, scores=self.scores, random=self.random)
+        if (self.scores is None) != (self.top is None):
+            raise UserError(f"exclude: found scores {self.scores} and top {self.top}, expected both or neither")
+        if self.scores is None and self.query is not None:
+            raise UserError(f"exclude.query: found {self.query} without scores, expected it with scores only")
+        for name, value in (("top", self.top), ("random", self.random)):
+            if value is not None and value < 1:
+                raise UserError(f"exclude.{name}: found {value}, expected at least 1")
+
+
+@dataclass(frozen=True)
+class Subset:
+    """Samples to use, named in exactly one way.
+
+    Args:
+        ids: These.
+        fraction: A random share of the store, above 0 and at most 1.
+        first: The first so many of the store.
+        seed: Of `fraction`.
+
+    Raises:
+        UserError: None or several ways are given, or a value is out of range.
+    """
+
+    ids: list[int] | None = None
+    fraction: float | None = None
+    first: int | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _one_way("subset", ids=self.ids, fraction=self.fraction, first=self.first)
+        if self.fraction is not None and not 0 < self.fraction <= 1:
+            raise UserError(f"subset.fraction: found {self.fraction}, expected above 0 and at most 1")
+        if self.first is not None and self.first < 1:
+            raise UserError(f"subset.first: found {self.first}, expected at least 1")
+
+
+def kept_positions(store: Store, exclude: Exclude | None = None, subset: Subset | None = None) -> Ints:
+    """Positions of the samples to use, ascending. The subset is taken first, and `exclude.random` draws from it.
+
+    Raises:
+        UserError: More samples are asked for than there are, an id is not there, or nothing is left.
+    """
+    chosen = np.arange(len(store)) if subset is None else _subset_positions(store, subset)
+    if exclude is not None:
+        chosen = np.setdiff1d(chosen, _excluded(store, exclude, chosen))
+    if not len(chosen):
+        raise UserError(f"{store.path}: found no sample left of {len(store)} after exclude and subset, expected some")
+    return chosen
+
+
+def excluded_positions(store: Store, exclude: Exclude | None, subset: Subset | None = None) -> Ints:
+    """Positions of the samples that `exclude` takes out of the subset, ascending."""
+    chosen = np.arange(len(store)) if subset is None else _subset_positions(store, subset)
+    return np.intersect1d(chosen, _excluded(store, exclude, chosen)) if exclude is not None else chosen[:0]
+
+
+def _subset_positions(store: Store, subset: Subset) -> Ints:
+    if subset.ids is not None:
+        return np.unique(store.positions(subset.ids))
+    if subset.first is not None:
+        return np.arange(_at_most("subset.first", subset.first, len(store)))
+    assert subset.fraction is not None
+    count = max(1, round(subset.fraction * len(store)))
+    return np.sort(shuffled(store.ids, "subset", subset.seed)[:count])
+
+
+def _excluded(store: Store, exclude: Exclude, chosen: Ints) -> Ints:
+    """Positions to leave out of the chosen ones; may name others, too."""
+    if exclude.ids is not None:
+        return store.positions(exclude.ids)
+    if exclude.random is not None:
+        count = _at_most("exclude.random", exclude.random, len(chosen))
+        return chosen[shuffled(store.ids[chosen], "exclude", exclude.seed)[:count]]
+    assert exclude.scores is not None
+    assert exclude.top is not None
+    _at_most("exclude.top", exclude.top, len(store))
+    paths = [exclude.scores] if isinstance(exclude.scores, str) else exclude.scores
+    return store.positions(_top_ids(paths, exclude.query, exclude.top))
+
+
+def _top_ids(paths: Sequence[str], query: int | list[int] | None, top: int) -> list[int]:
+    """Union of the `top` samples of each query over all files."""
+    found: set[int] = set()
+    asked = None if query is None else {query} if isinstance(query, int) else set(query)
+    seen: set[int] = set()
+    for path in paths:
+        scores = Scores.load(path)
+        queries = set(scores.query_id.tolist())
+        seen |= queries
+        for query_id in queries if asked is None else queries & asked:
+            found.update(scores.top(query_id, _at_most(f"exclude.top of {path}", top, len(scores.sample_id))))
+    if asked is not None and (missing := sorted(asked - seen)):
+        raise UserError(
+            f"exclude.query: found no query {missing[0]} in {', '.join(paths)}, expected one of {sorted(seen)}"
+        )
+    return sorted(found)
+
+
+def _one_way(name: str, **ways: object) -> None:
+    given = [way for way, value in ways.items() if value is not None]
+    if len(given) != 1:
+        raise UserError(f"{name}: found {' and '.join(given) or 'nothing'}, expected exactly one of {', '.join(ways)}")
+
+
+def _at_most(name: str, value: int, most: int) -> int:
+    if value > most:
+        raise UserError(f"{name}: found {value}, expected at most {most}, the number of samples there are")
+    return value

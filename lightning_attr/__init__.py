@@ -1,0 +1,1 @@
+"""Which training images made this output? Attribution by unlearning, checked by retraining."""

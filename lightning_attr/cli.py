@@ -1,0 +1,160 @@
+"""``lightning-attr fit|validate|test|predict -c CONFIG``."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import warnings
+from typing import Any
+
+import lightning.pytorch as pl
+from jsonargparse import ArgumentError, set_parsing_settings
+from lightning.pytorch.callbacks import RichProgressBar
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+from omegaconf.errors import OmegaConfBaseException
+
+import lightning_attr.tasks  # noqa: F401 (makes the tasks known by their class names)
+from callbacks import AtomicCheckpointIO, GracefulStop, RunCheckpoint
+from datamodules.errors import UserError
+from lightning_attr.console import err
+from lightning_attr.denoisers import read_checkpoint
+from lightning_attr.runs import RunFolder
+
+
+class FinishedError(Exception):
+    """The run is finished already."""
+
+
+class AttributionCLI(LightningCLI):
+    """LightningCLI with one folder per run, which the same command resumes."""
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add ``vars``, free values for interpolation, and ``checkpoint``, how often to save."""
+        parser.add_argument("--vars", type=dict[str, Any] | None, help="Free values that ${vars.NAME} refers to.")
+        parser.add_lightning_class_args(RunCheckpoint, "checkpoint")
+        parser.link_arguments("trainer.default_root_dir", "checkpoint.dirpath", compute_fn=checkpoint_folder)
+
+    def _parse_ckpt_path(self) -> None:
+        """Keep config and command line in force: Lightning would let a checkpoint's hyperparameters override them."""
+
+    @property
+    def folder(self) -> RunFolder:
+        """The folder of this run."""
+        path = self._get(self.config, "trainer").default_root_dir
+        if path is None:
+            raise UserError("trainer.default_root_dir: missing, expected the folder of this run, such as runs/NAME")
+        return RunFolder(path)
+
+    def before_instantiate_classes(self) -> None:
+        """Compare the run's folder with the config, and find the checkpoint to resume from."""
+        if self.subcommand == "validate":
+            self._resume(must_exist=True)
+            return
+        self._dump_config()
+        config = {key: value for key, value in self.config_dump.items() if key not in ("config", "vars")}
+        if not self.folder.start(str(self.subcommand), config):
+            raise FinishedError(f"{self.folder.path}: finished already, nothing to do")
+        if self.subcommand == "fit":
+            self._resume(must_exist=self.config.fit.ckpt_path == "last")
+
+    def _resume(self, must_exist: bool) -> None:
+        """Continue from the run's last checkpoint where the user names no other one."""
+        config = self.config[self.subcommand]
+        if config.ckpt_path not in (None, "last"):
+            return
+        last = self.folder.last_checkpoint
+        if last.exists():
+            config.ckpt_path = str(last)
+        elif must_exist:
+            raise UserError(f"{last}: no such checkpoint; {self.subcommand} expects the one of a run")
+
+    def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
+        """Add what every run has: TensorBoard in its folder, safe checkpoints, a graceful stop, a progress bar."""
+        config = self._get(self.config_init, "trainer")
+        if config.logger in (None, True) and self.subcommand != "validate":
+            kwargs["logger"] = self._tensorboard()
+        kwargs["plugins"] = [AtomicCheckpointIO(), *(config.plugins or [])]
+        terminal = sys.stderr.isatty() and config.enable_progress_bar is not False
+        kwargs["enable_progress_bar"] = terminal
+        trainer = super().instantiate_trainer(**kwargs)
+        trainer.callbacks.insert(0, GracefulStop())  # type: ignore[attr-defined]
+        return trainer
+
+    def _tensorboard(self) -> TensorBoardLogger:
+        checkpoint = self._get(self.config, "ckpt_path") if self.subcommand == "fit" else None
+        step = None
+        if checkpoint is not None:
+            step = int(read_checkpoint(checkpoint)["global_step"])
+            err.print(f"resuming from {checkpoint}, step {step}", markup=False)
+        # Points that a killed run wrote after its last checkpoint are dropped, so that the curves stay single.
+        return TensorBoardLogger(
+            self.folder.path, name="", version="", default_hp_metric=False, purge_step=step and step + 1
+        )
+
+    def _finish(self) -> None:
+        if self.trainer.is_global_zero:
+            self.folder.finish()
+
+    after_fit = after_test = after_predict = _finish
+
+
+def checkpoint_folder(root: Any) -> str | None:
+    """Return the folder of a run's checkpoints."""
+    return None if root is None else str(RunFolder(root).last_checkpoint.parent)
+
+
+def run_stage(args: list[str] | None) -> AttributionCLI:
+    """Run the stage that the arguments name, in this process.
+
+    Raises:
+        FinishedError: The run is finished already.
+        UserError: The config, a file or the data are not what the stage needs.
+        SIGTERMException: The run was stopped, after saving a checkpoint.
+    """
+    quiet()
+    set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
+    callbacks = [RichProgressBar()] if sys.stderr.isatty() else []
+    return AttributionCLI(
+        args=args,
+        seed_everything_default=0,
+        save_config_callback=None,
+        auto_configure_optimizers=False,
+        load_from_checkpoint_support=False,
+        subclass_mode_model=True,
+        subclass_mode_data=True,
+        parser_kwargs={"parser_mode": "omegaconf+"},
+        trainer_defaults={
+            "callbacks": callbacks,
+            "use_distributed_sampler": False,  # LatentDataModule shards by itself, exactly
+            "num_sanity_val_steps": 0,
+            "enable_model_summary": False,
+        },
+    )
+
+
+def main(args: list[str] | None = None) -> None:
+    """Run a stage and exit with a status: 0 done, 1 the user's mistake, 2 a bad config, 143 stopped."""
+    try:
+        run_stage(args)
+    except FinishedError as finished:
+        err.print(str(finished), markup=False)
+    except (UserError, OmegaConfBaseException, ArgumentError) as error:
+        err.print(f"error: {error}", style="red", markup=False, soft_wrap=True)
+        sys.exit(1)
+    except SIGTERMException:
+        err.print("stopped and saved; the same command goes on from here", markup=False)
+        sys.exit(143)
+
+
+def quiet() -> None:
+    """Silence what Lightning says about its own defaults; its warnings about the user's run stay."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
+    for message in (
+        ".*does not have many workers.*",
+        ".*`training_step` returned `None`.*",
+        ".*GPU available but not used.*",
+    ):
+        warnings.filterwarnings("ignore", message)

@@ -1,0 +1,26 @@
+"""Image and text encoders: built-in ones that need no download, and those of diffusers and transformers."""
+
+from lightning_attr.encoders.base import ImageEncoder, TextEncoder
+from lightning_attr.encoders.hashed_words import HashedWords
+from lightning_attr.encoders.patch_pca import PatchPCA
+from lightning_attr.encoders.pretrained import AutoencoderKLEncoder, CLIPText
+from lightning_attr.encoders.registry import image_encoder, parse_image_encoder, parse_text_encoder, text_encoder
+from lightning_attr.encoders.store import ENCODER_STATES, jpeg, null_text, store_image_encoder, store_text_encoder
+
+__all__ = [
+    "ENCODER_STATES",
+    "AutoencoderKLEncoder",
+    "CLIPText",
+    "HashedWords",
+    "ImageEncoder",
+    "PatchPCA",
+    "TextEncoder",
+    "image_encoder",
+    "jpeg",
+    "null_text",
+    "parse_image_encoder",
+    "parse_text_encoder",
+    "store_image_encoder",
+    "store_text_encoder",
+    "text_encoder",
+]

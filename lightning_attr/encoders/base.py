@@ -1,0 +1,63 @@
+"""What an encoder is: two protocols.
+
+Shape suffixes: B images or texts, H and W pixels, C, h and w latent channels, height and width.
+"""
+
+from typing import Any, Protocol, Self
+
+import torch
+from torch import Tensor
+
+
+class Encoder(Protocol):
+    """A frozen map that a store can name: `config()` and `state()` are enough to build it again."""
+
+    def config(self) -> dict[str, Any]:
+        """JSON-ready: the name of the class under "class", and its arguments."""
+        ...
+
+    def state(self) -> bytes | None:
+        """Fitted numbers as safetensors bytes; None where the arguments alone determine the encoder."""
+        ...
+
+    def to(self, device: torch.device | str, /) -> Self:
+        """Move to `device`, where the results will be."""
+        ...
+
+
+class ImageEncoder(Encoder, Protocol):
+    """Images to latents and back."""
+
+    def latent_shape(self, image_size: int) -> tuple[int, int, int]:
+        """(C, h, w) of the latent of a square image of `image_size` pixels.
+
+        Raises:
+            UserError: the encoder cannot take that size.
+        """
+        ...
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Uint8 images [B, H, W, 3] to float32 latents [B, C, h, w]."""
+        ...
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Float latents [B, C, h, w] to uint8 images [B, H, W, 3]."""
+        ...
+
+
+class TextEncoder(Encoder, Protocol):
+    """Texts to the states that cross-attention reads."""
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of an encoded text."""
+        ...
+
+    @property
+    def dim(self) -> int:
+        """Width of a token's state."""
+        ...
+
+    def encode(self, texts: list[str]) -> Tensor:
+        """Texts to float32 states [B, tokens, dim]; "" is the null caption of classifier-free guidance."""
+        ...

@@ -1,0 +1,82 @@
+"""`HashedWords`: a frozen random embedding per word, with nothing to download or to store."""
+
+import math
+import re
+from functools import lru_cache
+from typing import Any, Self
+
+import numpy as np
+import torch
+import xxhash
+from torch import Tensor
+
+from datamodules.errors import UserError
+
+_WORD = re.compile(r"\w+(?:'\w+)*")
+# Names of the special tokens: no word can have one, for a word holds no angle bracket.
+_BEGIN, _END, _PAD = "<begin>", "<end>", "<pad>"
+
+
+class HashedWords:
+    """Begin token, one token per word, end token, pad tokens; sinusoidal positions are added to all of them.
+
+    A word's embedding is Gaussian noise seeded by the word's hash: two words are nearly orthogonal, and the same word
+    is the same vector on every machine and in every process. Words are lower-cased; a text with more than
+    `tokens - 2` of them is cut. The null caption "" is begin, end and pads.
+
+    Args:
+        tokens: tokens of an encoded text, begin and end included.
+        dim: width of an embedding; even, as positions are pairs of sine and cosine.
+        seed: another seed is another set of embeddings.
+    """
+
+    def __init__(self, tokens: int = 16, dim: int = 64, seed: int = 0) -> None:
+        if tokens < 3 or dim < 2 or dim % 2:
+            raise UserError(f"HashedWords: expected tokens >= 3 and an even dim >= 2, found {tokens=}, {dim=}")
+        self.tokens, self.dim, self.seed = tokens, dim, seed
+        self._positions = _sinusoids(tokens, dim)
+
+    def config(self) -> dict[str, Any]:
+        """The class and its arguments."""
+        return {"class": "HashedWords", "tokens": self.tokens, "dim": self.dim, "seed": self.seed}
+
+    def state(self) -> bytes | None:
+        """Nothing: the arguments determine every embedding."""
+        return None
+
+    def to(self, device: torch.device | str, /) -> Self:
+        """Encode onto `device`."""
+        self._positions = self._positions.to(device)
+        return self
+
+    def encode(self, texts: list[str]) -> Tensor:
+        """Texts to float32 states [B, tokens, dim]."""
+        if not texts:
+            return self._positions.new_empty(0, self.tokens, self.dim)
+        words = [self._embed(text) for text in texts]
+        return torch.from_numpy(np.stack(words)).to(self._positions.device) + self._positions
+
+    def _embed(self, text: str) -> np.ndarray[Any, np.dtype[np.float32]]:
+        """One text to embeddings [tokens, dim], without positions."""
+        words = [_BEGIN, *_WORD.findall(text.lower())[: self.tokens - 2], _END]
+        words += [_PAD] * (self.tokens - len(words))
+        return np.stack([_embedding(word, self.dim, self.seed) for word in words])
+
+
+@lru_cache(maxsize=65_536)
+def _embedding(word: str, dim: int, seed: int) -> np.ndarray[Any, np.dtype[np.float32]]:
+    """Standard normal vector [dim] that belongs to the word.
+
+    NumPy's legacy `RandomState` is used because its stream is frozen by policy: a store written today and a prompt
+    encoded years from now agree.
+    """
+    digest = xxhash.xxh3_64_intdigest(f"{seed} {word}".encode())
+    generator = np.random.RandomState([digest & 0xFFFFFFFF, digest >> 32])
+    return generator.standard_normal(dim).astype(np.float32)
+
+
+def _sinusoids(tokens: int, dim: int) -> Tensor:
+    """Sine and cosine positions [tokens, dim] of "Attention is all you need", section 3.5."""
+    frequencies = torch.exp(torch.arange(0, dim, 2) * (-math.log(10_000.0) / dim))
+    angles = torch.arange(tokens)[:, None] * frequencies
+    return torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(1)

@@ -1,0 +1,174 @@
+"""Real encoders: any `AutoencoderKL` of diffusers, any CLIP text encoder of transformers.
+
+They are loaded by hub name or from a local folder, and only from safetensors files, which cannot run code.
+Their weights stay outside the store; a digest of the weights in `config()` tells when others lie under the same name.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import import_module
+from typing import Any, Self
+
+import torch
+import xxhash
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from datamodules.errors import UserError
+
+
+class AutoencoderKLEncoder:
+    """The variational autoencoder of a latent diffusion model; an image's latent is the mean of its posterior.
+
+    Args:
+        source: hub name or local folder.
+        pipeline: whether `source` is a whole diffusers pipeline; its folder `vae` is then meant.
+        weights: expected digest of the weights; None takes what is found.
+    """
+
+    def __init__(self, source: str, pipeline: bool = False, weights: str | None = None) -> None:
+        # Both libraries are imported when needed: they are slow to load, and most runs do without them.
+        autoencoder: Any = import_module("diffusers").AutoencoderKL
+        self.source, self.pipeline = source, pipeline
+        with _loading("AutoencoderKL", source):
+            self._vae = autoencoder.from_pretrained(source, subfolder="vae" if pipeline else None, use_safetensors=True)
+        self._vae.requires_grad_(False).eval()
+        self.weights = _checked_digest(self._vae, source, weights)
+        # x' = (x - shift) * scale has unit deviation or so; both numbers come with the model.
+        self.scale = float(self._vae.config.scaling_factor)
+        self.shift = float(self._vae.config.get("shift_factor") or 0.0)
+
+    def config(self) -> dict[str, Any]:
+        """The class and its arguments, weights digest included."""
+        return {
+            "class": "AutoencoderKLEncoder",
+            "source": self.source,
+            "pipeline": self.pipeline,
+            "weights": self.weights,
+        }
+
+    def state(self) -> bytes | None:
+        """Nothing: the weights are found under `source`."""
+        return None
+
+    def to(self, device: torch.device | str, /) -> Self:
+        """Move the autoencoder to `device`."""
+        self._vae.to(device)
+        return self
+
+    def latent_shape(self, image_size: int) -> tuple[int, int, int]:
+        """(latent channels, h, w); every level but the last halves the side."""
+        factor = 2 ** (len(self._vae.config.block_out_channels) - 1)
+        if image_size % factor:
+            raise UserError(f"{self.source}: image size {image_size} is not a multiple of {factor}")
+        return int(self._vae.config.latent_channels), image_size // factor, image_size // factor
+
+    @torch.no_grad()
+    def encode(self, images: Tensor) -> Tensor:
+        """Uint8 images [B, H, W, 3] to float32 latents [B, C, h, w], scaled as the model's own pipeline does."""
+        pixels = images.to(self._vae.device).permute(0, 3, 1, 2) / 127.5 - 1.0
+        latents: Tensor = self._vae.encode(pixels).latent_dist.mode()
+        return (latents - self.shift) * self.scale
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> Tensor:
+        """Latents [B, C, h, w] to uint8 images [B, H, W, 3]."""
+        latents = latents.to(self._vae.device).float() / self.scale + self.shift
+        pixels: Tensor = self._vae.decode(latents).sample
+        pixels = ((pixels + 1.0) * 127.5).round().clamp(0, 255).to(torch.uint8)
+        return pixels.permute(0, 2, 3, 1).contiguous()
+
+
+class CLIPText:
+    """A CLIP text encoder: the last hidden state, after the final layer norm, of the padded text.
+
+    Pad tokens are not masked, as in Stable Diffusion.
+
+    Args:
+        source: hub name or local folder that holds the text model and its tokenizer.
+        pipeline: whether `source` is a whole diffusers pipeline; its `text_encoder` and `tokenizer` are then meant.
+        weights: expected digest of the weights; None takes what is found.
+
+    Raises:
+        UserError: transformers is not installed.
+    """
+
+    def __init__(self, source: str, pipeline: bool = False, weights: str | None = None) -> None:
+        try:
+            transformers = import_module("transformers")
+        except ImportError as error:
+            raise UserError(
+                f"text encoder {source}: transformers cannot be imported ({error}); "
+                "install it with: pip install 'lightning-attr[hf]'"
+            ) from error
+        self.source, self.pipeline = source, pipeline
+        model_folder, tokenizer_folder = ("text_encoder", "tokenizer") if pipeline else ("", "")
+        with _loading("CLIP text encoder", source):
+            self._tokenizer = transformers.AutoTokenizer.from_pretrained(source, subfolder=tokenizer_folder)
+            self._model = transformers.CLIPTextModel.from_pretrained(
+                source, subfolder=model_folder, use_safetensors=True, dtype=torch.float32
+            )
+        self._model.requires_grad_(False).eval()
+        self.weights = _checked_digest(self._model, source, weights)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of an encoded text: all that the model has positions for."""
+        return int(self._model.config.max_position_embeddings)
+
+    @property
+    def dim(self) -> int:
+        """Width of a token's state."""
+        return int(self._model.config.hidden_size)
+
+    def config(self) -> dict[str, Any]:
+        """The class and its arguments, weights digest included."""
+        return {"class": "CLIPText", "source": self.source, "pipeline": self.pipeline, "weights": self.weights}
+
+    def state(self) -> bytes | None:
+        """Nothing: the weights are found under `source`."""
+        return None
+
+    def to(self, device: torch.device | str, /) -> Self:
+        """Move the text model to `device`."""
+        self._model.to(device)
+        return self
+
+    @torch.no_grad()
+    def encode(self, texts: list[str]) -> Tensor:
+        """Texts to float32 states [B, tokens, dim]."""
+        if not texts:
+            return torch.empty(0, self.tokens, self.dim, device=self._model.device)
+        batch = self._tokenizer(
+            texts, padding="max_length", truncation=True, max_length=self.tokens, return_tensors="pt"
+        )
+        states: Tensor = self._model(batch.input_ids.to(self._model.device)).last_hidden_state
+        return states
+
+
+@contextmanager
+def _loading(kind: str, source: str) -> Iterator[None]:
+    """Turn what the libraries raise for a wrong name, folder or file into one message."""
+    try:
+        yield
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(
+            f"{kind} {source}: expected a hub name or a local folder with safetensors weights: {reason}"
+        ) from error
+
+
+def _checked_digest(model: nn.Module, source: str, expected: str | None) -> str:
+    """Digest of the model's weights.
+
+    Raises:
+        UserError: it is not the expected one.
+    """
+    digest = xxhash.xxh3_64()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    found = digest.hexdigest()
+    if expected is not None and found != expected:
+        raise UserError(f"{source}: the weights have digest {found}, expected {expected}: another model lies there now")
+    return found

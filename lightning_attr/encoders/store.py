@@ -1,0 +1,46 @@
+"""The encoders that a store was made with."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+from PIL import Image
+from torch import Tensor
+
+from datamodules.store import Store
+from lightning_attr.encoders.base import ImageEncoder, TextEncoder
+from lightning_attr.encoders.registry import image_encoder, text_encoder
+
+#: The encoders whose fitted state a store may carry.
+ENCODER_STATES = ("image", "text")
+
+
+def store_image_encoder(store: Store) -> ImageEncoder:
+    """Return the image encoder of ``store``.
+
+    Raises:
+        UserError: It is not one of ours, or it cannot be loaded.
+    """
+    return image_encoder(store.schema.encoders["image"], store.encoder_state("image"))
+
+
+def store_text_encoder(store: Store) -> TextEncoder:
+    """Return the text encoder of ``store``.
+
+    Raises:
+        UserError: It is not one of ours, or it cannot be loaded.
+    """
+    return text_encoder(store.schema.encoders["text"], store.encoder_state("text"))
+
+
+def null_text(store: Store) -> Tensor:
+    """Return the text state of the empty caption, float32 [L, E]."""
+    return store_text_encoder(store).encode([""])[0].cpu()
+
+
+def jpeg(image: np.ndarray[tuple[int, ...], np.dtype[np.uint8]]) -> bytes:
+    """Return an image [H, W, 3] as a JPEG."""
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "JPEG", quality=92)
+    return buffer.getvalue()

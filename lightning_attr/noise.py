@@ -1,0 +1,91 @@
+"""Draws: the (timestep, noise) pairs at which a loss is measured.
+
+Every random number here is a pure function of a key. It never depends on the batch size, the order, the number of
+workers or ranks, or the device, so losses can be cached, sharded, resumed and compared on the same noise.
+
+Shapes: D draws, B samples, C x H x W a latent.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Draws:
+    """Where on the noise schedule, and with which noises, a loss is measured.
+
+    Args:
+        timesteps: How many timesteps, evenly spaced from 0. 20 of 1000 gives 0, 50, ..., 950.
+        noises: How many noises at each timestep.
+        mode: ``shared``: one set of noises for all samples and queries. ``own``: noises of their own for each sample,
+            view and caption, the published protocol of attribution by unlearning.
+        seed: Another seed gives other noises.
+    """
+
+    timesteps: int = 10
+    noises: int = 1
+    mode: Literal["shared", "own"] = "shared"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse an empty set of draws."""
+        if self.timesteps < 1 or self.noises < 1:
+            raise ValueError(
+                f"draws: timesteps and noises must be at least 1, found {self.timesteps} and {self.noises}"
+            )
+
+    def __len__(self) -> int:
+        """Return D, the number of draws."""
+        return self.timesteps * self.noises
+
+
+def keyed_generator(*key: int | str) -> np.random.Generator:
+    """Return a generator whose stream is a pure function of ``key`` (counter-based, 128-bit)."""
+    digest = hashlib.blake2b("/".join(map(str, key)).encode(), digest_size=16).digest()
+    return np.random.Generator(np.random.Philox(key=int.from_bytes(digest, "little")))
+
+
+def draw_timesteps(draws: Draws, num_train_timesteps: int) -> Tensor:
+    """Return the timesteps of all draws, int64 [D]. Consecutive draws have distinct timesteps.
+
+    Raises:
+        ValueError: The schedule has fewer timesteps than the draws ask for.
+    """
+    if draws.timesteps > num_train_timesteps:
+        raise ValueError(f"draws.timesteps: found {draws.timesteps}, expected at most {num_train_timesteps}")
+    spacing = num_train_timesteps // draws.timesteps
+    return (torch.arange(draws.timesteps) * spacing).repeat(draws.noises)
+
+
+def shared_noise(draws: Draws, indices: Sequence[int], shape: Sequence[int]) -> Tensor:
+    """Return the noises of the draws ``indices``, float32 [len(indices), *shape], the same for every sample."""
+    return _stack([("shared", draws.seed, index) for index in indices], shape)
+
+
+def own_noise(
+    draws: Draws, indices: Sequence[int], shape: Sequence[int], sample_id: int, view: int = 0, caption: int = 0
+) -> Tensor:
+    """Return the noises of the draws ``indices`` for one sample, view and caption: float32 [len(indices), *shape]."""
+    return _stack([("own", draws.seed, sample_id, view, caption, index) for index in indices], shape)
+
+
+def batch_noise(
+    draws: Draws, index: int, shape: Sequence[int], sample_ids: Sequence[int], view: int, caption: int
+) -> Tensor:
+    """Return the noise of draw ``index`` for a batch of samples, float32 [B, *shape]."""
+    if draws.mode == "shared":
+        return shared_noise(draws, [index], shape).expand(len(sample_ids), *shape)
+    return torch.cat([own_noise(draws, [index], shape, sample_id, view, caption) for sample_id in sample_ids])
+
+
+def _stack(keys: Sequence[tuple[int | str, ...]], shape: Sequence[int]) -> Tensor:
+    noise = np.stack([keyed_generator(*key).standard_normal(tuple(shape), dtype=np.float32) for key in keys])
+    return torch.from_numpy(noise)

@@ -1,0 +1,49 @@
+"""What the tasks that study a trained model share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+from torch import Tensor
+
+from lightning_attr.artifacts import file_digest
+from lightning_attr.denoisers import load_trained
+
+
+class AnalysisTask(pl.LightningModule):
+    """A task over a trained and frozen denoiser.
+
+    The denoiser moves with the module but stays out of its checkpoints: it is in ``checkpoint`` already.
+
+    Args:
+        checkpoint: A checkpoint of ``LatentDiffusion``.
+    """
+
+    strict_loading = False
+
+    def __init__(self, checkpoint: str) -> None:
+        super().__init__()
+        self.checkpoint = checkpoint
+        trained = load_trained(checkpoint)
+        self.denoiser = trained.denoiser.requires_grad_(False)
+        self.scheduler = trained.scheduler
+        self.latent_shape = trained.latent_shape
+        self.null_text: Tensor
+        self.register_buffer("null_text", trained.null_text, persistent=False)
+
+    @property
+    def run(self) -> Path:
+        """The folder of this run."""
+        return Path(self.trainer.default_root_dir)
+
+    def digests(self) -> dict[str, str]:
+        """Return the digests of what this task was given, for the settings of its artefacts."""
+        return {"checkpoint": file_digest(self.checkpoint)}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Leave the frozen denoiser out."""
+        checkpoint["state_dict"] = {
+            name: value for name, value in checkpoint["state_dict"].items() if not name.startswith("denoiser.")
+        }

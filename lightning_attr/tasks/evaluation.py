@@ -1,0 +1,164 @@
+"""Check attributions: against retrained models, and against samples known to be relevant."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from torchmetrics import MetricCollection
+
+from datamodules.errors import UserError
+from datamodules.scores import Scores
+from datamodules.store import Store
+from lightning_attr.artifacts import load_tensors, write_json
+from lightning_attr.metrics import (
+    GenerationDeviation,
+    LossChange,
+    LossChangePoint,
+    MeanAveragePrecision,
+    PerQuery,
+    RecallAtK,
+    Summary,
+    loss_change_figure,
+)
+from lightning_attr.metrics.functional import loss_change
+
+Item = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Relevant:
+    """Which samples are known to be relevant, to which queries.
+
+    Args:
+        store: The store that was scored.
+        attribute: A sample is relevant where this attribute of it is true, such as ``planted``.
+        queries: The queries that it is relevant to; None is all.
+        k: The K of recall@K.
+    """
+
+    store: str
+    attribute: str
+    queries: list[int] | None = None
+    k: list[int] | None = None
+
+
+class Evaluation(pl.LightningModule):
+    """A ``test`` over leave-K-out runs and scores. Writes ``metrics.json`` and TensorBoard scalars and figures.
+
+    Args:
+        retrained: Folders of ``LeaveKOut`` runs.
+        scores: Files of scores, for recall@K and mAP.
+        relevant: What these two are measured against.
+    """
+
+    def __init__(
+        self, retrained: list[str] | None = None, scores: list[str] | None = None, relevant: Relevant | None = None
+    ) -> None:
+        super().__init__()
+        self.retrained = retrained or []
+        self.scores = scores or []
+        self.relevant = relevant
+        if not self.retrained and not self.scores:
+            raise UserError("model: give retrained (folders of LeaveKOut runs), scores with relevant, or both")
+        if self.scores and relevant is None:
+            raise UserError("model.relevant: missing; recall@K and mAP of scores need to know what is relevant")
+        self.measures = nn.ModuleDict()
+        self.points: list[LossChangePoint] = []
+
+    def test_dataloader(self) -> DataLoader[Item]:
+        """One item for each leave-K-out run and scores file."""
+        items: list[Item] = [read_leave_k_out(folder) for folder in self.retrained]
+        if self.relevant is not None:
+            store = Store(self.relevant.store)
+            items += [read_ranking(path, store, self.relevant) for path in self.scores]
+        return DataLoader(items, batch_size=None)  # type: ignore[arg-type]
+
+    def test_step(self, item: Item, batch_idx: int) -> None:
+        """Add one run or scores file to the metrics of its method."""
+        if "relevant" in item:
+            self._metrics(item["method"], self._ranking_metrics()).update(
+                item["query_id"], item["scores"], item["relevant"]
+            )
+            return
+        group = f"{item['method']}/k={item['k']}"
+        query, original, retrained = item["query_id"], item["original_losses"], item["retrained_losses"]
+        self._metrics(f"{group}/loss", {"loss_change": LossChange()}).update(query, original, retrained)
+        self._metrics(f"{group}/image", {"generation_deviation": GenerationDeviation()}).update(
+            query, item["original_latent"], item["retrained_latent"]
+        )
+        changes = loss_change(original, retrained).tolist()
+        rows = zip(query.tolist(), changes, strict=True)
+        self.points += [LossChangePoint(item["method"], item["k"], query_id, change) for query_id, change in rows]
+
+    def _ranking_metrics(self) -> dict[str, PerQuery]:
+        assert self.relevant is not None
+        recalls = {f"recall_at_{k}": RecallAtK(k) for k in self.relevant.k or [10]}
+        return {**recalls, "mean_average_precision": MeanAveragePrecision()}
+
+    def _metrics(self, group: str, metrics: dict[str, PerQuery]) -> MetricCollection:
+        key = group.replace(".", "_")  # module names have no dots
+        if key not in self.measures:
+            self.measures[key] = MetricCollection(dict(metrics)).to(self.device)
+        found = self.measures[key]
+        assert isinstance(found, MetricCollection)
+        return found
+
+    def on_test_epoch_end(self) -> None:
+        """Log every mean and standard error, and the figure of loss change against K."""
+        results: dict[str, dict[str, float]] = {}
+        for group, metrics in self.measures.items():
+            assert isinstance(metrics, MetricCollection)
+            for name, summary in metrics.compute().items():
+                key = f"{group.removesuffix('/loss').removesuffix('/image')}/{name}"
+                results[key] = as_numbers(summary)
+                self.log(f"evaluate/{key}", results[key]["mean"])
+        root = Path(self.trainer.default_root_dir)
+        write_json(root / "metrics.json", {"metrics": results, "loss_changes": [p._asdict() for p in self.points]})
+        if self.points and self.logger is not None and self.trainer.is_global_zero:
+            figure = loss_change_figure(self.points)
+            figure.savefig(root / "loss_change.png", dpi=150)
+            self.logger.experiment.add_figure("evaluate/loss_change", figure, 0)  # type: ignore[attr-defined]
+
+
+def as_numbers(summary: Summary) -> dict[str, float]:
+    """Return a summary over queries as plain numbers."""
+    return {name: value.item() for name, value in summary._asdict().items()}
+
+
+def read_leave_k_out(folder: str) -> Item:
+    """Read what a ``LeaveKOut`` run wrote.
+
+    Raises:
+        UserError: The run is not finished, or its file is damaged.
+    """
+    path = Path(folder) / "leave_k_out.safetensors"
+    if not path.exists():
+        raise UserError(f"{path}: no such file; has the LeaveKOut run in {folder} finished?")
+    tensors, settings = load_tensors(path)
+    return {**tensors, "method": settings["method"], "k": settings["k"]}
+
+
+def read_ranking(path: str, store: Store, relevant: Relevant) -> Item:
+    """Read scores, and mark the relevant samples [Q, N] of every query."""
+    scores = Scores.load(path)
+    metas = (store.meta(int(position)) for position in store.positions(scores.sample_id.numpy()))
+    marked = torch.tensor([bool(meta.attributes.get(relevant.attribute)) for meta in metas])
+    rows = row_indices(scores.query_id, relevant.queries)
+    return {
+        "method": scores.method,
+        "query_id": scores.query_id[rows],
+        "scores": scores.scores[rows],
+        "relevant": marked.expand(len(rows), -1),
+    }
+
+
+def row_indices(query_id: Tensor, queries: Sequence[int] | None) -> list[int]:
+    """Return the rows of the wanted queries; a file may hold only some of them."""
+    return [row for row, query in enumerate(query_id.tolist()) if queries is None or query in queries]

@@ -1,0 +1,146 @@
+"""Train a latent text-to-image diffusion model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor
+
+from datamodules import LatentDataModule
+from datamodules.errors import UserError
+from datamodules.store import Store
+from lightning_attr.denoisers import build_denoiser, build_scheduler
+from lightning_attr.diffusion import denoising_loss
+from lightning_attr.encoders import null_text
+from lightning_attr.methods.loss_deltas import sample_losses
+from lightning_attr.noise import Draws, keyed_generator
+
+
+class LatentDiffusion(pl.LightningModule):
+    """Latent text-to-image diffusion with a diffusers network and noise scheduler.
+
+    Args:
+        denoiser: Config of the network, as in a diffusers ``config.json``; ``_class_name`` defaults to
+            ``UNet2DConditionModel``.
+        scheduler: Config of the noise scheduler; ``_class_name`` defaults to ``DDPMScheduler``.
+        learning_rate: Of AdamW.
+        weight_decay: Of AdamW.
+        warmup_steps: The learning rate rises linearly over as many steps.
+        caption_dropout: Share of captions replaced by the empty one, which classifier-free guidance needs.
+        validation: The draws at which ``val/loss`` is measured.
+        seed: Of the initial weights and of the training noise.
+    """
+
+    def __init__(
+        self,
+        denoiser: dict[str, Any],
+        scheduler: dict[str, Any] | None = None,
+        learning_rate: float = 1e-4,
+        weight_decay: float = 0.0,
+        warmup_steps: int = 0,
+        caption_dropout: float = 0.1,
+        validation: Draws = Draws(timesteps=10),
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.configs = {"denoiser": denoiser, "scheduler": scheduler or {}}
+        self.learning_rate = learning_rate
+        self.weight_decay = weight_decay
+        self.warmup_steps = warmup_steps
+        self.caption_dropout = caption_dropout
+        self.validation = validation
+        self.seed = seed
+        self.denoiser = build_denoiser(denoiser, seed)
+        self.scheduler = build_scheduler(self.configs["scheduler"])
+        self.latent_shape: tuple[int, ...] = ()
+        self.null_text = torch.empty(0)
+
+    @property
+    def store(self) -> Store:
+        """The store that this run trains on."""
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        if not isinstance(data, LatentDataModule):
+            raise UserError(f"data: found {type(data).__name__}, expected LatentDataModule")
+        return Store(data.store)
+
+    def setup(self, stage: str) -> None:
+        """Check the store against the network and keep the text state of the empty caption."""
+        store = self.store
+        check_shapes(store, self.denoiser)
+        self.latent_shape = store.schema.fields["latent"].shape[1:]
+        self.null_text = null_text(store).to(self.trainer.strategy.root_device)
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        """Return the mean loss of a batch at random timesteps and noises."""
+        latent = batch["latent"]
+        # Keyed by the batch's place in the run: Lightning keeps no generator state, so this is what makes resuming
+        # exact and gives every rank noise of its own.
+        rng = keyed_generator("train", self.seed, self.current_epoch, batch_idx, self.global_rank)
+        noise = torch.from_numpy(rng.standard_normal(tuple(latent.shape), dtype="float32")).to(latent.device)
+        steps = len(self.scheduler.alphas_cumprod)
+        timesteps = torch.from_numpy(rng.integers(0, steps, len(latent))).to(latent.device)
+        dropped = torch.from_numpy(rng.random(len(latent)) < self.caption_dropout).to(latent.device)
+        text = torch.where(dropped[:, None, None], self.null_text, batch["text"])
+        loss = denoising_loss(self.denoiser, self.scheduler, latent, text, timesteps, noise).mean()
+        if not torch.isfinite(loss):
+            raise UserError(
+                f"train/loss: found {loss.item()} at step {self.global_step}, expected a finite loss; "
+                "lower model.learning_rate or set trainer.gradient_clip_val. The last checkpoint is kept."
+            )
+        self.log("train/loss", loss, prog_bar=True)
+        return loss
+
+    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        """Log ``val/loss`` over the first view and caption of every sample, on fixed draws."""
+        losses = sample_losses(self.denoiser, self.scheduler, batch, self.validation, views=1, captions=1)
+        self.log("val/loss", losses.mean(), prog_bar=True, batch_size=len(losses), sync_dist=True)
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """AdamW with a linear warm-up."""
+        optimizer = torch.optim.AdamW(self.denoiser.parameters(), self.learning_rate, weight_decay=self.weight_decay)
+        warmup = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: min(1.0, (step + 1) / (self.warmup_steps + 1))
+        )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": warmup, "interval": "step"}}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add what :func:`~lightning_attr.denoisers.load_trained` needs to rebuild the denoiser."""
+        if not all(bool(torch.isfinite(weight).all()) for weight in self.denoiser.parameters()):
+            raise UserError(f"weights: not finite at step {self.global_step}; the last checkpoint is kept")
+        checkpoint["trained_model"] = {
+            **self.configs,
+            "latent_shape": list(self.latent_shape),
+            "null_text": self.null_text,
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse a checkpoint of another architecture, with the difference."""
+        for part, expected in self.configs.items():
+            found = checkpoint.get("trained_model", {}).get(part, {})
+            for key in sorted({*found, *expected}):
+                if found.get(key) != expected.get(key):
+                    difference = f"found {found.get(key)}, expected {expected.get(key)}"
+                    raise UserError(f"checkpoint of another architecture: {part}.{key}: {difference}")
+
+
+def check_shapes(store: Store, denoiser: Any) -> None:
+    """Check that the samples of ``store`` fit the network.
+
+    Raises:
+        UserError: Another number of channels, size, or text dimension.
+    """
+    latent, text = store.schema.fields["latent"].shape, store.schema.fields["text"].shape
+    config = denoiser.config
+    size = config.sample_size
+    size = (size, size) if isinstance(size, int) else tuple(size)
+    expected = (config.in_channels, *size)
+    if latent[1:] != expected:
+        raise UserError(f"store {store.path}: found latents {latent[1:]}, expected {expected} as model.denoiser has it")
+    if text[-1] != config.cross_attention_dim:
+        raise UserError(
+            f"store {store.path}: found text states of {text[-1]} features, "
+            f"expected {config.cross_attention_dim} as model.denoiser.cross_attention_dim has it"
+        )

@@ -1,0 +1,205 @@
+"""Unlearn one query: natural-gradient ascent on its loss."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor
+
+from datamodules.errors import UserError
+from datamodules.store import Store
+from lightning_attr.artifacts import file_digest, save_tensors
+from lightning_attr.curvature import Damping, DiagonalCurvature
+from lightning_attr.denoisers import select_weights
+from lightning_attr.diffusion import denoising_loss
+from lightning_attr.noise import Draws, draw_timesteps, own_noise, shared_noise
+from lightning_attr.optim import NaturalGradient
+from lightning_attr.tasks.analysis import AnalysisTask
+from lightning_attr.tasks.latent_diffusion import check_shapes
+
+
+class DrawBatches:
+    """The micro-batches of draws that make one optimizer step; an epoch. Resuming continues after the last one done."""
+
+    def __init__(self, draws: int, batch_size: int) -> None:
+        self._batches = torch.arange(draws).split(batch_size)  # type: ignore[no-untyped-call]
+        self._done = 0
+
+    def __len__(self) -> int:
+        """Return the number of micro-batches in a step."""
+        return len(self._batches)
+
+    def __iter__(self) -> Iterator[Tensor]:
+        """Yield the draws' indices, int64 [at most batch_size]."""
+        self._done %= len(self)
+        while self._done < len(self):
+            self._done += 1
+            yield self._batches[self._done - 1]
+
+    def state_dict(self) -> dict[str, int]:
+        """Return how many were handed out; Lightning saves it in checkpoints."""
+        return {"done": self._done}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Continue after as many."""
+        self._done = state["done"]
+
+
+class Unlearning(AnalysisTask):
+    """``theta + (step_size / N) F^-1 grad L(query)``, once or ``trainer.max_steps`` times (AbU, equation 6).
+
+    Without ``curvature`` it is plain gradient ascent, the paper's ablation. Writes ``weights.safetensors``, the changed
+    weights only.
+
+    Args:
+        checkpoint: A checkpoint of ``LatentDiffusion``.
+        store: The store that it was trained on; N is its size.
+        queries: A query store.
+        query: The id of the query to unlearn.
+        curvature: A ``curvature.safetensors``; None is plain gradient ascent.
+        weights: ``cross_kv``, ``cross_attention``, ``attention``, ``all``, or a regular expression.
+        step_size: The paper's alpha.
+        damping: Added to the curvature before it is inverted.
+        draws: Where the query's loss is measured. In mode ``own``, every step takes fresh noises.
+        batch_size: Draws in a micro-batch; the gradients of one step are accumulated over them.
+    """
+
+    def __init__(
+        self,
+        checkpoint: str,
+        store: str,
+        queries: str,
+        query: int,
+        curvature: str | None = None,
+        weights: str = "cross_kv",
+        step_size: float = 0.01,
+        damping: Damping = Damping(),
+        draws: Draws = Draws(),
+        batch_size: int = 10,
+    ) -> None:
+        super().__init__(checkpoint)
+        self.store = store
+        self.queries = queries
+        self.query = query
+        self.weights = weights
+        self.step_size = step_size
+        self.damping = damping
+        self.draws = draws
+        self.batch_size = batch_size
+        self.curvature_path = curvature
+        self.curvature = DiagonalCurvature.load(curvature) if curvature is not None else None
+        self.selected = select_weights(self.denoiser, weights)
+        for weight in self.selected.values():
+            weight.requires_grad_()
+        self.latent: Tensor
+        self.text: Tensor
+        self.original = {name: weight.detach().clone() for name, weight in self.selected.items()}
+        self.timesteps = draw_timesteps(draws, len(self.scheduler.alphas_cumprod))
+        self._partial_gradients: dict[str, Tensor] = {}
+        self._check_curvature()
+
+    def _check_curvature(self) -> None:
+        if self.curvature is None:
+            return
+        found = self.curvature.settings["digests"]["checkpoint"]
+        if found != self.digests()["checkpoint"]:
+            raise UserError(
+                f"curvature {self.curvature_path}: fitted on checkpoint {found}, expected {self.checkpoint}"
+            )
+        # Ask for the inverse now: a missing weight or a zero entry should not show only after the draws are done.
+        self.curvature.inverse(self.original, self.damping)
+
+    def setup(self, stage: str) -> None:
+        """Read the query and let one epoch be one step."""
+        queries = Store(self.queries)
+        check_shapes(queries, self.denoiser)
+        position = queries.positions([self.query])
+        self.register_buffer(
+            "latent", torch.from_numpy(queries.read("latent", position)[0, 0]).float(), persistent=False
+        )
+        self.register_buffer("text", torch.from_numpy(queries.read("text", position)[0, 0]).float(), persistent=False)
+        self.trainer.accumulate_grad_batches = len(self.train_dataloader())
+
+    def train_dataloader(self) -> DrawBatches:
+        """Return the micro-batches of one step."""
+        return DrawBatches(len(self.draws), self.batch_size)
+
+    def training_step(self, indices: Tensor, batch_idx: int) -> Tensor:
+        """Return minus the query's share of the loss at the draws ``indices``."""
+        latent = self.latent.expand(len(indices), *self.latent.shape)
+        text = self.text.expand(len(indices), *self.text.shape)
+        timesteps = self.timesteps.to(indices.device)[indices]
+        noise = self._noise(indices.tolist()).to(latent.device)
+        losses = denoising_loss(self.denoiser, self.scheduler, latent, text, timesteps, noise)
+        # Lightning divides by the number of micro-batches; the last one may be short, so each counts by its draws.
+        share = losses.sum() * (self.trainer.accumulate_grad_batches / len(self.draws))
+        if not torch.isfinite(share):
+            raise UserError(
+                f"query {self.query}: its loss is {share.item()} at step {self.global_step}, expected a finite one"
+            )
+        self.log(
+            "unlearn/query_loss", losses.mean(), on_step=False, on_epoch=True, batch_size=len(indices), prog_bar=True
+        )
+        return -share
+
+    def _noise(self, indices: list[int]) -> Tensor:
+        shape = self.latent.shape
+        if self.draws.mode == "shared":
+            return shared_noise(self.draws, indices, shape)
+        fresh = self.global_step * len(self.draws)
+        # A query's ids and a sample's ids overlap; negative ids keep their noises apart.
+        return own_noise(self.draws, [fresh + index for index in indices], shape, -1 - self.query)
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """The natural gradient, or plain gradient ascent without a curvature."""
+        learning_rate = self.step_size / len(Store(self.store))
+        return NaturalGradient(self.selected, learning_rate, self._precondition)
+
+    def _precondition(self, gradients: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        return gradients if self.curvature is None else self.curvature.inverse(gradients, self.damping)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the changed weights, and the gradients of a step that is under way."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["weights"] = {name: weight.detach() for name, weight in self.selected.items()}
+        checkpoint["gradients"] = {
+            name: weight.grad for name, weight in self.selected.items() if weight.grad is not None
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Restore the changed weights."""
+        with torch.no_grad():
+            for name, value in checkpoint["weights"].items():
+                self.selected[name].copy_(value)
+        self._partial_gradients = checkpoint["gradients"]
+
+    def on_train_start(self) -> None:
+        """Restore the gradients of a step that was under way."""
+        for name, gradient in self._partial_gradients.items():
+            self.selected[name].grad = gradient.to(self.device)
+
+    def on_fit_end(self) -> None:
+        """Write ``weights.safetensors``."""
+        save_tensors(self.run / "weights.safetensors", self.selected, self.settings())
+
+    def settings(self) -> dict[str, Any]:
+        """Return what the changed weights depend on."""
+        return {
+            "query": self.query,
+            "weights": self.weights,
+            "step_size": self.step_size,
+            "steps": self.trainer.max_steps,
+            "damping": vars(self.damping),
+            "draws": vars(self.draws),
+            "digests": self.digests(),
+        }
+
+    def digests(self) -> dict[str, str]:
+        """Return the digests of everything that this task was given."""
+        files = {"checkpoint": self.checkpoint, "store": self.store, "queries": self.queries}
+        if self.curvature_path is not None:
+            files["curvature"] = self.curvature_path
+        return {name: file_digest(path) for name, path in files.items()}

@@ -1,0 +1,155 @@
+import json
+import subprocess
+import sys
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from datamodules.errors import UserError
+from lightning_attr.encoders import (
+    AutoencoderKLEncoder,
+    CLIPText,
+    image_encoder,
+    parse_image_encoder,
+    parse_text_encoder,
+    text_encoder,
+)
+
+AutoencoderKL: Any = import_module("diffusers").AutoencoderKL  # diffusers is not typed
+ROOT = Path(__file__).parents[3]
+
+
+@pytest.fixture(scope="session")
+def vae_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny random autoencoder that halves the side once, saved to disk."""
+    torch.manual_seed(0)
+    vae = AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        block_out_channels=(8, 8),
+        norm_num_groups=4,
+        latent_channels=4,
+        scaling_factor=0.5,
+        shift_factor=0.25,
+    )
+    folder = tmp_path_factory.mktemp("pipeline") / "vae"
+    vae.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def clip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny random CLIP text model and a tokenizer with a handful of merges, saved to disk."""
+    transformers = pytest.importorskip("transformers", reason="the extra `hf` is not installed")
+    folder = tmp_path_factory.mktemp("clip")
+    words = ["<|startoftext|>", "<|endoftext|>", *(c + end for c in "abcdeot" for end in ("", "</w>")), "ca", "cat</w>"]
+    (folder / "vocab.json").write_text(json.dumps({word: i for i, word in enumerate(words)}))
+    (folder / "merges.txt").write_text("#version: 0.2\nc a\nca t</w>\n")
+    tokenizer = transformers.CLIPTokenizer.from_pretrained(folder, model_max_length=77)
+    torch.manual_seed(0)
+    config = transformers.CLIPTextConfig(
+        vocab_size=len(words),
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=9,
+        bos_token_id=0,
+        eos_token_id=1,
+        pad_token_id=1,
+    )
+    tokenizer.save_pretrained(folder)
+    transformers.CLIPTextModel(config).save_pretrained(folder)
+    return folder
+
+
+def test_autoencoder_scales_as_its_config_says(vae_folder: Path, images: Tensor) -> None:
+    encoder = parse_image_encoder(f"kl:{vae_folder}")
+    latents = encoder.encode(images)
+    assert latents.shape == (24, *encoder.latent_shape(16)) == (24, 4, 8, 8)
+    vae = AutoencoderKL.from_pretrained(vae_folder)
+    with torch.no_grad():
+        mean = vae.encode(images.permute(0, 3, 1, 2) / 127.5 - 1).latent_dist.mean
+        decoded = vae.decode(mean).sample
+    assert torch.allclose(latents, (mean - 0.25) * 0.5, atol=1e-6)
+    pixels = ((decoded + 1) * 127.5).round().clamp(0, 255).permute(0, 2, 3, 1)
+    assert (encoder.decode(latents).float() - pixels).abs().max() <= 1
+    assert encoder.decode(latents).dtype == torch.uint8
+
+
+def test_autoencoder_is_rebuilt_from_its_config(vae_folder: Path, images: Tensor) -> None:
+    encoder = AutoencoderKLEncoder(str(vae_folder))
+    again = image_encoder(json.loads(json.dumps(encoder.config())), encoder.state())
+    assert torch.equal(again.encode(images), encoder.encode(images))
+
+
+def test_autoencoder_of_a_pipeline(vae_folder: Path) -> None:
+    inside = parse_image_encoder(f"kl:{vae_folder.parent},pipeline=true")
+    assert inside.config()["weights"] == AutoencoderKLEncoder(str(vae_folder)).config()["weights"]
+
+
+def test_autoencoder_with_other_weights_is_refused(vae_folder: Path) -> None:
+    config = {**AutoencoderKLEncoder(str(vae_folder)).config(), "weights": "0" * 16}
+    with pytest.raises(UserError, match=r"digest [0-9a-f]{16}, expected 0{16}"):
+        image_encoder(config, None)
+
+
+def test_autoencoder_image_size(vae_folder: Path) -> None:
+    with pytest.raises(UserError, match="15 is not a multiple of 2"):
+        AutoencoderKLEncoder(str(vae_folder)).latent_shape(15)
+
+
+def test_folder_without_a_model_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=f"AutoencoderKL {tmp_path}: expected a hub name or a local folder"):
+        parse_image_encoder(f"kl:{tmp_path}")
+
+
+def test_clip_gives_the_last_hidden_state(clip_folder: Path) -> None:
+    import transformers
+
+    encoder = parse_text_encoder(f"clip:{clip_folder}")
+    assert (encoder.tokens, encoder.dim) == (9, 16)
+    states = encoder.encode(["a cat", "", "cat " * 20])
+    assert states.shape == (3, 9, 16)
+    assert states.dtype == torch.float32
+    ids = torch.tensor([[0, *_ids(clip_folder, "a</w>", "cat</w>"), 1, 1, 1, 1, 1, 1]])
+    with torch.no_grad():
+        expected = transformers.CLIPTextModel.from_pretrained(clip_folder)(ids).last_hidden_state
+    assert torch.allclose(states[:1], expected, atol=1e-5)
+
+
+def _ids(folder: Path, *words: str) -> list[int]:
+    vocabulary = json.loads((folder / "vocab.json").read_text())
+    return [vocabulary[word] for word in words]
+
+
+def test_clip_is_rebuilt_from_its_config(clip_folder: Path) -> None:
+    encoder = CLIPText(str(clip_folder))
+    again = text_encoder(json.loads(json.dumps(encoder.config())), encoder.state())
+    assert torch.equal(again.encode(["a cat"]), encoder.encode(["a cat"]))
+    assert encoder.encode([]).shape == (0, 9, 16)
+
+
+def test_clip_folder_without_a_model_is_named(tmp_path: Path) -> None:
+    pytest.importorskip("transformers", reason="the extra `hf` is not installed")
+    with pytest.raises(UserError, match=f"CLIP text encoder {tmp_path}: expected a hub name or a local folder"):
+        parse_text_encoder(f"clip:{tmp_path}")
+
+
+def test_missing_transformers_names_the_extra() -> None:
+    program = """
+import sys
+sys.modules["transformers"] = None  # what an import finds where it is not installed
+from datamodules.errors import UserError
+from lightning_attr.encoders import parse_text_encoder
+try:
+    parse_text_encoder("clip:some/model")
+except UserError as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert "pip install 'lightning-attr[hf]'" in done.stdout

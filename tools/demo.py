@@ -1,0 +1,158 @@
+"""All stages on the shapes set: prepare, train, sample, unlearn, rank, retrain, evaluate, report.
+
+    python -m tools.demo
+
+Writes ``runs/demo/`` with ``report.html`` and ``summary.json``. Started again after a stop, it continues.
+
+One retraining per method removes the top of all queries' rankings, taken in turn, so that the demo stays short.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from datamodules.errors import UserError
+from datamodules.scores import Scores
+from datamodules.store import Store
+from lightning_attr.artifacts import read_json, write_json
+from lightning_attr.cli import FinishedError, run_stage
+from lightning_attr.console import err, out, run
+
+ROOT = Path("runs/demo")
+CONFIGS = Path("configs/demo")
+REMOVED = 16
+METHODS = ("top", "random", "similarity")
+
+
+class Stages:
+    """Runs stages one after the other and remembers how long each one took."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self.seconds: dict[str, float] = read_json(path) if path.exists() else {}
+
+    def __call__(self, name: str, stage: Callable[[], object]) -> None:
+        """Run a stage; one that was finished before keeps its time."""
+        err.print(f"[bold]{name}[/bold]")
+        start = time.perf_counter()
+        try:
+            stage()
+        except FinishedError:
+            return
+        self.seconds[name] = round(self.seconds.get(name, 0) + time.perf_counter() - start, 1)
+        write_json(self._path, self.seconds)
+
+
+def cli(verb: str, *configs: str, **overrides: Any) -> None:
+    """Run ``lightning-attr`` in this process, which saves the seconds that importing torch takes."""
+    arguments = [verb]
+    for config in configs:
+        arguments += ["-c", str(CONFIGS / f"{config}.yaml")]
+    for key, value in overrides.items():
+        arguments += [f"--{key.replace('__', '.')}", str(value)]
+    run_stage(arguments)
+
+
+def prepare() -> None:
+    """Make the stores, once."""
+    from tools.prepare_shapes import main as prepare_shapes
+
+    if (ROOT / "train.lmdb").exists() and (ROOT / "val.lmdb").exists():
+        raise FinishedError(f"{ROOT}/train.lmdb: finished already")
+    prepare_shapes(["--out", str(ROOT / "train.lmdb"), "--val", str(ROOT / "val.lmdb")])
+
+
+def unlearn() -> None:
+    """Unlearn every query, and put their scores into one file."""
+    queries = [int(query) for query in Store(str(ROOT / "sample/queries.lmdb")).ids]
+    folders = [ROOT / "unlearn" / str(query) for query in queries]
+    done = 0
+    for query, folder in zip(queries, folders, strict=True):
+        try:
+            cli("fit", "unlearn", model__init_args__query=query, trainer__default_root_dir=folder)
+        except FinishedError:
+            done += 1
+    if done == len(queries):
+        raise FinishedError("all queries are unlearned already")
+    Scores.stack([Scores.load(folder / "scores.safetensors") for folder in folders]).save(ROOT / "unlearning.safetensors")
+
+
+def leave_k_out(method: str) -> None:
+    """Retrain without what ``method`` ranks highest."""
+    exclude = {
+        "top": f"{{scores: {ROOT}/unlearning.safetensors, top: {REMOVED}}}",
+        "similarity": f"{{scores: {ROOT}/similarity/scores.safetensors, top: {REMOVED}}}",
+        "random": f"{{random: {REMOVED}, seed: 0}}",
+    }[method]
+    cli(
+        "fit", "train", "leave_k_out",
+        trainer__default_root_dir=ROOT / "leave_k_out" / method,
+        model__init_args__method=method,
+        data__init_args__exclude=exclude,
+    )  # fmt: skip
+
+
+def summarise(seconds: dict[str, float]) -> dict[str, Any]:
+    """Collect what the demo shows from the evaluation's metrics."""
+    metrics = read_json(ROOT / "evaluate" / "metrics.json")["metrics"]
+
+    def mean(key: str) -> float:
+        if key not in metrics:
+            raise UserError(f"{ROOT}/evaluate/metrics.json: found no {key}")
+        return float(metrics[key]["mean"])
+
+    return {
+        "recall_at_10": mean("unlearning/recall_at_10"),
+        "recall_at_10_similarity": mean("similarity-latent/recall_at_10"),
+        "recall_at_10_chance": 10 / len(Store(str(ROOT / "train.lmdb"))),
+        "removed": REMOVED,
+        "loss_change": {method: mean(f"{method}/k={REMOVED}/loss_change") for method in METHODS},
+        "loss_change_standard_error": {
+            method: metrics[f"{method}/k={REMOVED}/loss_change"]["standard_error"] for method in METHODS
+        },
+        "seconds": seconds,
+    }
+
+
+def print_summary(summary: dict[str, Any]) -> None:
+    """Print the tables of the closing summary."""
+    table = Table(title="Which training images made these outputs?", title_justify="left")
+    for column in ("removed before retraining", "loss change of the queries (mean ± s.e.)"):
+        table.add_column(column)
+    for method in METHODS:
+        change, error = summary["loss_change"][method], summary["loss_change_standard_error"][method]
+        table.add_row(f"{method} {summary['removed']}", f"{change:+.4f} ± {error:.4f}")
+    out.print(table)
+    out.print(
+        f"Recall@10 of the planted concept: {summary['recall_at_10']:.2f} by unlearning, "
+        f"{summary['recall_at_10_similarity']:.2f} by similarity, {summary['recall_at_10_chance']:.3f} by chance"
+    )
+    times = ", ".join(f"{name} {value:.0f}" for name, value in summary["seconds"].items())
+    out.print(f"Seconds: {times}; in all {sum(summary['seconds'].values()):.0f}")
+    out.print(f"Look: {ROOT}/report.html, and TensorBoard: tensorboard --logdir {ROOT}")
+
+
+def main() -> None:
+    """Run the demo."""
+    ROOT.mkdir(parents=True, exist_ok=True)
+    stages = Stages(ROOT / "seconds.json")
+    stages("prepare", prepare)
+    stages("train", lambda: cli("fit", "train"))
+    stages("sample", lambda: cli("predict", "sample"))
+    stages("curvature", lambda: cli("fit", "curvature"))
+    stages("unlearn", unlearn)
+    stages("similarity", lambda: cli("predict", "similarity"))
+    for method in METHODS:
+        stages(f"leave-k-out {method}", lambda method=method: leave_k_out(method))  # type: ignore[misc]
+    stages("evaluate", lambda: cli("test", "evaluate"))
+    write_json(ROOT / "summary.json", summarise(stages.seconds))
+    print_summary(read_json(ROOT / "summary.json"))
+
+
+if __name__ == "__main__":
+    run(main)
