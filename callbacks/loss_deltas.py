@@ -77,7 +77,7 @@ class LossDeltaRecorder(Callback):
         scores = Scores(
             scores=delta_scores(before, after, self.over_views)[None],
             query_id=torch.tensor([pl_module.query]),
-            sample_id=torch.from_numpy(store.ids),
+            sample_id=torch.tensor(store.ids),
             method="unlearning",
             settings=self._score_settings(pl_module),
         )

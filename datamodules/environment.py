@@ -15,7 +15,7 @@ _MAGIC = 0xBEEFC0DE
 MAX_DATABASES = 128
 
 
-class store_errors:  # noqa: N801 (a context manager; a class, since one made of a generator is slower than a read)
+class store_errors:  # lower case as a context manager; made of a generator it would cost more than a small read
     """Turn LMDB's errors into a :class:`StoreError` that names the file."""
 
     def __init__(self, path: str | Path) -> None:

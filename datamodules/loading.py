@@ -196,9 +196,18 @@ class LatentLoader:
         if epoch == self._epoch:
             self._handed_out = handed_out
         self.sampler.start = self._handed_out
-        for batch in self._loader:
+        batches = iter(self._loader)
+        while (batch := self._next(batches)) is not None:
             self._handed_out += 1
             yield batch
+
+    def _next(self, batches: Iterator[Batch]) -> Batch | None:
+        """Next batch; None after the last. A worker's error, which torch wraps in its traceback, is unwrapped."""
+        try:
+            return next(batches, None)
+        except UserError as error:
+            kind = type(error)
+            raise kind(str(error).rstrip().rsplit(f"{kind.__name__}: ", 1)[-1]) from error
 
     def state_dict(self) -> dict[str, Any]:
         """Where the loader stands, and what the order of its batches depends on."""

@@ -38,6 +38,7 @@ GROUP_BYTES = 32 * 1024 * 1024
 GROUP_SAMPLES = 1024
 GROUP_SECONDS = 5.0
 MAP_BYTES = 64 * 1024 * 1024
+ROOM_BYTES = 1024 * 1024
 
 
 class StoreWriter:
@@ -255,6 +256,9 @@ class StoreWriter:
             os.remove(copy)
         with store_errors(self.path):
             self._env.copy(copy, compact=True)
+        # LMDB does not check all offsets in a tree page. A damaged one points up to 64 KiB and a value's length too far:
+        # with room (a hole in the file) behind the last page, reading there is an error and not a SIGBUS.
+        os.truncate(copy, os.path.getsize(copy) + ROOM_BYTES)
         _sync(copy)
         os.replace(copy, self.path)
         _sync(os.path.dirname(os.path.abspath(self.path)))

@@ -23,6 +23,20 @@ from lightning_attr.denoisers import read_checkpoint
 from lightning_attr.runs import RunFolder
 
 
+#: What Lightning says about choices that are ours, not the user's.
+QUIET = (
+    ".*does not have many workers.*",
+    ".*`training_step` returned `None`.*",
+    ".*predict returned None.*",
+    ".*no `validation_step`.*",
+    ".*returned `None`, this fit will run with no optimizer.*",
+    ".*is smaller than the logging interval.*",
+    ".*in eval mode at the start of training.*",
+    ".*LeafSpec.*",
+    ".*GPU available but not used.*",
+)
+
+
 class FinishedError(Exception):
     """The run is finished already."""
 
@@ -115,6 +129,26 @@ def run_stage(args: list[str] | None) -> AttributionCLI:
     """
     quiet()
     set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
+    try:
+        return _run(args)
+    except ArgumentError as error:
+        raise UserError(plain(str(error))) from None
+    except ValueError as error:
+        # jsonargparse wraps what a constructor raises in messages about types; the cause is what the user can act on.
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, UserError):
+            cause = cause.__cause__
+        raise cause or error from None
+
+
+def plain(message: str) -> str:
+    """Reduce jsonargparse's account of a union of types to the line that names the key and what is wrong with it."""
+    noise = ("Does not validate", "Subtypes:", "Errors:", "Given value", "- Expected a <class 'NoneType'>")
+    lines = [line.strip() for line in message.splitlines()]
+    return " ".join(line.removeprefix("- ") for line in lines if line and not line.startswith(noise))
+
+
+def _run(args: list[str] | None) -> AttributionCLI:
     callbacks = [RichProgressBar()] if sys.stderr.isatty() else []
     return AttributionCLI(
         args=args,
@@ -124,7 +158,7 @@ def run_stage(args: list[str] | None) -> AttributionCLI:
         load_from_checkpoint_support=False,
         subclass_mode_model=True,
         subclass_mode_data=True,
-        parser_kwargs={"parser_mode": "omegaconf+"},
+        parser_kwargs={"parser_mode": "omegaconf+", "exit_on_error": False},
         trainer_defaults={
             "callbacks": callbacks,
             "use_distributed_sampler": False,  # LatentDataModule shards by itself, exactly
@@ -152,9 +186,5 @@ def quiet() -> None:
     """Silence what Lightning says about its own defaults; its warnings about the user's run stay."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
-    for message in (
-        ".*does not have many workers.*",
-        ".*`training_step` returned `None`.*",
-        ".*GPU available but not used.*",
-    ):
+    for message in QUIET:
         warnings.filterwarnings("ignore", message)

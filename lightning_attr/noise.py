@@ -17,6 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from datamodules.errors import UserError
+
 
 @dataclass(frozen=True)
 class Draws:
@@ -38,9 +40,7 @@ class Draws:
     def __post_init__(self) -> None:
         """Refuse an empty set of draws."""
         if self.timesteps < 1 or self.noises < 1:
-            raise ValueError(
-                f"draws: timesteps and noises must be at least 1, found {self.timesteps} and {self.noises}"
-            )
+            raise UserError(f"draws: found {self.timesteps} timesteps and {self.noises} noises, expected at least one")
 
     def __len__(self) -> int:
         """Return D, the number of draws."""
@@ -57,10 +57,10 @@ def draw_timesteps(draws: Draws, num_train_timesteps: int) -> Tensor:
     """Return the timesteps of all draws, int64 [D]. Consecutive draws have distinct timesteps.
 
     Raises:
-        ValueError: The schedule has fewer timesteps than the draws ask for.
+        UserError: The schedule has fewer timesteps than the draws ask for.
     """
     if draws.timesteps > num_train_timesteps:
-        raise ValueError(f"draws.timesteps: found {draws.timesteps}, expected at most {num_train_timesteps}")
+        raise UserError(f"draws.timesteps: found {draws.timesteps}, expected at most {num_train_timesteps}")
     spacing = num_train_timesteps // draws.timesteps
     return (torch.arange(draws.timesteps) * spacing).repeat(draws.noises)
 

@@ -26,6 +26,7 @@ TRAINER_KEYS = (
     "precision",
     "val_check_interval",
 )
+OWN_FILES = ("config.yaml", "manifest.json", "hparams.yaml")
 LIMIT_KEYS = ("max_epochs", "max_steps")
 LIBRARIES = ("lightning-attr", "torch", "lightning", "diffusers", "lmdb", "safetensors", "numpy")
 
@@ -54,7 +55,8 @@ class RunFolder:
         new = self._describe(verb, config, inputs)
         if self._manifest.exists():
             old = read_json(self._manifest)
-            self._check(old, new)
+            if self._has_results():
+                self._check(old, new)
             if old["status"] == "finished" and old["limits"] == new["limits"]:
                 return False
         write_atomically(self.path / "config.yaml", yaml.safe_dump(dict(config), sort_keys=False).encode())
@@ -65,6 +67,11 @@ class RunFolder:
         """Mark the run as finished."""
         manifest = read_json(self._manifest)
         write_json(self._manifest, {**manifest, "status": "finished", "finished": _now()})
+
+    def _has_results(self) -> bool:
+        """Return whether there is anything to lose; a run that failed at its start may be started with a better config."""
+        files = (path.name for path in self.path.rglob("*") if path.is_file())
+        return any(not name.startswith((*OWN_FILES, "events.out")) for name in files)
 
     def _describe(self, verb: str, config: Config, inputs: Mapping[str, str]) -> dict[str, Any]:
         return {

@@ -27,7 +27,7 @@ def read_samples(store: Store, positions: np.ndarray[Any, Any], device: torch.de
         "latent": torch.from_numpy(store.read("latent", positions)).to(device).float(),
         "text": torch.from_numpy(store.read("text", positions)).to(device).float(),
         "captions": torch.from_numpy(store.caption_counts[positions]).to(device).long(),
-        "id": torch.from_numpy(store.ids[positions]),
+        "id": torch.tensor(store.ids[positions]),
     }
 
 

@@ -11,7 +11,8 @@ import torch
 from datamodules.errors import UserError
 from datamodules.records import Field, Schema
 from datamodules.store import Store
-from lightning_attr.encoders import ImageEncoder, TextEncoder, image_encoder, text_encoder
+from lightning_attr.encoders import ImageEncoder, TextEncoder
+from lightning_attr.encoders.store import store_image_encoder, store_text_encoder
 from tools.images import Pixels
 
 Half = np.ndarray[Any, np.dtype[np.float16]]
@@ -82,10 +83,7 @@ def _half(values: torch.Tensor, encoder: str) -> Half:
 def encoders_of(path: Path) -> tuple[ImageEncoder, TextEncoder]:
     """Rebuild the encoders that a finished store was made with."""
     with Store(path) as store:
-        return (
-            image_encoder(store.schema.encoders["image"], store.encoder_state("image")),
-            text_encoder(store.schema.encoders["text"], store.encoder_state("text")),
-        )
+        return store_image_encoder(store), store_text_encoder(store)
 
 
 def finished(path: Path, schema: Schema) -> bool:

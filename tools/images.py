@@ -1,21 +1,18 @@
-"""Read image files into square RGB arrays, in this process or in several."""
+"""Read image files into square RGB arrays.
+
+Decoding processes import this module: it needs Pillow and NumPy only, so that they start in a moment.
+"""
 
 import io
 import multiprocessing
 import os
 import threading
-from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
-
-from datamodules.errors import UserError
 
 THUMB_SIDE = 96
 """Longest side of a thumbnail in pixels."""
@@ -90,54 +87,7 @@ def _square(image: Image.Image, size: int) -> Image.Image:
     return crop.resize((size, size), Image.Resampling.LANCZOS)
 
 
-class Decoder:
-    """Decodes batches of files, a few batches ahead of their use.
-
-    A context manager. Workers are spawned, not forked: a fork would inherit torch's threads in an unknown state.
-
-    Args:
-        size: side of the decoded images in pixels.
-        workers: processes; 0 decodes in this one.
-    """
-
-    AHEAD = 3  # batches decoded or being decoded: enough to hide the parent's encoding, bounded in memory
-
-    def __init__(self, size: int, workers: int) -> None:
-        self.size = size
-        self._pool: ProcessPoolExecutor | None = None
-        if workers:
-            context = multiprocessing.get_context("spawn")
-            self._pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_end_with_parent)
-
-    def __enter__(self) -> "Decoder":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._pool is not None:
-            self._pool.shutdown(cancel_futures=True)
-
-    def batches(self, batches: Iterable[Sequence[Path]]) -> Iterator[list[Decoded | Undecoded]]:
-        """Decode batch by batch, in order.
-
-        Raises:
-            UserError: a worker process was killed, mostly for want of memory.
-        """
-        if self._pool is None:
-            yield from ([decode(path, self.size) for path in batch] for batch in batches)
-            return
-        waiting: deque[list[Future[Decoded | Undecoded]]] = deque()
-        try:
-            for batch in batches:
-                waiting.append([self._pool.submit(decode, path, self.size) for path in batch])
-                if len(waiting) == self.AHEAD:
-                    yield [future.result() for future in waiting.popleft()]
-            while waiting:
-                yield [future.result() for future in waiting.popleft()]
-        except BrokenProcessPool as error:
-            raise UserError("a decoding process was killed (out of memory?): try fewer --workers") from error
-
-
-def _end_with_parent() -> None:
+def end_with_parent() -> None:
     """In a worker: exit when the parent is gone, even by SIGKILL; it would wait for work for ever otherwise."""
     parent = multiprocessing.parent_process()
     assert parent is not None

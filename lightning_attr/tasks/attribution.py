@@ -42,7 +42,7 @@ class Attribution(pl.LightningModule):
                 )
         positions = queries.positions(queries.ids)
         self._queries = {
-            "id": torch.from_numpy(queries.ids),
+            "id": torch.tensor(queries.ids),
             "latent": torch.from_numpy(queries.read("latent", positions)),
             "text": torch.from_numpy(queries.read("text", positions)),
         }

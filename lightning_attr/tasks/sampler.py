@@ -92,8 +92,8 @@ class Sampler(AnalysisTask):
     def predict_dataloader(self) -> DataLoader[int]:
         """Return the ids of the queries that are still to be made."""
         done = -1 if self.writer.last_id is None else self.writer.last_id
-        todo = list(range(done + 1, len(self.prompts)))
-        return DataLoader(todo, self.batch_size)  # type: ignore[arg-type]
+        todo: Any = range(done + 1, len(self.prompts))
+        return DataLoader(todo, batch_size=self.batch_size)
 
     def predict_step(self, ids: Tensor, batch_idx: int) -> None:
         """Sample a batch of queries and write it."""

@@ -4,6 +4,7 @@ import pytest
 import torch
 from scipy import stats
 
+from datamodules.errors import UserError
 from lightning_attr.noise import Draws, batch_noise, draw_timesteps, own_noise, shared_noise
 
 SHAPE = (4, 8, 8)
@@ -20,7 +21,7 @@ def test_consecutive_draws_have_distinct_timesteps() -> None:
 
 
 def test_more_timesteps_than_the_schedule_has() -> None:
-    with pytest.raises(ValueError, match="found 20, expected at most 10"):
+    with pytest.raises(UserError, match="found 20, expected at most 10"):
         draw_timesteps(Draws(timesteps=20), 10)
 
 

@@ -85,7 +85,7 @@ class Run:
         store: The training images; None where they are not found.
         rankings: One per method and settings, unlearning first.
         retrained: Models by method and K, the top first and random removal last.
-        metrics: Contents of every ``metrics.json`` by the name of its stage.
+        metrics: The metrics of every ``metrics.json`` by the name of its stage.
         notes: What is missing or left out, one sentence each.
     """
 
@@ -95,7 +95,7 @@ class Run:
     store: Store | None = None
     rankings: list[Ranking] = field(default_factory=list)
     retrained: list[Retrained] = field(default_factory=list)
-    metrics: dict[str, Any] = field(default_factory=dict)
+    metrics: dict[str, dict[str, Any]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
     @property
@@ -132,9 +132,8 @@ def collect(path: Path) -> Run:
     run.retrained = [_retrained(*file.content) for file in retrained if file.path in kept]
     # The method in question first, the baseline of random removal last.
     run.retrained.sort(key=lambda model: (model.method != "top", model.method == "random", model.method, model.k))
-    run.metrics = {
-        stage.name: read_json(file) for stage in run.stages if (file := stage.path / "metrics.json").is_file()
-    }
+    files_of_metrics = {stage.name: stage.path / "metrics.json" for stage in run.stages}
+    run.metrics = {name: _read_metrics(file) for name, file in files_of_metrics.items() if file.is_file()}
     run.notes += _missing(run)
     return run
 
@@ -214,6 +213,14 @@ def _retrained(tensors: Mapping[str, Tensor], settings: Mapping[str, Any]) -> Re
         original=tensors["original_image"],
         retrained=tensors["retrained_image"],
     )
+
+
+def _read_metrics(path: Path) -> dict[str, Any]:
+    content = read_json(path)
+    metrics = content.get("metrics") if isinstance(content, dict) else None
+    if not isinstance(metrics, dict):
+        raise UserError(f"{path}: found no metrics in it, expected what an Evaluation writes")
+    return metrics
 
 
 def _missing(run: Run) -> list[str]:

@@ -97,7 +97,8 @@ class Histogram:
             if count
         ]
         axis = Axis(low, high)
-        return cls(bars, [axis.at(score) for score in top.tolist()], axis.at(0.0) if low <= 0 <= high else None, low, high)
+        marks = [axis.at(score) for score in top.tolist()]
+        return cls(bars, marks, axis.at(0.0) if low <= 0 <= high else None, low, high)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from datamodules.errors import UserError
 from datamodules.store import Store
 from lightning_attr.artifacts import read_json
 
-_EXPECTED = {"status", "verb", "settings", "inputs", "versions", "seed"}
+_EXPECTED = {"status", "verb", "settings", "inputs", "versions", "python", "seed"}
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,19 @@ class Stage:
     def task(self) -> str:
         """The class of its LightningModule, such as ``Unlearning``."""
         return str(self.manifest["settings"].get("model.class_path", "")).rpartition(".")[2]
+
+    @property
+    def run(self) -> dict[str, Any]:
+        """When, how far and with which seed it ran."""
+        manifest = self.manifest
+        limits = {key: value for key, value in manifest.get("limits", {}).items() if value is not None}
+        times = {key: manifest[key] for key in ("started", "finished") if key in manifest}
+        return {"status": manifest["status"], "verb": manifest["verb"], "seed": manifest["seed"], **limits, **times}
+
+    @property
+    def versions(self) -> dict[str, str]:
+        """Versions of Python and the libraries."""
+        return {"python": self.manifest["python"], **self.manifest["versions"]}
 
 
 def find_stages(run: Path) -> list[Stage]:

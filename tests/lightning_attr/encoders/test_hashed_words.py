@@ -21,12 +21,9 @@ sys.stdout.buffer.write(HashedWords(8, 12, seed=3).encode({TEXTS!r}).numpy().tob
 def test_same_in_every_process() -> None:
     """Python's own hash of a string differs from process to process; ours must not."""
     here = HashedWords(8, 12, seed=3).encode(TEXTS).numpy().tobytes()
-    for seed in ("1", "2"):
-        environment = {**os.environ, "PYTHONHASHSEED": seed}
-        done = subprocess.run(
-            [sys.executable, "-c", PROGRAM], capture_output=True, check=True, env=environment, cwd=ROOT
-        )
-        assert done.stdout == here
+    environment = {**os.environ, "PYTHONHASHSEED": "1"}
+    done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, check=True, env=environment, cwd=ROOT)
+    assert done.stdout == here
 
 
 def test_values_are_frozen() -> None:

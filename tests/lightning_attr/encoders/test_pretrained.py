@@ -143,9 +143,9 @@ def test_clip_folder_without_a_model_is_named(tmp_path: Path) -> None:
 def test_missing_transformers_names_the_extra() -> None:
     program = """
 import sys
-sys.modules["transformers"] = None  # what an import finds where it is not installed
 from datamodules.errors import UserError
 from lightning_attr.encoders import parse_text_encoder
+sys.modules["transformers"] = None  # from here on, its import fails
 try:
     parse_text_encoder("clip:some/model")
 except UserError as error:

@@ -1,0 +1,102 @@
+from pathlib import Path
+
+import pytest
+import torch
+from datamodules import Exclude, Scores, Store, StoreError, Subset, UserError, kept_positions
+from datamodules.selection import excluded_positions
+
+
+@pytest.fixture
+def store(store_path: Path) -> Store:
+    return Store(store_path)
+
+
+@pytest.fixture
+def score_files(tmp_path: Path, store: Store) -> list[str]:
+    """Query 1 likes small ids, query 2 large ones; the second file has query 3, which likes small ones, too."""
+    ids = torch.from_numpy(store.ids.copy())
+    falling = -ids.float()
+    Scores(torch.stack([falling, -falling]), torch.tensor([1, 2]), ids, "random").save(tmp_path / "a")
+    Scores(falling[None], torch.tensor([3]), ids, "random").save(tmp_path / "b")
+    return [str(tmp_path / "a"), str(tmp_path / "b")]
+
+
+def left_out(store: Store, exclude: Exclude, subset: Subset | None = None) -> list[int]:
+    kept = kept_positions(store, exclude, subset)
+    removed = excluded_positions(store, exclude, subset)
+    both = sorted([*kept, *removed])
+    assert both == kept_positions(store, None, subset).tolist()
+    return store.ids[removed].tolist()  # type: ignore[no-any-return]
+
+
+def test_everything(store: Store) -> None:
+    assert kept_positions(store).tolist() == list(range(150))
+
+
+def test_exclude_ids(store: Store) -> None:
+    assert left_out(store, Exclude(ids=[30, 0, 30])) == [0, 30]
+    with pytest.raises(StoreError, match="found no sample 31"):
+        kept_positions(store, Exclude(ids=[30, 31]))
+
+
+def test_exclude_scores(store: Store, score_files: list[str]) -> None:
+    first, second = score_files
+    assert left_out(store, Exclude(scores=first, query=1, top=3)) == [0, 3, 6]
+    assert left_out(store, Exclude(scores=first, query=[2], top=2)) == [444, 447]
+    assert left_out(store, Exclude(scores=first, top=2)) == [0, 3, 444, 447]
+    assert left_out(store, Exclude(scores=[first, second], query=[1, 3], top=2)) == [0, 3]
+    with pytest.raises(UserError, match=r"no query 9 .* expected one of \[1, 2, 3\]"):
+        kept_positions(store, Exclude(scores=[first, second], query=[1, 9], top=2))
+    with pytest.raises(UserError, match="found 151, expected at most 150"):
+        kept_positions(store, Exclude(scores=first, query=1, top=151))
+    with pytest.raises(UserError, match="no sample left"):
+        kept_positions(store, Exclude(scores=first, query=1, top=150))
+
+
+def test_exclude_at_random(store: Store) -> None:
+    first = left_out(store, Exclude(random=20))
+    assert len(first) == 20
+    assert first == left_out(store, Exclude(random=20))
+    assert set(left_out(store, Exclude(random=5))) < set(first)
+    assert first != left_out(store, Exclude(random=20, seed=1))
+    with pytest.raises(UserError, match="found 151, expected at most 150"):
+        kept_positions(store, Exclude(random=151))
+
+
+def test_subset(store: Store) -> None:
+    assert kept_positions(store, subset=Subset(ids=[9, 3, 9])).tolist() == [1, 3]
+    assert kept_positions(store, subset=Subset(first=4)).tolist() == [0, 1, 2, 3]
+    half, other = (kept_positions(store, subset=Subset(fraction=0.5, seed=seed)).tolist() for seed in (0, 1))
+    assert len(half) == len(other) == 75
+    assert half != other
+    assert half == sorted(half)
+    with pytest.raises(UserError, match="found 151, expected at most 150"):
+        kept_positions(store, subset=Subset(first=151))
+    with pytest.raises(StoreError, match="found no sample 4"):
+        kept_positions(store, subset=Subset(ids=[3, 4]))
+
+
+def test_exclude_from_a_subset(store: Store) -> None:
+    subset = Subset(first=10)
+    assert len(left_out(store, Exclude(random=4), subset)) == 4
+    assert left_out(store, Exclude(ids=[3, 300]), subset) == [3]
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Exclude(), "exclude: found nothing, expected exactly one of ids, scores, random"),
+        (lambda: Exclude(ids=[1], random=3), "exclude: found ids and random"),
+        (lambda: Exclude(scores="a"), "expected both or neither"),
+        (lambda: Exclude(ids=[1], top=3), "expected both or neither"),
+        (lambda: Exclude(ids=[1], query=3), "expected it with scores only"),
+        (lambda: Exclude(random=0), "exclude.random: found 0"),
+        (lambda: Subset(), "subset: found nothing"),
+        (lambda: Subset(fraction=0.5, first=3), "subset: found fraction and first"),
+        (lambda: Subset(fraction=1.5), "subset.fraction: found 1.5"),
+        (lambda: Subset(first=0), "subset.first: found 0"),
+    ],
+)
+def test_contradictions(make, message: str) -> None:  # type: ignore[no-untyped-def]
+    with pytest.raises(UserError, match=message):
+        make()

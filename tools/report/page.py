@@ -1,0 +1,38 @@
+"""Setting the page."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from tools.report.collect import LOSS_DELTAS, Run
+from tools.report.views import comparisons, query_views, retrievals
+
+
+def render(run: Run) -> str:
+    """Return the report of a run as one HTML page that needs no other file and no network."""
+    # Captions and prompts are foreign text: everything that is put into the page is escaped.
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["setting"] = write_setting
+    return environment.get_template("page.html.jinja").render(
+        name=run.path.resolve().name,
+        run=run,
+        queries=list(query_views(run)),
+        comparisons=comparisons(run.retrained),
+        retrievals=list(retrievals(run.metrics)),
+        loss_deltas=LOSS_DELTAS,
+    )
+
+
+def write_setting(value: Any) -> str:
+    """Write a setting as configs do: ``null``, ``true``, plain words."""
+    return value if isinstance(value, str) else json.dumps(value)
