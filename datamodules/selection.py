@@ -23,8 +23,8 @@ class Exclude:
     Args:
         ids: These.
         scores: Scores files: the samples scored highest for a query.
-        query: Ids of the queries of `scores`; all of them by default. The union over queries is left out.
-        top: How many samples of each query of `scores`.
+        query: Ids of the queries of `scores`; all of them by default.
+        top: How many samples in all: the query's highest-scored ones, or those of several queries rank by rank in turn.
         random: So many at random.
         seed: Of `random`.
 
@@ -122,21 +122,22 @@ def _excluded(store: Store, exclude: Exclude, chosen: Ints) -> Ints:
 
 
 def _top_ids(paths: Sequence[str], query: int | list[int] | None, top: int) -> list[int]:
-    """Union of the `top` samples of each query over all files."""
-    found: set[int] = set()
+    """The `top` samples that stand highest: all queries' first ones, then their second ones, and so on."""
+    rankings: list[list[int]] = []
     asked = None if query is None else {query} if isinstance(query, int) else set(query)
     seen: set[int] = set()
     for path in paths:
         scores = Scores.load(path)
         queries = set(scores.query_id.tolist())
         seen |= queries
-        for query_id in queries if asked is None else queries & asked:
-            found.update(scores.top(query_id, _at_most(f"exclude.top of {path}", top, len(scores.sample_id))))
+        for query_id in sorted(queries if asked is None else queries & asked):
+            rankings.append(scores.top(query_id, _at_most(f"exclude.top of {path}", top, len(scores.sample_id))))
     if asked is not None and (missing := sorted(asked - seen)):
         raise UserError(
             f"exclude.query: found no query {missing[0]} in {', '.join(paths)}, expected one of {sorted(seen)}"
         )
-    return sorted(found)
+    in_turn = dict.fromkeys(sample for rank in zip(*rankings, strict=True) for sample in rank)
+    return sorted(list(in_turn)[:top])
 
 
 def _one_way(name: str, **ways: object) -> None:

@@ -169,7 +169,7 @@ class Store:
         if schema is None:
             raise StoreError(f"{self.path}: found no schema record, expected a store")
         decoded = decode_schema(self.path, schema)
-        if complete is None or self.path.endswith(".partial"):
+        if complete is None:
             raise StoreError(f"{self.path}: unfinished, its writer was stopped; run it again to finish the store")
         record = json.loads(complete)
         return decoded, str(record["digest"]), int(record["count"])

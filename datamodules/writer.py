@@ -15,7 +15,7 @@ import lmdb
 import numpy as np
 
 from datamodules.digest import compute_digest
-from datamodules.environment import MAX_DATABASES, check_file, store_errors
+from datamodules.environment import MAX_DATABASES, store_errors
 from datamodules.errors import StoreError
 from datamodules.layout import (
     HEAD,
@@ -32,13 +32,14 @@ from datamodules.layout import (
     seal,
     unseal,
 )
+from datamodules.pages import check_length
+from datamodules.pages import seal as seal_pages
 from datamodules.records import Meta, Sample, Schema
 
 GROUP_BYTES = 32 * 1024 * 1024
 GROUP_SAMPLES = 1024
 GROUP_SECONDS = 5.0
 MAP_BYTES = 64 * 1024 * 1024
-ROOM_BYTES = 1024 * 1024
 
 
 class StoreWriter:
@@ -165,7 +166,7 @@ class StoreWriter:
 
     def _open(self) -> None:
         if os.path.getsize(self.partial):
-            check_file(self.partial)
+            check_length(self.partial)
         map_bytes = max(MAP_BYTES, 2 * os.path.getsize(self.partial))
         with store_errors(self.partial):
             # The lock that is held keeps other writers out, and nobody reads an unfinished store.
@@ -256,9 +257,7 @@ class StoreWriter:
             os.remove(copy)
         with store_errors(self.path):
             self._env.copy(copy, compact=True)
-        # LMDB does not check all offsets in a tree page. A damaged one points up to 64 KiB and a value's length too far:
-        # with room (a hole in the file) behind the last page, reading there is an error and not a SIGBUS.
-        os.truncate(copy, os.path.getsize(copy) + ROOM_BYTES)
+        seal_pages(copy)
         _sync(copy)
         os.replace(copy, self.path)
         _sync(os.path.dirname(os.path.abspath(self.path)))

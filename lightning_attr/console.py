@@ -1,4 +1,4 @@
-"""What the commands of `tools` share: where they print, how they show progress, how they end on a mistake."""
+"""What all commands share: where they print, how they show progress, how they end on a mistake."""
 
 import os
 import signal
@@ -31,7 +31,7 @@ def run(main: Callable[[], None]) -> NoReturn:
         err.print(f"error: {error}", style="red", markup=False, soft_wrap=True)
         sys.exit(1)
     except KeyboardInterrupt:
-        err.print("interrupted: the same command goes on from here", markup=False)
+        err.print("interrupted")
         sys.exit(128 + signal.SIGINT)
     except BrokenPipeError:  # `... | head` closed our stdout; what is left in its buffer has nowhere to go
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -72,9 +72,10 @@ def progress(unit: str) -> Progress:
 
 def summary(title: str, rows: Iterable[tuple[str, object]]) -> None:
     """Print a table of names and values on stdout; values are folded, never cut off."""
-    table = Table(title=title, title_justify="left", show_header=False)
+    table = Table(show_header=False)
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
     for name, value in rows:
         table.add_row(Text(name), Text(f"{value:,}" if isinstance(value, int) else str(value)))
+    out.print(Text(title, style="bold"), soft_wrap=True)  # not the table's own title: that wraps at the table's width
     out.print(table)

@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from datamodules.store import Store
-from tools.console import out, progress, run, summary
+from lightning_attr.console import out, progress, run, summary
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -16,7 +16,7 @@ from datamodules.records import Meta, Sample
 from datamodules.store import Store
 from datamodules.writer import StoreWriter
 from lightning_attr.encoders import HashedWords, PatchPCA
-from tools.console import out, progress, run, summary
+from lightning_attr.console import out, progress, run, summary
 from tools.encode import Recipe, finished
 from tools.images import Pixels, thumbnail
 from tools.shapes import Scene, captions, draw_scene, planted_ids, render

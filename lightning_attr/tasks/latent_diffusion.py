@@ -100,7 +100,9 @@ class LatentDiffusion(pl.LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW with a linear warm-up."""
-        optimizer = torch.optim.AdamW(self.denoiser.parameters(), self.learning_rate, weight_decay=self.weight_decay)
+        optimizer = torch.optim.AdamW(
+            self.denoiser.parameters(), self.learning_rate, weight_decay=self.weight_decay, fused=True
+        )
         warmup = torch.optim.lr_scheduler.LambdaLR(
             optimizer, lambda step: min(1.0, (step + 1) / (self.warmup_steps + 1))
         )

@@ -7,11 +7,11 @@ from typing import Any
 import lightning.pytorch as pl
 import pytest
 import torch
-from datamodules import Exclude, LatentDataModule, Store, StoreError, Subset, UserError
 from jsonargparse import ArgumentParser
 from lightning.pytorch.callbacks import ModelCheckpoint
+from small_stores import write_store
 
-from tests.datamodules.conftest import write_store
+from datamodules import Exclude, LatentDataModule, Store, StoreError, Subset, UserError
 
 
 class Recorder(pl.LightningModule):
@@ -31,9 +31,11 @@ class Recorder(pl.LightningModule):
     def validation_step(self, batch: dict[str, torch.Tensor], batch_idx: int) -> None:
         assert batch["latent"].ndim == 5
 
-    predict_step = record = lambda self, batch, *_: self.note(batch["id"].tolist())  # noqa: E731
+    def predict_step(self, batch: dict[str, torch.Tensor], batch_idx: int) -> None:
+        self.record(batch)
 
-    def note(self, ids: list[int]) -> None:
+    def record(self, batch: dict[str, torch.Tensor]) -> None:
+        ids = batch["id"].tolist()
         self.seen.append(ids)
         if self.log_file is not None:
             with self.log_file.with_suffix(f".{self.global_rank}").open("a") as file:
@@ -45,7 +47,7 @@ class Recorder(pl.LightningModule):
 
 def trainer(root: Path, **options: Any) -> pl.Trainer:
     quiet: dict[str, Any] = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
-    defaults = {"accelerator": "cpu", "devices": 1, "max_epochs": 3, "use_distributed_sampler": False}
+    defaults: dict[str, Any] = {"accelerator": "cpu", "devices": 1, "max_epochs": 3, "use_distributed_sampler": False}
     return pl.Trainer(default_root_dir=root, **(defaults | quiet | options))
 
 
@@ -91,9 +93,9 @@ def test_limited_batches_and_reloading(store_path: Path, tmp_path: Path) -> None
 
 
 def test_a_changed_batch_size_in_the_middle_of_an_epoch(store_path: Path, tmp_path: Path) -> None:
-    _, checkpoints = fit(tmp_path / "a", LatentDataModule(str(store_path), 32), max_epochs=1)
+    fit(tmp_path / "a", LatentDataModule(str(store_path), 32), max_epochs=1)
     other = LatentDataModule(str(store_path), 16)
-    with pytest.raises(UserError, match="batch_size 16.* expected batch_size 32"):
+    with pytest.raises(UserError, match=r"batch_size 16.* expected batch_size 32"):
         fit(tmp_path / "b", other, str(tmp_path / "a" / "step=2.ckpt"), max_epochs=2)
     fit(tmp_path / "c", other, str(tmp_path / "a" / "end" / "epoch=0.ckpt"), max_epochs=2)  # between epochs it is fine
 
@@ -116,7 +118,7 @@ def test_two_ranks(tmp_path: Path, count: int) -> None:
     store = str(write_store(tmp_path / "a.lmdb", count))
     for task in ("fit", "predict"):
         log = tmp_path / task
-        options = {"devices": 2, "strategy": "ddp_spawn", "max_epochs": 1}
+        options: dict[str, Any] = {"devices": 2, "strategy": "ddp_spawn", "max_epochs": 1}
         getattr(trainer(tmp_path, **options), task)(Recorder(log), datamodule=LatentDataModule(store, 4))
         ranks = [[json.loads(line) for line in log.with_suffix(f".{rank}").open()] for rank in (0, 1)]
         assert len(ranks[0]) == len(ranks[1])
@@ -131,7 +133,7 @@ def test_from_yaml(store_path: Path, tmp_path: Path) -> None:
         f"data:\n  store: {store_path}\n  batch_size: 8\n  exclude:\n    random: 5\n  subset:\n    first: 50\n"
     )
     parser.add_argument("--config", action="config")
-    data = parser.instantiate_classes(parser.parse_args([f"--config={config}", "--data.exclude.seed=3"])).data
+    data = parser.instantiate(parser.parse_args([f"--config={config}", "--data.exclude.seed=3"])).data
     assert data.exclude == Exclude(random=5, seed=3)
     assert len(data.positions) == 45
     assert len(data.excluded_ids) == 5
@@ -142,5 +144,5 @@ def test_mistakes_show_at_setup(store_path: Path, tmp_path: Path) -> None:
         LatentDataModule(str(tmp_path / "missing.lmdb")).setup("fit")
     with pytest.raises(StoreError, match="found no sample 1"):
         LatentDataModule(str(store_path), exclude=Exclude(ids=[1])).setup("fit")
-    with pytest.raises(UserError, match="data.batch_size: found 0"):
+    with pytest.raises(UserError, match=r"data\.batch_size: found 0"):
         LatentDataModule(str(store_path), batch_size=0)

@@ -1,14 +1,14 @@
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
 import torch
+from small_stores import damage, write_store
+
 from datamodules import Store, StoreError, UserError
 from datamodules.hashing import choices, shuffled
 from datamodules.loading import Keys, LatentLoader, PredictBatches, Share, TrainBatches
-
-from tests.datamodules.conftest import write_store
-from tests.datamodules.test_store import damage
 
 
 def train_loader(path: Path, batch_size: int = 16, workers: int = 0, share: Share | None = None) -> LatentLoader:
@@ -105,11 +105,11 @@ def test_a_subset_keeps_the_order_of_the_whole() -> None:
     [(10, 1, 4), (10, 3, 4), (9, 4, 2), (5, 4, 1), (7, 2, 3), (8, 8, 3), (12, 4, 3)],
 )
 def test_ranks_share_every_sample_in_equally_many_batches(
-    order: str, samples: int, world_size: int, batch_size: int
+    order: Literal["shuffled", "stored"], samples: int, world_size: int, batch_size: int
 ) -> None:
     positions = np.arange(100, 100 + samples)
     ranks = [
-        list(Keys(positions * 2, positions, batch_size, order, 0, Share(rank, world_size)))  # type: ignore[arg-type]
+        list(Keys(positions * 2, positions, batch_size, order, 0, Share(rank, world_size)))
         for rank in range(world_size)
     ]
     assert len({len(batches) for batches in ranks}) == 1
@@ -133,6 +133,8 @@ def test_resume_within_an_epoch(store_path: Path, workers: int, stop: int) -> No
     loader = train_loader(store_path, workers=workers)
     loader.sampler.set_epoch(5)
     expected = [batch["id"].tolist() for batch in loader]
+    loader = train_loader(store_path, workers=workers)
+    loader.sampler.set_epoch(5)
     iterator = iter(loader)
     before = [next(iterator)["id"].tolist() for _ in range(stop)]
     state = loader.state_dict()
@@ -160,7 +162,8 @@ def test_a_state_of_another_order_is_refused(store_path: Path) -> None:
         train_loader(store_path, batch_size=8).load_state_dict(loader.state_dict())
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+# torch takes five seconds to stop a worker that had an error
+@pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_damage_gives_one_plain_message(tmp_path: Path, workers: int) -> None:
     path = write_store(tmp_path / "a.lmdb", 40)
     damage(path, Store(path).read("text", [5])[0, 0].tobytes())

@@ -2,8 +2,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from datamodules import Scores, UserError
 from safetensors.torch import save_file
+
+from datamodules import Scores, UserError
 
 
 def scores(values: list[list[float]], queries: list[int], method: str = "unlearning", **settings: object) -> Scores:
@@ -66,7 +67,7 @@ def test_every_flipped_bit_is_noticed(tmp_path: Path) -> None:
     path = tmp_path / "scores.safetensors"
     scores([[1, 2, 3, 4]], [7], steps=1).save(path)
     data = bytearray(path.read_bytes())
-    for at in range(0, len(data)):
+    for at in range(len(data)):
         changed = data.copy()
         changed[at] ^= 1 << at % 8
         path.write_bytes(changed)

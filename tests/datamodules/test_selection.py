@@ -1,7 +1,9 @@
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+
 from datamodules import Exclude, Scores, Store, StoreError, Subset, UserError, kept_positions
 from datamodules.selection import excluded_positions
 
@@ -43,7 +45,8 @@ def test_exclude_scores(store: Store, score_files: list[str]) -> None:
     first, second = score_files
     assert left_out(store, Exclude(scores=first, query=1, top=3)) == [0, 3, 6]
     assert left_out(store, Exclude(scores=first, query=[2], top=2)) == [444, 447]
-    assert left_out(store, Exclude(scores=first, top=2)) == [0, 3, 444, 447]
+    assert left_out(store, Exclude(scores=first, top=3)) == [0, 3, 447]  # the queries in turn
+    assert left_out(store, Exclude(scores=first, top=4)) == [0, 3, 444, 447]
     assert left_out(store, Exclude(scores=[first, second], query=[1, 3], top=2)) == [0, 3]
     with pytest.raises(UserError, match=r"no query 9 .* expected one of \[1, 2, 3\]"):
         kept_positions(store, Exclude(scores=[first, second], query=[1, 9], top=2))
@@ -97,6 +100,6 @@ def test_exclude_from_a_subset(store: Store) -> None:
         (lambda: Subset(first=0), "subset.first: found 0"),
     ],
 )
-def test_contradictions(make, message: str) -> None:  # type: ignore[no-untyped-def]
+def test_contradictions(make: Callable[[], object], message: str) -> None:
     with pytest.raises(UserError, match=message):
         make()

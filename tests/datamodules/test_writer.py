@@ -1,16 +1,15 @@
 import multiprocessing
 import os
-import signal
-import subprocess
-import sys
 import time
+from collections.abc import Callable
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import numpy as np
 import pytest
-from datamodules import Field, Meta, Sample, Schema, Store, StoreError, StoreWriter, writer
+from small_stores import FIELDS, SCHEMA, sample, samples, write_store
 
-from tests.datamodules.conftest import FIELDS, SCHEMA, sample, samples, write_store
+from datamodules import Field, Meta, Sample, Schema, Store, StoreError, StoreWriter, writer
 
 
 def test_round_trip(store_path: Path) -> None:
@@ -52,71 +51,63 @@ def test_resuming_gives_the_same_store(tmp_path: Path, store_path: Path) -> None
     assert Store(path).digest == Store(store_path).digest
 
 
-WRITE_SLOWLY = """
-import sys, time
-from pathlib import Path
-from datamodules import StoreWriter
-from tests.datamodules.conftest import SCHEMA, samples
-with StoreWriter(Path(sys.argv[1]), SCHEMA) as writer:
-    writer.put_encoder_state("image", b"fitted numbers")
-    for item in samples(150):
-        if writer.last_id is None or item.meta.id > writer.last_id:
-            writer.write(item)
-            writer.flush()
-            print(item.meta.id, flush=True)
-    writer.finish()
-    print("finished", flush=True)
-"""
+def write_slowly(path: Path, written: Connection) -> None:
+    """Commit each sample, and say so."""
+    with StoreWriter(path, SCHEMA) as writer:
+        writer.put_encoder_state("image", b"fitted numbers")
+        for item in samples(150):
+            if writer.last_id is None or item.meta.id > writer.last_id:
+                writer.write(item)
+                writer.flush()
+                written.send(item.meta.id)
+        writer.finish()
 
 
-def start_writer(path: Path) -> subprocess.Popen[str]:
-    root = Path(__file__).parents[2]
-    return subprocess.Popen(
-        [sys.executable, "-c", WRITE_SLOWLY, str(path)], stdout=subprocess.PIPE, text=True, cwd=root,
-        env=os.environ | {"PYTHONPATH": str(root)},
-    )  # fmt: skip
+def kill_writer(path: Path, after: int, wait: float = 0) -> None:
+    """Start a process that writes, and kill it when it has written that id."""
+    receiver, sender = multiprocessing.Pipe(duplex=False)
+    process = multiprocessing.get_context("fork").Process(target=write_slowly, args=(path, sender))
+    process.start()
+    while receiver.recv() != after:
+        pass
+    time.sleep(wait)
+    process.kill()
+    process.join()
 
 
 def test_resumes_after_kills(tmp_path: Path, store_path: Path) -> None:
     path = tmp_path / "a.lmdb"
-    for lines in (5, 60):
-        process = start_writer(path)
-        assert process.stdout is not None
-        written = [process.stdout.readline() for _ in range(lines)]
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        with pytest.raises(StoreError):
+    for last in (12, 192, 210):
+        kill_writer(path, last)
+        with pytest.raises(StoreError, match="its writer has not finished"):
             Store(path)
         with StoreWriter(path, SCHEMA) as writer:
             assert writer.last_id is not None
-            assert writer.last_id >= int(written[-1])
-    process = start_writer(path)
-    output, _ = process.communicate()
-    assert output.endswith("finished\n")
-    store = Store(path)
-    store.verify()
-    assert store.digest == Store(store_path).digest
+            assert writer.last_id >= last
+    with StoreWriter(path, SCHEMA) as writer:
+        for item in samples(150):
+            if item.meta.id > (writer.last_id or 0):
+                writer.write(item)
+        writer.finish()
+    Store(path).verify()
+    assert Store(path).digest == Store(store_path).digest
 
 
 @pytest.mark.slow
-def test_kill_at_any_moment_of_finishing(tmp_path: Path, store_path: Path) -> None:
-    digest = Store(store_path).digest
-    for attempt in range(20):
+def test_kills_at_any_moment_of_finishing(tmp_path: Path, store_path: Path) -> None:
+    finished = 0
+    for attempt in range(40):
         path = tmp_path / f"{attempt}.lmdb"
-        process = start_writer(path)
-        assert process.stdout is not None
-        while "447" not in process.stdout.readline():
-            pass
-        time.sleep(attempt * 0.0005)
-        process.kill()
-        process.wait()
-        if not path.exists():
+        kill_writer(path, 447, wait=attempt * 0.001)
+        if path.exists():
+            finished += 1
+        else:
             with StoreWriter(path, SCHEMA) as writer:
                 assert writer.last_id == 447
                 writer.finish()
-        store = Store(path)
-        store.verify()
-        assert store.digest == digest
+        Store(path).verify()
+        assert Store(path).digest == Store(store_path).digest
+    assert 0 < finished < 40
 
 
 def test_two_writers_at_once_are_refused(tmp_path: Path) -> None:
@@ -149,7 +140,7 @@ def test_another_schema_is_refused(tmp_path: Path) -> None:
         StoreWriter(path, Schema(FIELDS, {}))
 
 
-def test_a_finished_store_is_not_overwritten(make_store) -> None:  # type: ignore[no-untyped-def]
+def test_a_finished_store_is_not_overwritten(make_store: Callable[[int], Path]) -> None:
     path = make_store(3)
     with pytest.raises(StoreError, match="finished already"):
         StoreWriter(path, SCHEMA)
@@ -160,18 +151,18 @@ def test_a_finished_store_is_not_overwritten(make_store) -> None:  # type: ignor
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda item: Sample(item.meta, item.arrays | {"noise": np.zeros(3)}, b""), "found arrays"),
+        (lambda item: Sample(item.meta, {**item.arrays, "noise": np.zeros(3)}, b""), "found arrays"),
         (lambda item: Sample(item.meta, {"latent": item.arrays["latent"]}, b""), "found arrays"),
         (
-            lambda item: Sample(item.meta, item.arrays | {"text": np.zeros((3, 5, 8))}, b""),
+            lambda item: Sample(item.meta, {**item.arrays, "text": np.zeros((3, 5, 8))}, b""),
             "float64, expected .* float16",
         ),
-        (lambda item: Sample(item.meta, item.arrays | {"text": item.arrays["text"][:2]}, b""), r"\[2, 5, 8\]"),
+        (lambda item: Sample(item.meta, {**item.arrays, "text": item.arrays["text"][:2]}, b""), r"\[2, 5, 8\]"),
         (lambda item: Sample(Meta(9, ("a",) * 4, None, None, {}), item.arrays, b""), "4 captions, expected at most 3"),
         (lambda item: Sample(Meta(5, (), None, None, {}), item.arrays, b""), "expected ascending ids"),
     ],
 )
-def test_wrong_samples(tmp_path: Path, change, message: str) -> None:  # type: ignore[no-untyped-def]
+def test_wrong_samples(tmp_path: Path, change: Callable[[Sample], Sample], message: str) -> None:
     with StoreWriter(tmp_path / "a.lmdb", SCHEMA) as writer:
         writer.write(sample(5))
         with pytest.raises(StoreError, match=message):
@@ -225,7 +216,7 @@ def test_the_digest_changes_with_anything(tmp_path: Path) -> None:
     text[0, 0, 0] += 1
     variants = [
         base,
-        Sample(base.meta, base.arrays | {"text": text}, base.thumb),
+        Sample(base.meta, {**base.arrays, "text": text}, base.thumb),
         Sample(base.meta, base.arrays, b"other"),
         Sample(Meta(8, *list(vars(base.meta).values())[1:]), base.arrays, base.thumb),
         Sample(Meta(7, base.meta.captions, None, None, {}), base.arrays, base.thumb),

@@ -4,7 +4,7 @@ A package with this file rather than a module: decoding processes import the mod
 of a package, and so start without torch.
 """
 
-from tools.console import run
+from lightning_attr.console import run
 from tools.prepare_coco.command import main
 
 if __name__ == "__main__":
