@@ -9,9 +9,11 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.utilities.exceptions import SIGTERMException
+from torch import Tensor
 
+from datamodules.errors import UserError
 from lightning_attr.denoisers import read_checkpoint
 
 
@@ -37,34 +39,85 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         return read_checkpoint(path)
 
 
-class RunCheckpoint(ModelCheckpoint):
-    """Keeps one checkpoint, ``last.ckpt``: every so many steps, at the last step, and on SIGTERM or Ctrl-C.
+class RunCheckpoint(Checkpoint):
+    """Keeps one checkpoint, ``last.ckpt``: every so many steps, after the last one, and when SIGTERM or Ctrl-C stops.
+
+    It holds what Lightning leaves out: the gradients of a step that is under way, and that a validation is due. Every
+    validation has a checkpoint before, so that a stop costs no training, and one after. There is none at other places,
+    such as between the last batch and the end of an epoch: Lightning does not resume from all of them exactly.
 
     Args:
-        dirpath: The folder; the CLI gives ``checkpoints`` in the run's folder.
-        every_n_train_steps: Steps between checkpoints; a SIGKILL loses at most these.
+        dirpath: The folder; None is ``checkpoints`` in the run's folder.
+        every_n_train_steps: Training steps between checkpoints, micro-batches included; a kill loses at most these.
     """
 
     def __init__(self, dirpath: str | None = None, every_n_train_steps: int = 500) -> None:
-        super().__init__(
-            dirpath=dirpath,
-            filename="last",
-            every_n_train_steps=every_n_train_steps,
-            save_top_k=1,
-            save_on_exception=True,
-            enable_version_counter=False,
-        )
+        if every_n_train_steps < 1:
+            raise UserError(f"checkpoint.every_n_train_steps: found {every_n_train_steps}, expected at least 1")
+        self.dirpath = dirpath
+        self.every_n_train_steps = every_n_train_steps
+        self._training = False
+        self._validation_due = False
+        self._gradients: dict[str, Tensor] = {}
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Take up the step and the validation that a stop cut off."""
+        parameters = dict(pl_module.named_parameters())
+        for name, gradient in self._gradients.items():
+            parameters[name].grad = gradient.to(parameters[name].device)
+        self._gradients = {}
+        self._training = True
+        if self._validation_due:
+            loop = trainer.fit_loop.epoch_loop.val_loop
+            loop.restarting = False
+            trainer.validating = True
+            loop.run()
+            trainer.training = True
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """What follows the training has files of its own."""
+        self._training = False
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Save after the last step too: validation and what else follows must not cost the training."""
-        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+        """Save every so many steps, before what follows the last one, before a validation, and before a stop."""
+        loop, fetcher = trainer.fit_loop.epoch_loop, trainer.fit_loop._data_fetcher
+        assert fetcher is not None
+        self._validation_due = loop._should_check_val_fx(fetcher)
         last_epoch = trainer.current_epoch + 1 == trainer.max_epochs
-        if trainer.global_step == trainer.max_steps or (last_epoch and trainer.is_last_batch):
-            trainer.save_checkpoint(Path(str(self.dirpath)) / "last.ckpt")
+        last = trainer.global_step == trainer.max_steps or (last_epoch and trainer.is_last_batch)
+        stop = trainer.strategy.reduce_boolean_decision(trainer.received_sigterm, all=False)  # the same on all ranks
+        if stop or last or self._validation_due or (loop.total_batch_idx + 1) % self.every_n_train_steps == 0:
+            self._save(trainer)
+        if stop:
+            raise SIGTERMException
 
-    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        """Save when the user stops the run; after an error keep the checkpoint that is there."""
-        if isinstance(exception, (SIGTERMException, KeyboardInterrupt)):
-            super().on_exception(trainer, pl_module, exception)
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Save that the validation is not due any more."""
+        if self._training:
+            self._validation_due = False
+            self._save(trainer)
+
+    def _save(self, trainer: pl.Trainer) -> None:
+        for logger in trainer.loggers:
+            logger.save()  # points before a checkpoint must not be lost with the process
+        folder = Path(self.dirpath) if self.dirpath is not None else Path(trainer.default_root_dir) / "checkpoints"
+        trainer.save_checkpoint(folder / "last.ckpt")
+
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Add what is under way."""
+        checkpoint["validation_due"] = self._validation_due
+        checkpoint["gradients"] = {}
+        if trainer.fit_loop._should_accumulate():
+            gradients = {name: parameter.grad for name, parameter in pl_module.named_parameters()}
+            checkpoint["gradients"] = {name: gradient for name, gradient in gradients.items() if gradient is not None}
+
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Keep what was under way until the training starts."""
+        self._validation_due = checkpoint.get("validation_due", False)
+        self._gradients = checkpoint.get("gradients", {})

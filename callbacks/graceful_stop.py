@@ -1,4 +1,4 @@
-"""Ctrl-C stops a run as SIGTERM does: after the batch under way, with a checkpoint."""
+"""SIGTERM and Ctrl-C stop a run so that the same command goes on from there."""
 
 from __future__ import annotations
 
@@ -8,37 +8,53 @@ from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from lightning_attr.console import err
 
 
 class GracefulStop(Callback):
-    """The first Ctrl-C asks Lightning to stop at the end of the batch, a second one ends the process at once.
+    """Raises Lightning's ``SIGTERMException`` for SIGTERM and for Ctrl-C.
 
-    A KeyboardInterrupt in the middle of an optimizer step would leave weights that no uninterrupted run has.
+    While a model trains, at the end of the batch, where Lightning does so: in the middle of an optimizer step, weights
+    are those of no uninterrupted run. Elsewhere at once: files are written whole or not at all, and what is done stays.
     """
 
     def __init__(self) -> None:
-        self._previous: Any = None
+        self._training = False
+        self._previous: dict[signal.Signals, Any] = {}
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Take over the signals. Lightning adds its own handler for SIGTERM while its loops run."""
+        self._previous = {number: signal.signal(number, self._stop) for number in (signal.SIGINT, signal.SIGTERM)}
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Take over Ctrl-C."""
-        self._previous = signal.signal(signal.SIGINT, self._stop)
+        """From here on, wait for the end of the batch."""
+        self._training = True
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Give Ctrl-C back."""
+        """From here on, stop at once."""
+        self._training = False
+        if trainer.received_sigterm:  # after Lightning looked for the last time
+            raise SIGTERMException
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Give the signals back."""
         self._restore()
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        """Give Ctrl-C back."""
+        """Give the signals back."""
         self._restore()
 
     def _stop(self, signum: int, frame: object) -> None:
-        err.print("stopping after this batch; press Ctrl-C again to stop at once", markup=False)
-        self._restore()
-        os.kill(os.getpid(), signal.SIGTERM)
+        if not self._training:
+            raise SIGTERMException
+        if signum == signal.SIGINT:
+            err.print("stopping after this batch; press Ctrl-C again to stop at once", markup=False)
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            os.kill(os.getpid(), signal.SIGTERM)
 
     def _restore(self) -> None:
-        if self._previous is not None:
-            signal.signal(signal.SIGINT, self._previous)
-            self._previous = None
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+        self._previous = {}

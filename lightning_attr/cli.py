@@ -34,6 +34,7 @@ QUIET = (
     ".*in eval mode at the start of training.*",
     ".*LeafSpec.*",
     ".*GPU available but not used.*",
+    ".*args parameter is intended to run from within Python.*",
 )
 
 
@@ -98,14 +99,13 @@ class AttributionCLI(LightningCLI):
 
     def _tensorboard(self) -> TensorBoardLogger:
         checkpoint = self._get(self.config, "ckpt_path") if self.subcommand == "fit" else None
-        step = None
+        step = 0
         if checkpoint is not None:
             step = int(read_checkpoint(checkpoint)["global_step"])
-            err.print(f"resuming from {checkpoint}, step {step}", markup=False)
-        # Points that a killed run wrote after its last checkpoint are dropped, so that the curves stay single.
-        return TensorBoardLogger(
-            self.folder.path, name="", version="", default_hp_metric=False, purge_step=step and step + 1
-        )
+            err.print(f"resuming from {checkpoint}, step {step}", markup=False, soft_wrap=True)
+        # Points that a killed run wrote after its last checkpoint are dropped, so that the curves stay single. The
+        # batch that makes step n + 1 is point n.
+        return TensorBoardLogger(self.folder.path, name="", version="", default_hp_metric=False, purge_step=step)
 
     def _finish(self) -> None:
         if self.trainer.is_global_zero:
@@ -173,12 +173,15 @@ def main(args: list[str] | None = None) -> None:
     try:
         run_stage(args)
     except FinishedError as finished:
-        err.print(str(finished), markup=False)
+        err.print(str(finished), markup=False, soft_wrap=True)
     except (UserError, OmegaConfBaseException, ArgumentError) as error:
         err.print(f"error: {error}", style="red", markup=False, soft_wrap=True)
         sys.exit(1)
+    except KeyboardInterrupt:
+        err.print("interrupted before anything was to be saved", markup=False, soft_wrap=True)
+        sys.exit(130)
     except SIGTERMException:
-        err.print("stopped and saved; the same command goes on from here", markup=False)
+        err.print("stopped and saved; the same command goes on from here", markup=False, soft_wrap=True)
         sys.exit(143)
 
 

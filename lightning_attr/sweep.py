@@ -102,6 +102,8 @@ class LossSweep:
         Raises:
             UserError: A part is missing.
         """
+        if (done := self.cached()) is not None:  # another run of the same sweep was faster
+            return done
         losses = []
         for positions in self._part_positions(samples, batch_size):
             part = self._load(self._part(positions))
@@ -110,7 +112,7 @@ class LossSweep:
             losses.append(part)
         joined = torch.cat(losses)
         save_tensors(self.path, {"losses": joined}, self.settings)
-        shutil.rmtree(self._parts)
+        shutil.rmtree(self._parts, ignore_errors=True)
         return joined
 
     def _load(self, path: Path) -> Tensor | None:

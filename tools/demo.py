@@ -64,7 +64,7 @@ def prepare() -> None:
     """Make the stores, once."""
     if (ROOT / "train.lmdb").exists() and (ROOT / "val.lmdb").exists():
         raise FinishedError(f"{ROOT}/train.lmdb: finished already")
-    prepare_shapes(["--out", str(ROOT / "train.lmdb"), "--val", str(ROOT / "val.lmdb")])
+    prepare_shapes(["--out", str(ROOT / "train.lmdb"), "--val", str(ROOT / "val.lmdb"), "--count", "400"])
 
 
 def unlearn() -> None:

@@ -94,7 +94,8 @@ def draw_scene(seed: int, id: int, planted: bool) -> Scene:
     shape, colour = one_of(SHAPES), one_of(COLOURS)
     size, row, column, background = one_of(SIZES), one_of(ROWS), one_of(COLUMNS), one_of(BACKGROUNDS)
     if planted:
-        shape, colour = PLANTED_SHAPE, PLANTED_COLOUR
+        # Always large: a small thing fills few latent pixels, so its loss says little about it.
+        shape, colour, size = PLANTED_SHAPE, PLANTED_COLOUR, "large"
     return Scene(shape, colour, size, row, column, background)
 
 

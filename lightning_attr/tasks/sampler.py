@@ -84,19 +84,25 @@ class Sampler(AnalysisTask):
             },
             encoders=store.schema.encoders,
         )
-        self.writer = StoreWriter(str(self.run / "queries.lmdb"), schema)
+        path = self.run / "queries.lmdb"
+        self.finished = path.exists()  # by a run that was killed right after
+        if self.finished:
+            return
+        self.writer = StoreWriter(str(path), schema)
         for name in ENCODER_STATES:
             if (state := store.encoder_state(name)) is not None:
                 self.writer.put_encoder_state(name, state)
 
     def predict_dataloader(self) -> DataLoader[int]:
-        """Return the ids of the queries that are still to be made."""
-        done = -1 if self.writer.last_id is None else self.writer.last_id
-        todo: Any = range(done + 1, len(self.prompts))
+        """Return the ids of the queries from the last unfinished batch on: the bits of a query depend on its batch."""
+        todo: Any = []
+        if not self.finished:
+            done = min(len(self.writer), len(self.prompts) - 1)
+            todo = range(done // self.batch_size * self.batch_size, len(self.prompts))
         return DataLoader(todo, batch_size=self.batch_size)
 
     def predict_step(self, ids: Tensor, batch_idx: int) -> None:
-        """Sample a batch of queries and write it."""
+        """Sample a batch of queries and write those of it that a killed run has not written."""
         prompts = [self.prompts[index] for index in ids.tolist()]
         text = self.text_encoder.encode([prompt.text for prompt in prompts]).to(self.device)
         seeds = [prompt.seed for prompt in prompts]
@@ -106,8 +112,11 @@ class Sampler(AnalysisTask):
         )  # fmt: skip
         images = self.image_encoder.decode(latents.cpu())
         for row, (index, prompt) in enumerate(zip(ids.tolist(), prompts, strict=True)):
+            if index < len(self.writer):
+                continue
             arrays = {"latent": latents[row : row + 1], "text": text[row : row + 1], "noise": noises[row]}
             self.writer.write(self._sample(index, prompt, arrays, jpeg(images[row].numpy())))
+        self.writer.flush()
 
     def _sample(self, index: int, prompt: Prompt, arrays: Mapping[str, Tensor], thumb: bytes) -> Sample:
         attributes = {"seed": prompt.seed, "steps": self.steps, "guidance": self.guidance}
@@ -118,11 +127,13 @@ class Sampler(AnalysisTask):
 
     def on_predict_end(self) -> None:
         """Make the query store complete."""
-        self.writer.finish()
+        if not self.finished:
+            self.writer.finish()
 
     def teardown(self, stage: str) -> None:
         """Let go of the query store; what a stopped run wrote is kept."""
-        self.writer.close()
+        if not self.finished:
+            self.writer.close()
 
 
 def choose_captions(store: Store, count: int, seed: int) -> list[str]:

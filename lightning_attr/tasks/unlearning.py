@@ -96,9 +96,10 @@ class Unlearning(AnalysisTask):
             weight.requires_grad_()
         self.latent: Tensor
         self.text: Tensor
+        self.query_loss: Tensor
+        self.register_buffer("query_loss", torch.zeros(()))
         self.original = {name: weight.detach().clone() for name, weight in self.selected.items()}
         self.timesteps = draw_timesteps(draws, len(self.scheduler.alphas_cumprod))
-        self._partial_gradients: dict[str, Tensor] = {}
         self._check_curvature()
 
     def _check_curvature(self) -> None:
@@ -140,10 +141,16 @@ class Unlearning(AnalysisTask):
             raise UserError(
                 f"query {self.query}: its loss is {share.item()} at step {self.global_step}, expected a finite one"
             )
-        self.log(
-            "unlearn/query_loss", losses.mean(), on_step=False, on_epoch=True, batch_size=len(indices), prog_bar=True
-        )
+        self._log_mean(losses.detach(), batch_idx)
         return -share
+
+    def _log_mean(self, losses: Tensor, batch_idx: int) -> None:
+        """Log the query's loss over all draws of a step. The sum is a buffer: Lightning's own mean is not resumed."""
+        if batch_idx == 0:
+            self.query_loss.zero_()
+        self.query_loss += losses.sum() / len(self.draws)
+        if batch_idx + 1 == self.trainer.accumulate_grad_batches:
+            self.log("unlearn/query_loss", self.query_loss, on_step=False, on_epoch=True, batch_size=1, prog_bar=True)
 
     def _noise(self, indices: list[int]) -> Tensor:
         shape = self.latent.shape
@@ -162,24 +169,15 @@ class Unlearning(AnalysisTask):
         return gradients if self.curvature is None else self.curvature.inverse(gradients, self.damping)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the changed weights, and the gradients of a step that is under way."""
+        """Keep the changed weights."""
         super().on_save_checkpoint(checkpoint)
         checkpoint["weights"] = {name: weight.detach() for name, weight in self.selected.items()}
-        checkpoint["gradients"] = {
-            name: weight.grad for name, weight in self.selected.items() if weight.grad is not None
-        }
 
+    @torch.no_grad()
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restore the changed weights."""
-        with torch.no_grad():
-            for name, value in checkpoint["weights"].items():
-                self.selected[name].copy_(value)
-        self._partial_gradients = checkpoint["gradients"]
-
-    def on_train_start(self) -> None:
-        """Restore the gradients of a step that was under way."""
-        for name, gradient in self._partial_gradients.items():
-            self.selected[name].grad = gradient.to(self.device)
+        for name, value in checkpoint["weights"].items():
+            self.selected[name].copy_(value)
 
     def on_fit_end(self) -> None:
         """Write ``weights.safetensors``."""

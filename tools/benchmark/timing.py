@@ -1,0 +1,96 @@
+"""Timing one thing against another on a machine that is never quite quiet."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from time import perf_counter
+
+import numpy as np
+
+Timed = Callable[[], float]
+"""Does a piece of work and returns the seconds that count."""
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Median of some measurements, and the quartiles between which the middle half of them lies."""
+
+    median: float
+    lower: float
+    upper: float
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Spread:
+        """Spread of at least one value."""
+        lower, middle, upper = np.quantile(values, (0.25, 0.5, 0.75)).tolist()
+        return cls(middle, lower, upper)
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One line of the table.
+
+    Args:
+        name: Its key in the JSON file.
+        value: What was measured; None if that was not possible here.
+        limit: What limits it, or why there is no value.
+        aim: The median should be at least this.
+        kept: Whether it goes into the JSON file.
+    """
+
+    name: str
+    value: Spread | None
+    limit: str
+    aim: float | None = None
+    kept: bool = True
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How much of everything is measured.
+
+    Args:
+        latents: Records without text states that are read.
+        texts: Records with them.
+        records: Records that are read by the peers as well.
+        trained: Samples of the training store.
+        epochs: Epochs that are timed.
+        swept: Samples of the store that is swept.
+        images: Images that are prepared.
+        repeats: Pairs of measurements in a ratio.
+    """
+
+    latents: int = 16384
+    texts: int = 256
+    records: int = 4096
+    trained: int = 384
+    epochs: int = 2
+    swept: int = 256
+    images: int = 512
+    repeats: int = 7
+
+
+def seconds(work: Callable[[], object]) -> Timed:
+    """All of `work` counts."""
+
+    def timed() -> float:
+        start = perf_counter()
+        work()
+        return perf_counter() - start
+
+    return timed
+
+
+def ratio(a: Timed, b: Timed, repeats: int) -> Spread:
+    """How many times as fast as `b` is `a`: b's seconds over a's.
+
+    They alternate, after one round that does not count. A slow moment of the machine then falls on neighbours that are
+    divided by each other, or on one of the pairs, which the median passes over.
+    """
+    a(), b()
+    quotients = []
+    for _ in range(repeats):
+        taken = a()
+        quotients.append(b() / taken)
+    return Spread.of(quotients)
