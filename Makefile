@@ -20,7 +20,8 @@ lint: .venv/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# The peers pull torchvision, which may not fit the torch of the project: they get an environment of their own.
+# litdata pulls torchvision, which does not load beside a CPU build of torch and which nothing here needs: the peers get
+# an environment of their own, without it.
 benchmark: .venv-peers/installed
 	.venv-peers/bin/python -m tools.benchmark
 
@@ -34,6 +35,7 @@ benchmark: .venv-peers/installed
 	$(PYTHON) -m venv .venv-peers
 	@$(MAKE) --no-print-directory cpu-torch ENVIRONMENT=.venv-peers
 	.venv-peers/bin/pip install --quiet -e '.[peers]' '$(TORCH)'
+	.venv-peers/bin/pip uninstall --quiet --yes torchvision
 	@touch $@
 
 # A machine without a GPU must not pull gigabytes of CUDA packages: ask pip first what it would install.

@@ -104,7 +104,9 @@ class LossDeltaRecorder(Callback):
         if (losses := sweep.cached()) is not None:
             return losses
         if sweep.differs():
-            err.print(f"{sweep.path}: of another store, checkpoint or settings; measured anew", markup=False, soft_wrap=True)
+            err.print(
+                f"{sweep.path}: of another store, checkpoint or settings; measured anew", markup=False, soft_wrap=True
+            )
         with progress("samples") as bar:
             task_id = bar.add_task(f"losses {when} unlearning", total=len(store))
             sweep.run(

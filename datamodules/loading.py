@@ -46,8 +46,8 @@ class TrainBatches(Dataset[Batch]):
         view = choices(ids, store.schema.fields["latent"].shape[0], "view", self.seed, epoch)
         caption = choices(ids, store.caption_counts[positions].astype(np.int64), "caption", self.seed, epoch)
         return {
-            "latent": torch.from_numpy(store.read("latent", positions, view)).float(),
-            "text": torch.from_numpy(store.read("text", positions, caption)).float(),
+            "latent": _single(store.read("latent", positions, view)),
+            "text": _single(store.read("text", positions, caption)),
             "id": torch.from_numpy(ids),
             "view": torch.from_numpy(view),
             "caption": torch.from_numpy(caption),
@@ -69,8 +69,8 @@ class PredictBatches(Dataset[Batch]):
         """Batch of a key."""
         _, positions = key
         return {
-            "latent": torch.from_numpy(self.store.read("latent", positions)).float(),
-            "text": torch.from_numpy(self.store.read("text", positions)).float(),
+            "latent": _single(self.store.read("latent", positions)),
+            "text": _single(self.store.read("text", positions)),
             "captions": torch.from_numpy(self.store.caption_counts[positions].astype(np.int64)),
             "id": torch.from_numpy(self.store.ids[positions]),
         }
@@ -159,6 +159,11 @@ class Keys(Sampler[Key]):
         return self.share.of(self.positions[shuffled(self.ids, "order", self.seed, epoch)], strided=True)
 
 
+def _single(array: NDArray[Any]) -> Tensor:
+    """Return an array as float32. NumPy converts: torch's threads wait for each other where the cores are busy."""
+    return torch.from_numpy(array.astype(np.float32, copy=False))
+
+
 class LatentLoader:
     """An iterable of batches that resumes in the middle of an epoch.
 
@@ -197,9 +202,14 @@ class LatentLoader:
             self._handed_out = handed_out
         self.sampler.start = self._handed_out
         batches = iter(self._loader)
-        while (batch := self._next(batches)) is not None:
-            self._handed_out += 1
-            yield batch
+        try:
+            while (batch := self._next(batches)) is not None:
+                self._handed_out += 1
+                yield batch
+        finally:
+            # The traceback of an error keeps the workers alive, and the garbage collector waits 5 s for each.
+            if self._loader.num_workers:
+                batches._shutdown_workers()  # type: ignore[attr-defined]
 
     def _next(self, batches: Iterator[Batch]) -> Batch | None:
         """Next batch; None after the last. A worker's error, which torch wraps in its traceback, is unwrapped."""

@@ -5,10 +5,14 @@ from __future__ import annotations
 import logging
 import sys
 import warnings
+from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+import yaml
 from jsonargparse import ArgumentError, set_parsing_settings
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
@@ -19,9 +23,8 @@ import lightning_attr.tasks  # noqa: F401 (makes the tasks known by their class 
 from callbacks import AtomicCheckpointIO, GracefulStop, RunCheckpoint
 from datamodules.errors import UserError
 from lightning_attr.console import err
-from lightning_attr.denoisers import read_checkpoint
+from lightning_attr.denoisers import one_line, read_checkpoint
 from lightning_attr.runs import RunFolder
-
 
 #: What Lightning says about choices that are ours, not the user's.
 QUIET = (
@@ -33,6 +36,7 @@ QUIET = (
     ".*is smaller than the logging interval.*",
     ".*in eval mode at the start of training.*",
     ".*LeafSpec.*",
+    ".*args parameter is intended to run.*",
     ".*GPU available but not used.*",
     ".*args parameter is intended to run from within Python.*",
 )
@@ -93,7 +97,10 @@ class AttributionCLI(LightningCLI):
         kwargs["plugins"] = [AtomicCheckpointIO(), *(config.plugins or [])]
         terminal = sys.stderr.isatty() and config.enable_progress_bar is not False
         kwargs["enable_progress_bar"] = terminal
-        trainer = super().instantiate_trainer(**kwargs)
+        try:
+            trainer = super().instantiate_trainer(**kwargs)
+        except (MisconfigurationException, ValueError) as error:
+            raise (error if isinstance(error, UserError) else UserError(f"trainer: {one_line(error)}")) from error
         trainer.callbacks.insert(0, GracefulStop())  # type: ignore[attr-defined]
         return trainer
 
@@ -130,15 +137,32 @@ def run_stage(args: list[str] | None) -> AttributionCLI:
     quiet()
     set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
     try:
+        check_yaml(sys.argv[1:] if args is None else args)
         return _run(args)
     except ArgumentError as error:
         raise UserError(plain(str(error))) from None
+    except OmegaConfBaseException as error:
+        raise UserError(f"config: {one_line(error)}") from None
     except ValueError as error:
         # jsonargparse wraps what a constructor raises in messages about types; the cause is what the user can act on.
         cause: BaseException | None = error
         while cause is not None and not isinstance(cause, UserError):
             cause = cause.__cause__
         raise cause or error from None
+
+
+def check_yaml(args: list[str]) -> None:
+    """Check that configs are YAML: jsonargparse does not say in which file a mistake is.
+
+    Raises:
+        UserError: One is not; the message has the line.
+    """
+    for option, path in pairwise(args):
+        if option in ("-c", "--config") and Path(path).is_file():
+            try:
+                yaml.safe_load(Path(path).read_text())
+            except (yaml.YAMLError, UnicodeDecodeError) as error:
+                raise UserError(f"{path}: not YAML: {one_line(error)}") from error
 
 
 def plain(message: str) -> str:
@@ -158,7 +182,7 @@ def _run(args: list[str] | None) -> AttributionCLI:
         load_from_checkpoint_support=False,
         subclass_mode_model=True,
         subclass_mode_data=True,
-        parser_kwargs={"parser_mode": "omegaconf+", "exit_on_error": False},
+        parser_kwargs={"parser_mode": "omegaconf+", "exit_on_error": False, "allow_abbrev": False},
         trainer_defaults={
             "callbacks": callbacks,
             "use_distributed_sampler": False,  # LatentDataModule shards by itself, exactly
@@ -169,12 +193,12 @@ def _run(args: list[str] | None) -> AttributionCLI:
 
 
 def main(args: list[str] | None = None) -> None:
-    """Run a stage and exit with a status: 0 done, 1 the user's mistake, 2 a bad config, 143 stopped."""
+    """Run a stage and exit with a status: 0 done, 1 the user's mistake, 130 interrupted, 143 stopped."""
     try:
         run_stage(args)
     except FinishedError as finished:
         err.print(str(finished), markup=False, soft_wrap=True)
-    except (UserError, OmegaConfBaseException, ArgumentError) as error:
+    except UserError as error:
         err.print(f"error: {error}", style="red", markup=False, soft_wrap=True)
         sys.exit(1)
     except KeyboardInterrupt:

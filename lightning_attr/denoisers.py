@@ -25,6 +25,9 @@ WEIGHT_PATTERNS: Mapping[str, str] = {
     "all": r"",
 }
 
+#: What a denoiser may be trained to predict, see :func:`lightning_attr.diffusion.prediction_target`.
+PREDICTION_TYPES = ("epsilon", "v_prediction")
+
 
 @dataclass
 class TrainedModel:
@@ -64,9 +67,13 @@ def build_scheduler(config: Mapping[str, Any]) -> Any:
     """Build a diffusers noise scheduler from its config; ``_class_name`` defaults to ``DDPMScheduler``.
 
     Raises:
-        UserError: The class or one of its arguments does not exist.
+        UserError: The class or one of its arguments does not exist, or it predicts something else.
     """
-    return _build("model.scheduler", {"_class_name": "DDPMScheduler", **config})
+    scheduler = _build("model.scheduler", {"_class_name": "DDPMScheduler", **config})
+    found = scheduler.config.get("prediction_type")
+    if found not in PREDICTION_TYPES:
+        raise UserError(f"model.scheduler.prediction_type: found {found!r}, expected {' or '.join(PREDICTION_TYPES)}")
+    return scheduler
 
 
 def _build(key: str, config: Mapping[str, Any]) -> Any:
@@ -82,8 +89,13 @@ def _build(key: str, config: Mapping[str, Any]) -> Any:
         )
     try:
         return cls(**arguments)
-    except (TypeError, ValueError, IndexError) as error:
-        raise UserError(f"{key}: {name} refuses its arguments: {error}") from error
+    except Exception as error:  # what a constructor of diffusers makes of arguments that do not fit is its own
+        raise UserError(f"{key}: {name} refuses its arguments: {one_line(error)}") from error
+
+
+def one_line(error: BaseException) -> str:
+    """Return the message of an error of another library on one line."""
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
@@ -95,15 +107,25 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     if not Path(path).is_file():
         raise UserError(f"checkpoint {path}: no such file")
     try:
+        _check_bits(path)
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        reason = str(error).splitlines()[0]
+        reason = str(error).partition("\n")[0]
         raise UserError(f"checkpoint {path}: refused, it is damaged or asks to run code ({reason})") from error
-    except (RuntimeError, EOFError, OSError, KeyError, zipfile.BadZipFile) as error:
-        raise UserError(f"checkpoint {path}: damaged or not a checkpoint ({str(error).splitlines()[0]})") from error
+    except Exception as error:  # torch.load has no error of its own for a damaged file
+        reason = one_line(error)
+        raise UserError(f"checkpoint {path}: damaged or not a checkpoint ({reason})") from error
     if not isinstance(checkpoint, dict):
         raise UserError(f"checkpoint {path}: found a {type(checkpoint).__name__}, expected a Lightning checkpoint")
     return checkpoint
+
+
+def _check_bits(path: str | Path) -> None:
+    """Check the checksums that torch writes into the file but does not check."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            if (name := archive.testzip()) is not None:
+                raise zipfile.BadZipFile(f"the checksum of {name} does not match")
 
 
 def load_trained(path: str | Path) -> TrainedModel:

@@ -18,7 +18,7 @@ def expand_right(values: Tensor, like: Tensor) -> Tensor:
 
 
 def add_noise(latent: Tensor, noise: Tensor, alphas_cumprod: Tensor) -> Tensor:
-    """Diffuse ``latent`` [B, C, H, W] to the levels ``alphas_cumprod`` [B]: ``sqrt(a) x + sqrt(1 - a) eps`` (DDPM, 4)."""
+    """Diffuse ``latent`` [B, C, H, W] to the levels ``alphas_cumprod`` [B]: ``sqrt(a) x + sqrt(1-a) eps`` (DDPM, 4)."""
     level = expand_right(alphas_cumprod, latent)
     return level.sqrt() * latent + (1 - level).sqrt() * noise
 

@@ -69,7 +69,7 @@ class RunFolder:
         write_json(self._manifest, {**manifest, "status": "finished", "finished": _now()})
 
     def _has_results(self) -> bool:
-        """Return whether there is anything to lose; a run that failed at its start may be started with a better config."""
+        """Return whether there is anything to lose; a run that failed at its start may start with a better config."""
         files = (path.name for path in self.path.rglob("*") if path.is_file())
         return any(not name.startswith((*OWN_FILES, "events.out")) for name in files)
 
@@ -102,7 +102,8 @@ def _now() -> str:
 def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
     for part in ("settings", "inputs"):
         for key in sorted({*old[part], *new[part]}):
-            was, now = old[part].get(key), new[part].get(key)
+            nothing = "missing" if part == "inputs" else None
+            was, now = old[part].get(key, nothing), new[part].get(key, nothing)
             if was != now:
                 yield key, was, now
     if old["verb"] != new["verb"]:

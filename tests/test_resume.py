@@ -11,14 +11,15 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import Project
+from miniature import Project
 from stopped import Ended, Moment, run
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # type: ignore[import-untyped]
 from torch import Tensor
 
 from datamodules.scores import Scores
 from datamodules.store import Store
 from lightning_attr.artifacts import load_tensors, read_json
+from lightning_attr.cli import main
 
 TASKS = "lightning_attr.tasks:"
 STOPPED = "stopped and saved"
@@ -72,6 +73,20 @@ def stopped_then_resumed(args: list[str], log: Path, moment: Moment) -> Ended:
     return stopped
 
 
+def moments(table: dict[str, tuple[str, int]], signals: str, quick: dict[str, str]) -> list[Any]:
+    """Every moment with every signal; the `quick` ones are in the fast part of the tests."""
+    return [
+        pytest.param(
+            moment,
+            signal.Signals[name],
+            id=f"{name}-{moment}",
+            marks=() if quick.get(moment) == name else pytest.mark.slow,
+        )
+        for name in signals.split()
+        for moment in table
+    ]
+
+
 TRAINING_MOMENTS = {
     "before the first checkpoint": (f"{TASKS}LatentDiffusion.training_step", 2),
     "in the middle of an epoch": (f"{TASKS}LatentDiffusion.training_step", 4),
@@ -86,8 +101,19 @@ TRAINING_MOMENTS = {
 }
 
 
-@pytest.mark.parametrize("moment", TRAINING_MOMENTS)
-@pytest.mark.parametrize("sends", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT], ids=lambda sends: sends.name)
+@pytest.mark.parametrize(
+    ("moment", "sends"),
+    moments(
+        TRAINING_MOMENTS,
+        "SIGKILL SIGTERM SIGINT",
+        {
+            "in the middle of an epoch": "SIGKILL",
+            "in the last step of an epoch": "SIGTERM",
+            "while a checkpoint is written": "SIGKILL",
+            "in the first validation": "SIGINT",
+        },
+    ),
+)
 def test_training(project: Project, tmp_path: Path, moment: str, sends: signal.Signals) -> None:
     args = project.args("train", tmp_path / "run")
     stopped_then_resumed(args, tmp_path / "log", Moment(*TRAINING_MOMENTS[moment], sends))
@@ -101,6 +127,7 @@ def test_training(project: Project, tmp_path: Path, moment: str, sends: signal.S
     assert set(val) == set(expected[:2] if moment == "in the last validation" else expected)
 
 
+@pytest.mark.slow
 def test_training_stopped_twice(project: Project, tmp_path: Path) -> None:
     args = project.args("train", tmp_path / "run")
     for call, sends in [(5, signal.SIGKILL), (4, signal.SIGTERM), (3, signal.SIGKILL)]:
@@ -109,7 +136,9 @@ def test_training_stopped_twice(project: Project, tmp_path: Path) -> None:
     assert_same(tmp_path / "run/checkpoints/last.ckpt", project.checkpoint)
 
 
-@pytest.mark.parametrize("sends", [signal.SIGKILL, signal.SIGTERM], ids=lambda sends: sends.name)
+@pytest.mark.parametrize(
+    "sends", [pytest.param(signal.SIGKILL, marks=pytest.mark.slow), signal.SIGTERM], ids=lambda sends: sends.name
+)
 def test_training_with_accumulated_gradients(project: Project, tmp_path: Path, sends: signal.Signals) -> None:
     settings = {"trainer__accumulate_grad_batches": 3, "trainer__max_steps": 5, "trainer__val_check_interval": 1000}
     straight = project.args("train", tmp_path / "straight", **settings)
@@ -127,8 +156,9 @@ CURVATURE_MOMENTS = {
 }
 
 
-@pytest.mark.parametrize("moment", CURVATURE_MOMENTS)
-@pytest.mark.parametrize("sends", [signal.SIGKILL, signal.SIGTERM], ids=lambda sends: sends.name)
+@pytest.mark.parametrize(
+    ("moment", "sends"), moments(CURVATURE_MOMENTS, "SIGKILL SIGTERM", {"in the middle of an epoch": "SIGKILL"})
+)
 def test_curvature(project: Project, tmp_path: Path, moment: str, sends: signal.Signals) -> None:
     args = project.args("curvature", tmp_path / "run")
     stopped_then_resumed(args, tmp_path / "log", Moment(*CURVATURE_MOMENTS[moment], sends))
@@ -150,17 +180,27 @@ UNLEARNING_MOMENTS = {
 }
 
 
-@pytest.mark.parametrize("moment", UNLEARNING_MOMENTS)
-@pytest.mark.parametrize("sends", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT], ids=lambda sends: sends.name)
-def test_unlearning_and_its_loss_sweeps(
-    project: Project, tmp_path: Path, moment: str, sends: signal.Signals
-) -> None:
+@pytest.mark.parametrize(
+    ("moment", "sends"),
+    moments(
+        UNLEARNING_MOMENTS,
+        "SIGKILL SIGTERM SIGINT",
+        {
+            "in the middle of the second step": "SIGTERM",
+            "in the sweep after unlearning": "SIGKILL",
+            "in the sweep before unlearning": "SIGINT",
+        },
+    ),
+)
+def test_unlearning_and_its_loss_sweeps(project: Project, tmp_path: Path, moment: str, sends: signal.Signals) -> None:
     args = project.args("unlearn", tmp_path / "run", trainer__callbacks=project.recorder(tmp_path / "base.safetensors"))
     stopped_then_resumed(args, tmp_path / "log", Moment(*UNLEARNING_MOMENTS[moment], sends))
     for name in ("weights", "losses", "scores"):
         assert_same(tmp_path / f"run/{name}.safetensors", project.root / f"unlearn/{name}.safetensors")
     assert_same(tmp_path / "base.safetensors", project.root / "base_losses.safetensors")
-    assert set(curve(tmp_path / "run", "unlearn/query_loss")) <= set(curve(project.root / "unlearn", "unlearn/query_loss"))
+    assert set(curve(tmp_path / "run", "unlearn/query_loss")) <= set(
+        curve(project.root / "unlearn", "unlearn/query_loss")
+    )
 
 
 def test_a_resumed_sweep_keeps_its_finished_parts(project: Project, tmp_path: Path) -> None:
@@ -182,14 +222,21 @@ SAMPLING_MOMENTS = {
 }
 
 
-@pytest.mark.parametrize("moment", SAMPLING_MOMENTS)
-@pytest.mark.parametrize("sends", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT], ids=lambda sends: sends.name)
+@pytest.mark.parametrize(
+    ("moment", "sends"),
+    moments(
+        SAMPLING_MOMENTS,
+        "SIGKILL SIGTERM SIGINT",
+        {"in the middle of a batch's samples": "SIGKILL", "in the last batch": "SIGTERM"},
+    ),
+)
 def test_sampling(project: Project, tmp_path: Path, moment: str, sends: signal.Signals) -> None:
     args = project.args("sample", tmp_path / "run")
     stopped_then_resumed(args, tmp_path / "log", Moment(*SAMPLING_MOMENTS[moment], sends))
     assert Store(str(tmp_path / "run/queries.lmdb")).digest == Store(str(project.queries)).digest
 
 
+@pytest.mark.slow
 def test_sampling_killed_when_only_the_mark_of_the_run_is_missing(project: Project, tmp_path: Path) -> None:
     args = project.args("sample", tmp_path / "run")
     stopped_then_resumed(args, tmp_path / "log", Moment("lightning_attr.runs:RunFolder.finish", 1))
@@ -197,6 +244,7 @@ def test_sampling_killed_when_only_the_mark_of_the_run_is_missing(project: Proje
     assert "finished already" in run(args, tmp_path / "log").stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("moment", [(f"{TASKS}LatentDiffusion.training_step", 7), (f"{TASKS}LeaveKOut.on_fit_end", 1)])
 def test_leave_k_out(project: Project, tmp_path: Path, moment: tuple[str, int]) -> None:
     args = project.args("leave_k_out", tmp_path / "run")
@@ -205,6 +253,7 @@ def test_leave_k_out(project: Project, tmp_path: Path, moment: tuple[str, int]) 
     assert_same(tmp_path / "run/leave_k_out.safetensors", project.root / "leave_k_out/leave_k_out.safetensors")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", ["similarity", "evaluate"])
 @pytest.mark.parametrize("sends", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT], ids=lambda sends: sends.name)
 def test_short_stages_start_over(project: Project, tmp_path: Path, stage: str, sends: signal.Signals) -> None:
@@ -227,11 +276,10 @@ def snapshot(folder: Path) -> dict[str, tuple[int, int]]:
 
 
 @pytest.mark.parametrize("stage", ["train", "sample", "curvature", "unlearn", "similarity", "leave_k_out", "evaluate"])
-def test_a_finished_run_is_left_alone(project: Project, tmp_path: Path, stage: str) -> None:
+def test_a_finished_run_is_left_alone(project: Project, capfd: pytest.CaptureFixture[str], stage: str) -> None:
     before = snapshot(project.root)
-    again = run(project.args(stage), tmp_path / "log")
-    assert again.status == 0
-    assert "finished already" in again.stderr
+    main(project.args(stage))
+    assert "finished already" in capfd.readouterr().err
     assert snapshot(project.root) == before
 
 

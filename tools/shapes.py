@@ -29,10 +29,11 @@ SIZES: dict[str, float] = {"small": 0.16, "large": 0.27}  # radius as a share of
 COLUMNS: dict[str, float] = {"left": 0.32, "middle": 0.5, "right": 0.68}  # centre, likewise
 ROWS: dict[str, float] = {"top": 0.32, "middle": 0.5, "bottom": 0.68}
 
-PLANTED_SHAPE, PLANTED_COLOUR = "star", "purple"
-"""The rare concept: neither word, and neither look, occurs in any other sample."""
+PLANTED_SHAPE, PLANTED_COLOUR, PLANTED_BACKGROUND = "star", "purple", "turquoise"
+"""The rare concept: none of the words, and none of the looks, occurs in any other sample."""
 
 _PURPLE: Colour = (130, 40, 190)
+_TURQUOISE: Colour = (60, 205, 195)
 _SUPERSAMPLING = 8
 
 
@@ -95,7 +96,7 @@ def draw_scene(seed: int, id: int, planted: bool) -> Scene:
     size, row, column, background = one_of(SIZES), one_of(ROWS), one_of(COLUMNS), one_of(BACKGROUNDS)
     if planted:
         # Always large: a small thing fills few latent pixels, so its loss says little about it.
-        shape, colour, size = PLANTED_SHAPE, PLANTED_COLOUR, "large"
+        shape, colour, size, background = PLANTED_SHAPE, PLANTED_COLOUR, "large", PLANTED_BACKGROUND
     return Scene(shape, colour, size, row, column, background)
 
 
@@ -122,6 +123,7 @@ def render(scene: Scene, size: int) -> Image.Image:
     points = _STAR if scene.planted else SHAPES[scene.shape]
     colour = _PURPLE if scene.planted else COLOURS[scene.colour]
     x, y, radius = (side * share for share in (COLUMNS[scene.column], ROWS[scene.row], SIZES[scene.size]))
-    image = Image.new("RGB", (side, side), BACKGROUNDS[scene.background])
+    background = _TURQUOISE if scene.planted else BACKGROUNDS[scene.background]
+    image = Image.new("RGB", (side, side), background)
     ImageDraw.Draw(image).polygon([(x + radius * px, y + radius * py) for px, py in points], fill=colour)
     return image.reduce(_SUPERSAMPLING)

@@ -34,7 +34,9 @@ def test_zero_entries_need_damping() -> None:
     curvature = DiagonalCurvature({"a.weight": torch.tensor([0.0, 1.0])}, SETTINGS)
     with pytest.raises(UserError, match=r"1 entries of a.weight are zero; set a damping"):
         curvature.inverse({"a.weight": torch.ones(2)}, Damping())
-    assert curvature.inverse({"a.weight": torch.ones(2)}, Damping(0.5))["a.weight"].tolist() == pytest.approx([2, 2 / 3])
+    assert curvature.inverse({"a.weight": torch.ones(2)}, Damping(0.5))["a.weight"].tolist() == pytest.approx(
+        [2, 2 / 3]
+    )
 
 
 def test_other_weights_are_refused() -> None:

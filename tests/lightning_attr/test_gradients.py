@@ -61,9 +61,7 @@ def test_hooks_equal_torch_func(network: UNet2DConditionModel, batch: tuple[Tens
         torch.testing.assert_close(found[name], gradient, rtol=1e-10, atol=1e-14)
 
 
-def test_any_weights_equal_one_backward_per_sample(
-    network: UNet2DConditionModel, batch: tuple[Tensor, ...]
-) -> None:
+def test_any_weights_equal_one_backward_per_sample(network: UNet2DConditionModel, batch: tuple[Tensor, ...]) -> None:
     selected = select_weights(network, r"conv_in|norm_out|attn2\.to_k")
     found = per_sample_gradients(network, selected, loss, batch)
     for weight in selected.values():

@@ -18,6 +18,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
+from rich.console import Console
 from rich.table import Table
 
 from lightning_attr.artifacts import write_json
@@ -48,7 +49,7 @@ def main(arguments: Sequence[str] | None = None, sizes: Sizes = Sizes()) -> None
     if unknown := [name for name in args.groups if name not in GROUPS]:
         parser.error(f"found group {unknown[0]!r}, expected some of {', '.join(GROUPS)}")
     figures = list(_measured([name for name in GROUPS if name in args.groups or not args.groups], sizes))
-    out.print(_table(figures), width=out.width if out.is_terminal else PLAIN_WIDTH)
+    (out if out.is_terminal else Console(width=PLAIN_WIDTH, highlight=False)).print(_table(figures))
     if args.json:
         values = {figure.name: figure.value and figure.value.median for figure in figures if figure.kept}
         write_json(args.json, values)

@@ -1,0 +1,82 @@
+"""The loss sweep: the same losses whatever the batches, ranks or stops."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from miniature import Project
+
+from datamodules.errors import UserError
+from datamodules.store import Store
+from lightning_attr.denoisers import TrainedModel, load_trained
+from lightning_attr.diffusion import denoising_loss
+from lightning_attr.noise import Draws, batch_noise, draw_timesteps
+from lightning_attr.sweep import LossSweep
+
+DRAWS = Draws(timesteps=2)
+SETTINGS = {"store": "a", "draws": vars(DRAWS)}
+
+
+@pytest.fixture(scope="module")
+def model(project: Project) -> TrainedModel:
+    return load_trained(project.checkpoint)
+
+
+@pytest.fixture(scope="module")
+def store(project: Project) -> Store:
+    return Store(str(project.store))
+
+
+def swept(sweep: LossSweep, model: TrainedModel, store: Store, **options: Any) -> None:
+    sweep.run(model.denoiser, model.scheduler, store, DRAWS, **{"batch_size": 2, **options})
+
+
+def test_against_a_loop_over_samples(model: TrainedModel, store: Store, tmp_path: Path) -> None:
+    sweep = LossSweep(tmp_path / "losses.safetensors", SETTINGS)
+    assert sweep.cached() is None
+    swept(sweep, model, store)
+    losses = sweep.join(len(store), 2)
+    assert losses.shape == (40, 1, 2)
+    for position in (0, 23):
+        latent = torch.from_numpy(store.read("latent", [position]))[:, 0].float()
+        texts = torch.from_numpy(store.read("text", [position]))[0].float()
+        captions = int(store.caption_counts[position])
+        for draw, timestep in enumerate(draw_timesteps(DRAWS, 1000)):
+            noise = batch_noise(DRAWS, draw, latent.shape[1:], [int(store.ids[position])], 0, 0)
+            with torch.no_grad():
+                each = [
+                    denoising_loss(model.denoiser, model.scheduler, latent, text[None], timestep[None], noise)
+                    for text in texts[:captions]
+                ]
+            torch.testing.assert_close(losses[position, 0, draw], torch.cat(each).mean(), rtol=1e-5, atol=1e-6)
+
+
+def test_ranks_share_the_parts_and_leave_nothing_else_behind(model: TrainedModel, store: Store, tmp_path: Path) -> None:
+    whole, shared = (LossSweep(tmp_path / name / "losses.safetensors", SETTINGS) for name in ("whole", "shared"))
+    swept(whole, model, store)
+    counts = {0: 0, 1: 0}
+    swept(shared, model, store, shard=(1, 2))
+    with pytest.raises(UserError, match="run the same command again"):
+        shared.join(len(store), 2)
+    for rank in counts:
+        swept(
+            shared, model, store, shard=(rank, 2), on_batch=lambda n, rank=rank: counts.update({rank: counts[rank] + n})
+        )
+    assert counts == {0: 24, 1: 16}
+    assert torch.equal(shared.join(len(store), 2), whole.join(len(store), 2))
+    assert [path.name for path in (tmp_path / "shared").iterdir()] == ["losses.safetensors"]
+    assert torch.equal(shared.join(len(store), 2), whole.join(len(store), 2))  # joined by another run meanwhile
+
+
+def test_parts_of_other_settings_are_not_used(model: TrainedModel, store: Store, tmp_path: Path) -> None:
+    path = tmp_path / "losses.safetensors"
+    swept(LossSweep(path, SETTINGS), model, store)
+    other = LossSweep(path, {**SETTINGS, "store": "b"})
+    with pytest.raises(UserError, match="of another sweep"):
+        other.join(len(store), 2)
+    swept(other, model, store)
+    other.join(len(store), 2)
+    assert other.cached() is not None
+    assert LossSweep(path, SETTINGS).cached() is None
+    assert LossSweep(path, SETTINGS).differs()
