@@ -43,7 +43,8 @@ class GracefulStop(Callback):
         self._restore()
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        """Give the signals back."""
+        """Give the signals back, Lightning's first: it would put ours in place again."""
+        trainer._signal_connector.teardown()
         self._restore()
 
     def _stop(self, signum: int, frame: object) -> None:

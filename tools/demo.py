@@ -79,7 +79,9 @@ def unlearn() -> None:
             done += 1
     if done == len(queries):
         raise FinishedError("all queries are unlearned already")
-    Scores.stack([Scores.load(folder / "scores.safetensors") for folder in folders]).save(ROOT / "unlearning.safetensors")
+    Scores.stack([Scores.load(folder / "scores.safetensors") for folder in folders]).save(
+        ROOT / "unlearning.safetensors"
+    )
 
 
 def leave_k_out(method: str) -> None:

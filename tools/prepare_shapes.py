@@ -15,8 +15,8 @@ from datamodules.errors import UserError
 from datamodules.records import Meta, Sample
 from datamodules.store import Store
 from datamodules.writer import StoreWriter
-from lightning_attr.encoders import HashedWords, PatchPCA
 from lightning_attr.console import out, progress, run, summary
+from lightning_attr.encoders import HashedWords, PatchPCA
 from tools.encode import Recipe, finished
 from tools.images import Pixels, thumbnail
 from tools.shapes import Scene, captions, draw_scene, planted_ids, render

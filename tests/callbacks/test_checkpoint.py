@@ -20,6 +20,7 @@ class Line(pl.LightningModule):
         self.layer = nn.Linear(1, 1)
         self.fail_at = fail_at
         nn.init.constant_(self.layer.weight, 3.0)
+        nn.init.zeros_(self.layer.bias)
 
     def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
         loss: Tensor = (self.layer(batch) - batch).square().mean()

@@ -14,8 +14,8 @@ from pathlib import Path
 
 from datamodules.errors import UserError
 from datamodules.writer import StoreWriter
-from lightning_attr.encoders import parse_image_encoder, parse_text_encoder
 from lightning_attr.console import out, summary
+from lightning_attr.encoders import parse_image_encoder, parse_text_encoder
 from tools.encode import Recipe, device, encoders_of, finished
 from tools.prepare_coco.captions import CocoImage, read_captions
 from tools.prepare_coco.decoder import Decoder

@@ -13,8 +13,8 @@ import torch
 from datamodules.errors import UserError
 from datamodules.records import Meta, Sample
 from datamodules.writer import StoreWriter
-from lightning_attr.encoders import PatchPCA
 from lightning_attr.console import progress, warn
+from lightning_attr.encoders import PatchPCA
 from tools.encode import Recipe
 from tools.images import Decoded, Undecoded
 from tools.prepare_coco.captions import CocoImage
