@@ -215,3 +215,7 @@ def quiet() -> None:
     logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
     for message in QUIET:
         warnings.filterwarnings("ignore", message)
+
+
+if __name__ == "__main__":
+    main()

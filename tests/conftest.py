@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import pytest
+from damage import Refused, snapshot
 from miniature import Project
 
-from lightning_attr.cli import run_stage
+from lightning_attr.cli import main, run_stage
 from tools.prepare_shapes import main as prepare_shapes
 
 
@@ -24,3 +25,24 @@ def project(stores: Project) -> Project:
     for stage in ("train", "sample", "curvature", "unlearn", "similarity", "leave_k_out", "evaluate"):
         run_stage(stores.args(stage))
     return stores
+
+
+@pytest.fixture
+def refused(capfd: pytest.CaptureFixture[str], project: Project) -> Refused:
+    """Run a command that must be refused; return its one message. What others have made stays as it was."""
+
+    def run(args: list[str]) -> str:
+        before = snapshot(project.root)
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            main(args)
+        printed = capfd.readouterr().err
+        assert ended.value.code == 1
+        assert "Traceback" not in printed
+        messages = [line for line in printed.splitlines() if not line.startswith("resuming from")]
+        assert len(messages) == 1, printed
+        assert messages[0].startswith("error: ")
+        assert snapshot(project.root) == before
+        return messages[0]
+
+    return run

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import pickle
 import re
 import shutil
 import subprocess
@@ -15,60 +14,13 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from damage import Refused, assert_says, flipped, truncated
 from miniature import Project
 
 from datamodules.store import Store
 from lightning_attr.artifacts import load_tensors, save_tensors
 from lightning_attr.cli import main
 from tools.prepare_shapes import main as prepare_shapes
-
-Refused = Callable[[list[str]], str]
-
-
-@pytest.fixture
-def refused(capfd: pytest.CaptureFixture[str], project: Project) -> Refused:
-    """Run a command that must be refused; return its one message. What others have made stays as it was."""
-
-    def run(args: list[str]) -> str:
-        before = snapshot(project.root)
-        capfd.readouterr()
-        with pytest.raises(SystemExit) as ended:
-            main(args)
-        printed = capfd.readouterr().err
-        assert ended.value.code == 1
-        assert "Traceback" not in printed
-        messages = [line for line in printed.splitlines() if not line.startswith("resuming from")]
-        assert len(messages) == 1, printed
-        assert messages[0].startswith("error: ")
-        assert snapshot(project.root) == before
-        return messages[0]
-
-    return run
-
-
-def snapshot(folder: Path) -> dict[str, int]:
-    return {str(path): path.stat().st_mtime_ns for path in sorted(folder.rglob("*")) if path.is_file()}
-
-
-def flipped(path: Path, target: Path, at: float) -> Path:
-    """Copy a file with one bit flipped at a place from 0 to 1."""
-    data = bytearray(path.read_bytes())
-    data[int(at * len(data))] ^= 16
-    target.write_bytes(data)
-    return target
-
-
-def truncated(path: Path, target: Path) -> Path:
-    """Copy the first half of a file."""
-    data = path.read_bytes()
-    target.write_bytes(data[: len(data) // 2])
-    return target
-
-
-def assert_says(message: str, *words: object) -> None:
-    for word in words:
-        assert str(word) in message, message
-
 
 # --- Stores -----------------------------------------------------------------------------------------------------------
 
@@ -295,122 +247,6 @@ def test_unlearning_a_checkpoint_with_nan(project: Project, tmp_path: Path, refu
     without = {**settings, "model__init_args__curvature": "null"}
     assert_says(refused(project.args("unlearn", tmp_path / "unlearn", **without)), "loss is nan", "finite")
     assert_says(refused(project.args("curvature", tmp_path / "curvature", **settings)), "curvature", "not finite")
-
-
-# --- Checkpoints ------------------------------------------------------------------------------------------------------
-
-
-def test_validate_needs_a_checkpoint(project: Project, tmp_path: Path, refused: Refused) -> None:
-    args = ["validate", *project.args("train", tmp_path / "run")[1:]]
-    assert_says(refused(args), tmp_path / "run/checkpoints/last.ckpt", "no such checkpoint")
-    assert_says(refused([*args, "--ckpt_path", "last"]), tmp_path / "run/checkpoints/last.ckpt")
-    assert_says(refused([*args, "--ckpt_path", str(tmp_path / "x.ckpt")]), tmp_path / "x.ckpt", "no such file")
-
-
-def test_validate_takes_the_last_checkpoint(project: Project, capfd: pytest.CaptureFixture[str]) -> None:
-    main(["validate", *project.args("train")[1:]])
-    assert "val/loss" in capfd.readouterr().out
-
-
-def test_fit_from_last_without_one(project: Project, tmp_path: Path, refused: Refused) -> None:
-    args = [*project.args("train", tmp_path / "run"), "--ckpt_path", "last"]
-    assert_says(refused(args), tmp_path / "run/checkpoints/last.ckpt", "no such checkpoint")
-    args = [*project.args("train", tmp_path / "run"), "--ckpt_path", str(tmp_path / "none.ckpt")]
-    assert_says(refused(args), tmp_path / "none.ckpt", "no such file")
-
-
-def test_a_checkpoint_of_another_architecture(project: Project, tmp_path: Path, refused: Refused) -> None:
-    args = project.args("train", tmp_path / "run", model__init_args__denoiser__block_out_channels="[8, 24]")
-    message = refused([*args, "--ckpt_path", str(project.checkpoint)])
-    assert_says(message, "another architecture", "block_out_channels", "[8, 16]", "[8, 24]")
-    args = project.args("leave_k_out", tmp_path / "l", model__init_args__denoiser__layers_per_block=2)
-    assert_says(refused(args), project.checkpoint, "layers_per_block")
-
-
-def test_curvature_of_other_weights_or_another_checkpoint(project: Project, tmp_path: Path, refused: Refused) -> None:
-    message = refused(project.args("unlearn", tmp_path / "a", model__init_args__weights="attention"))
-    assert_says(message, "curvature", "attn1", "'cross_kv'")
-    other = tmp_path / "other.ckpt"
-    checkpoint = torch.load(project.checkpoint, weights_only=True)
-    next(iter(checkpoint["state_dict"].values())).add_(1)
-    torch.save(checkpoint, other)
-    message = refused(project.args("unlearn", tmp_path / "b", model__init_args__checkpoint=other))
-    assert_says(message, project.curvature, other)
-    wrong = {"model__init_args__curvature": project.root / "unlearn/weights.safetensors"}
-    assert_says(refused(project.args("unlearn", tmp_path / "c", **wrong)), "weights.safetensors", "curvature")
-    foreign = {"model__init_args__curvature": project.scores}
-    assert_says(refused(project.args("unlearn", tmp_path / "d", **foreign)), project.scores)
-
-
-class Malicious:
-    """Unpickled by a careless reader, it makes a file."""
-
-    def __init__(self, marker: Path) -> None:
-        self.marker = str(marker)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return os.mkdir, (self.marker,)
-
-
-@pytest.mark.parametrize("form", ["zip", "pickle"])
-def test_a_malicious_checkpoint_is_refused_and_not_run(
-    project: Project, tmp_path: Path, refused: Refused, form: str
-) -> None:
-    marker, path = tmp_path / "marker", tmp_path / "malicious.ckpt"
-    checkpoint = torch.load(project.checkpoint, weights_only=True)
-    checkpoint["hyper_parameters"] = {"evil": Malicious(marker)}
-    if form == "zip":
-        torch.save(checkpoint, path)
-    else:
-        path.write_bytes(pickle.dumps({"evil": Malicious(marker)}))
-    for args in (
-        [*project.args("train", tmp_path / "fit"), "--ckpt_path", str(path)],
-        ["validate", *project.args("train", tmp_path / "fit")[1:], "--ckpt_path", str(path)],
-        project.args("sample", tmp_path / "sample", model__init_args__checkpoint=path),
-        project.args("unlearn", tmp_path / "unlearn", model__init_args__checkpoint=path),
-        project.args("leave_k_out", tmp_path / "leave", model__init_args__original=path),
-    ):
-        assert_says(refused(args), path, "refused")
-        assert not marker.exists()
-    run = tmp_path / "run"
-    (run / "checkpoints").mkdir(parents=True)
-    shutil.copy(path, run / "checkpoints/last.ckpt")
-    assert_says(refused(project.args("train", run)), "last.ckpt", "refused")
-    assert not marker.exists()
-    torch.load(path, weights_only=False) if form == "zip" else pickle.loads(path.read_bytes())
-    assert marker.exists()  # the trap works
-
-
-@pytest.mark.parametrize("damage", ["garbage", "empty", "truncated", "text", "tensor", "flipped"])
-def test_a_damaged_checkpoint(project: Project, tmp_path: Path, refused: Refused, damage: str) -> None:
-    path = tmp_path / "damaged.ckpt"
-    if damage == "truncated":
-        truncated(project.checkpoint, path)
-    elif damage == "flipped":
-        flipped(project.checkpoint, path, 0.5)
-    elif damage == "tensor":
-        torch.save(torch.ones(3), path)
-    else:
-        path.write_bytes({"garbage": os.urandom(4096), "empty": b"", "text": b"trainer: {}\n"}[damage])
-    assert_says(refused(project.args("sample", tmp_path / "sample", model__init_args__checkpoint=path)), path)
-    assert_says(refused([*project.args("train", tmp_path / "fit"), "--ckpt_path", str(path)]), path)
-
-
-def test_an_artefact_where_a_checkpoint_belongs(project: Project, tmp_path: Path, refused: Refused) -> None:
-    other = project.root / "curvature/checkpoints/last.ckpt"
-    message = refused(project.args("sample", tmp_path / "run", model__init_args__checkpoint=other))
-    assert_says(message, other, "expected a checkpoint of LatentDiffusion")
-    assert_says(refused([*project.args("train", tmp_path / "fit"), "--ckpt_path", str(other)]), "checkpoint")
-
-
-@pytest.mark.parametrize("key", ["curvature", "scores"])
-def test_damaged_artefacts(project: Project, tmp_path: Path, refused: Refused, key: str) -> None:
-    source, stage, setting = {
-        "curvature": (project.curvature, "unlearn", "model__init_args__curvature"),
-        "scores": (project.scores, "leave_k_out", "data__init_args__exclude__scores"),
-    }[key]
-    for path in (truncated(source, tmp_path / "half"), flipped(source, tmp_path / "flipped", 0.9), tmp_path / "none"):
-        assert_says(refused(project.args(stage, tmp_path / f"{path.name}-run", **{setting: path})), path)
 
 
 @pytest.mark.slow

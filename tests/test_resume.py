@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from damage import snapshot
 from miniature import Project
 from stopped import Ended, Moment, run
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # type: ignore[import-untyped]
@@ -73,8 +74,8 @@ def stopped_then_resumed(args: list[str], log: Path, moment: Moment) -> Ended:
     return stopped
 
 
-def moments(table: dict[str, tuple[str, int]], signals: str, quick: dict[str, str]) -> list[Any]:
-    """Every moment with every signal; the `quick` ones are in the fast part of the tests."""
+def moments(table: dict[str, tuple[str, int]], quick: dict[str, str]) -> list[Any]:
+    """Every moment with SIGKILL and SIGTERM; the `quick` ones are in the fast part of the tests."""
     return [
         pytest.param(
             moment,
@@ -82,8 +83,8 @@ def moments(table: dict[str, tuple[str, int]], signals: str, quick: dict[str, st
             id=f"{name}-{moment}",
             marks=() if quick.get(moment) == name else pytest.mark.slow,
         )
-        for name in signals.split()
         for moment in table
+        for name in sorted({"SIGKILL", "SIGTERM", *([quick[moment]] if moment in quick else [])})
     ]
 
 
@@ -105,7 +106,6 @@ TRAINING_MOMENTS = {
     ("moment", "sends"),
     moments(
         TRAINING_MOMENTS,
-        "SIGKILL SIGTERM SIGINT",
         {
             "in the middle of an epoch": "SIGKILL",
             "in the last step of an epoch": "SIGTERM",
@@ -156,9 +156,7 @@ CURVATURE_MOMENTS = {
 }
 
 
-@pytest.mark.parametrize(
-    ("moment", "sends"), moments(CURVATURE_MOMENTS, "SIGKILL SIGTERM", {"in the middle of an epoch": "SIGKILL"})
-)
+@pytest.mark.parametrize(("moment", "sends"), moments(CURVATURE_MOMENTS, {"in the middle of an epoch": "SIGKILL"}))
 def test_curvature(project: Project, tmp_path: Path, moment: str, sends: signal.Signals) -> None:
     args = project.args("curvature", tmp_path / "run")
     stopped_then_resumed(args, tmp_path / "log", Moment(*CURVATURE_MOMENTS[moment], sends))
@@ -184,7 +182,6 @@ UNLEARNING_MOMENTS = {
     ("moment", "sends"),
     moments(
         UNLEARNING_MOMENTS,
-        "SIGKILL SIGTERM SIGINT",
         {
             "in the middle of the second step": "SIGTERM",
             "in the sweep after unlearning": "SIGKILL",
@@ -226,8 +223,11 @@ SAMPLING_MOMENTS = {
     ("moment", "sends"),
     moments(
         SAMPLING_MOMENTS,
-        "SIGKILL SIGTERM SIGINT",
-        {"in the middle of a batch's samples": "SIGKILL", "in the last batch": "SIGTERM"},
+        {
+            "in the middle of a batch's samples": "SIGKILL",
+            "in the last batch": "SIGTERM",
+            "between two batches": "SIGINT",
+        },
     ),
 )
 def test_sampling(project: Project, tmp_path: Path, moment: str, sends: signal.Signals) -> None:
@@ -267,12 +267,6 @@ def test_short_stages_start_over(project: Project, tmp_path: Path, stage: str, s
         assert_same(tmp_path / "run" / result, project.root / stage / result)
     else:
         assert read_json(tmp_path / "run" / result) == read_json(project.root / stage / result)
-
-
-def snapshot(folder: Path) -> dict[str, tuple[int, int]]:
-    """Times and sizes of all files."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    return {str(path): (path.stat().st_mtime_ns, path.stat().st_size) for path in files}
 
 
 @pytest.mark.parametrize("stage", ["train", "sample", "curvature", "unlearn", "similarity", "leave_k_out", "evaluate"])

@@ -1,0 +1,33 @@
+"""Damaged copies of files, and what a message must say."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+Refused = Callable[[list[str]], str]
+"""Runs a command that must be refused, and returns its one message."""
+
+
+def snapshot(folder: Path) -> dict[str, int]:
+    return {str(path): path.stat().st_mtime_ns for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def flipped(path: Path, target: Path, at: float) -> Path:
+    """Copy a file with one bit flipped at a place from 0 to 1."""
+    data = bytearray(path.read_bytes())
+    data[int(at * len(data))] ^= 16
+    target.write_bytes(data)
+    return target
+
+
+def truncated(path: Path, target: Path) -> Path:
+    """Copy the first half of a file."""
+    data = path.read_bytes()
+    target.write_bytes(data[: len(data) // 2])
+    return target
+
+
+def assert_says(message: str, *words: object) -> None:
+    for word in words:
+        assert str(word) in message, message
