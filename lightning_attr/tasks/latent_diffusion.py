@@ -91,6 +91,7 @@ class LatentDiffusion(pl.LightningModule):
                 "lower model.learning_rate or set trainer.gradient_clip_val. The last checkpoint is kept."
             )
         self.log("train/loss", loss, prog_bar=True)
+        self.log("train/learning_rate", self.optimizers().param_groups[0]["lr"])  # type: ignore[union-attr]
         return loss
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:

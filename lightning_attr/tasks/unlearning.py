@@ -130,11 +130,7 @@ class Unlearning(AnalysisTask):
 
     def training_step(self, indices: Tensor, batch_idx: int) -> Tensor:
         """Return minus the query's share of the loss at the draws ``indices``."""
-        latent = self.latent.expand(len(indices), *self.latent.shape)
-        text = self.text.expand(len(indices), *self.text.shape)
-        timesteps = self.timesteps.to(indices.device)[indices]
-        noise = self._noise(indices.tolist()).to(latent.device)
-        losses = denoising_loss(self.denoiser, self.scheduler, latent, text, timesteps, noise)
+        losses = self._losses(indices)
         # Lightning divides by the number of micro-batches; the last one may be short, so each counts by its draws.
         share = losses.sum() * (self.trainer.accumulate_grad_batches / len(self.draws))
         if not torch.isfinite(share):
@@ -143,6 +139,14 @@ class Unlearning(AnalysisTask):
             )
         self._log_mean(losses.detach(), batch_idx)
         return -share
+
+    def _losses(self, indices: Tensor) -> Tensor:
+        """Return the query's losses at the draws ``indices``."""
+        latent = self.latent.expand(len(indices), *self.latent.shape)
+        text = self.text.expand(len(indices), *self.text.shape)
+        timesteps = self.timesteps.to(indices.device)[indices]
+        noise = self._noise(indices.tolist()).to(latent.device)
+        return denoising_loss(self.denoiser, self.scheduler, latent, text, timesteps, noise)
 
     def _log_mean(self, losses: Tensor, batch_idx: int) -> None:
         """Log the query's loss over all draws of a step. The sum is a buffer: Lightning's own mean is not resumed."""
@@ -180,8 +184,13 @@ class Unlearning(AnalysisTask):
             self.selected[name].copy_(value)
 
     def on_fit_end(self) -> None:
-        """Write ``weights.safetensors``."""
+        """Write ``weights.safetensors``, and log what the last step did to the query's loss."""
         save_tensors(self.run / "weights.safetensors", self.selected, self.settings())
+        if self.logger is not None:
+            self.to(self.trainer.strategy.root_device)
+            with torch.no_grad():
+                total = sum(float(self._losses(indices.to(self.device)).sum()) for indices in self.train_dataloader())
+            self.logger.log_metrics({"unlearn/query_loss": total / len(self.draws)}, step=self.global_step)
 
     def settings(self) -> dict[str, Any]:
         """Return what the changed weights depend on."""
