@@ -57,8 +57,8 @@ class TrainBatches(Dataset[Batch]):
 class PredictBatches(Dataset[Batch]):
     """Batches with all that is stored of each sample.
 
-    A batch is "latent" float32 [B, V, C, H, W], "text" float32 [B, K, T, D], of which the first "captions" int64 [B]
-    are captions and the rest zero, and "id" int64 [B].
+    A batch is "latent" [B, V, C, H, W] and "text" [B, K, T, D] as stored, of which the first "captions" int64 [B]
+    are captions and the rest zero, and "id" int64 [B]. Whoever uses a part of it converts that part.
     """
 
     def __init__(self, store: Store) -> None:
@@ -69,8 +69,8 @@ class PredictBatches(Dataset[Batch]):
         """Batch of a key."""
         _, positions = key
         return {
-            "latent": _single(self.store.read("latent", positions)),
-            "text": _single(self.store.read("text", positions)),
+            "latent": torch.from_numpy(self.store.read("latent", positions)),
+            "text": torch.from_numpy(self.store.read("text", positions)),
             "captions": torch.from_numpy(self.store.caption_counts[positions].astype(np.int64)),
             "id": torch.from_numpy(self.store.ids[positions]),
         }

@@ -24,8 +24,8 @@ BATCHES_PER_PART = 8
 def read_samples(store: Store, positions: np.ndarray[Any, Any], device: torch.device | str) -> dict[str, Tensor]:
     """Read whole samples as the batch that :func:`sample_losses` takes."""
     return {
-        "latent": torch.from_numpy(store.read("latent", positions).astype(np.float32, copy=False)).to(device),
-        "text": torch.from_numpy(store.read("text", positions).astype(np.float32, copy=False)).to(device),
+        "latent": torch.from_numpy(store.read("latent", positions)).to(device),
+        "text": torch.from_numpy(store.read("text", positions)).to(device),
         "captions": torch.from_numpy(store.caption_counts[positions]).to(device).long(),
         "id": torch.tensor(store.ids[positions]),
     }

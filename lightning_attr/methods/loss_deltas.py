@@ -30,7 +30,7 @@ def sample_losses(
     Args:
         denoiser: The network.
         scheduler: Its noise scheduler.
-        batch: ``latent`` [B, V, C, H, W], ``text`` [B, K, L, E], ``captions`` int64 [B], ``id`` int64 [B].
+        batch: ``latent`` [B, V, C, H, W] and ``text`` [B, K, L, E] in any precision, ``captions`` and ``id`` int64 [B].
         draws: Where to measure.
         views: Only the first so many views.
         captions: Only the first so many captions of each sample.
@@ -46,7 +46,8 @@ def sample_losses(
         for view in range(latent.shape[1]):
             for caption in range(text.shape[1]):
                 noise = batch_noise(draws, draw, shape, ids, view, caption).to(latent.device)
-                loss = denoising_loss(denoiser, scheduler, latent[:, view], text[:, caption], at, noise)
+                x, e = latent[:, view].float(), text[:, caption].float()
+                loss = denoising_loss(denoiser, scheduler, x, e, at, noise)
                 losses[:, view, draw] += torch.where(has_caption[:, caption], loss, 0)
     return losses / has_caption.sum(1)[:, None, None]
 

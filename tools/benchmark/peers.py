@@ -21,7 +21,7 @@ from tools.benchmark.timing import Figure, Sizes, ratio, seconds
 
 BATCH = 128
 AIM = 3.0
-LIMIT = "ours: conversion to float32 by all torch threads; theirs: Python for every record"
+LIMIT = "ours: checksums and one copy; theirs: Python for every record"
 RECORDS_PER_SHARD = 1024
 
 

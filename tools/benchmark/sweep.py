@@ -58,7 +58,8 @@ class BareSweep:
         self.scheduler = scheduler
         starts = range(0, len(store), BATCH)
         positions = [np.arange(start, min(start + BATCH, len(store))) for start in starts]
-        self.batches = [read_samples(store, batch, "cpu") for batch in positions]
+        samples = [read_samples(store, batch, "cpu") for batch in positions]
+        self.batches = [{name: part[name].float() for name in ("latent", "text")} for part in samples]
         self.timesteps = draw_timesteps(DRAWS, len(scheduler.alphas_cumprod))
         self.noises = shared_noise(DRAWS, range(len(DRAWS)), store.schema.fields["latent"].shape[1:])
 
