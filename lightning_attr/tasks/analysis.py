@@ -8,8 +8,19 @@ from typing import Any
 import lightning.pytorch as pl
 from torch import Tensor
 
+from datamodules.errors import UserError
 from lightning_attr.artifacts import file_digest
 from lightning_attr.denoisers import load_trained
+
+
+def require_one_rank(task: pl.LightningModule) -> None:
+    """Refuse several ranks, each of which would take its share of the result for the whole.
+
+    Raises:
+        UserError: The trainer has several ranks.
+    """
+    if task.trainer.world_size > 1:
+        raise UserError(f"trainer.devices: found {task.trainer.world_size} ranks, expected 1 for {type(task).__name__}")
 
 
 class AnalysisTask(pl.LightningModule):
@@ -32,6 +43,10 @@ class AnalysisTask(pl.LightningModule):
         self.latent_shape = trained.latent_shape
         self.null_text: Tensor
         self.register_buffer("null_text", trained.null_text, persistent=False)
+
+    def setup(self, stage: str) -> None:
+        """Refuse several ranks."""
+        require_one_rank(self)
 
     @property
     def run(self) -> Path:

@@ -14,6 +14,7 @@ from datamodules.scores import Scores
 from datamodules.store import Store
 from lightning_attr.artifacts import file_digest
 from lightning_attr.methods import Method
+from lightning_attr.tasks.analysis import require_one_rank
 
 
 class Attribution(pl.LightningModule):
@@ -32,6 +33,7 @@ class Attribution(pl.LightningModule):
 
     def setup(self, stage: str) -> None:
         """Read the queries, and check that they are like the samples."""
+        require_one_rank(self)
         queries = Store(self.queries)
         store = Store(self._data.store)
         for field in ("latent", "text"):

@@ -56,6 +56,7 @@ class Curvature(AnalysisTask):
 
     def setup(self, stage: str) -> None:
         """Check the store against the network."""
+        super().setup(stage)
         check_shapes(Store(self.data.store), self.denoiser)
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:

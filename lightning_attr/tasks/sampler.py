@@ -72,6 +72,7 @@ class Sampler(AnalysisTask):
 
     def setup(self, stage: str) -> None:
         """Open the encoders and the query store, which continues where a killed run left it."""
+        super().setup(stage)
         store = Store(self.store)
         self.image_encoder = store_image_encoder(store)
         self.text_encoder = store_text_encoder(store)

@@ -115,6 +115,7 @@ class Unlearning(AnalysisTask):
 
     def setup(self, stage: str) -> None:
         """Read the query and let one epoch be one step."""
+        super().setup(stage)
         queries = Store(self.queries)
         check_shapes(queries, self.denoiser)
         position = queries.positions([self.query])
