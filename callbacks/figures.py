@@ -35,7 +35,7 @@ def image_grid(images: Sequence[SampleImage], title: str, columns: int = 4) -> F
     rows = -(-len(images) // columns)
     figure = Figure(figsize=(2.4 * columns, 2.9 * rows), layout="constrained")
     figure.suptitle(title)
-    axes = figure.subplots(rows, columns, squeeze=False).flat
+    axes = list(figure.subplots(rows, columns, squeeze=False).flat)
     for axis in axes:
         axis.axis("off")
     for axis, image in zip(axes, images, strict=False):
