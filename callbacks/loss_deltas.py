@@ -17,9 +17,9 @@ from datamodules.scores import Scores
 from datamodules.store import Store
 from lightning_attr.artifacts import tensors_digest
 from lightning_attr.console import err, progress
+from lightning_attr.loss_sweep import LossSweep
 from lightning_attr.methods.loss_deltas import delta_scores
 from lightning_attr.noise import Draws
-from lightning_attr.sweep import LossSweep
 from lightning_attr.tasks.unlearning import Unlearning
 
 

@@ -86,6 +86,22 @@ def batch_noise(
     return torch.cat([own_noise(draws, [index], shape, sample_id, view, caption) for sample_id in sample_ids])
 
 
+def training_noise(
+    seed: int, epoch: int, sample_ids: Sequence[int], shape: Sequence[int], num_train_timesteps: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return what training adds to a batch: noises float32 [B, *shape], timesteps int64 [B], uniform numbers [B].
+
+    A sample's randomness is its own, anew each epoch: the same on one rank as on several, after a resume, and in every
+    subset of the store. Models that share a seed therefore differ by their data alone. The uniform numbers, in [0, 1),
+    choose the captions to drop.
+    """
+    generators = [keyed_generator("train", seed, epoch, sample_id) for sample_id in sample_ids]
+    noise = np.stack([rng.standard_normal(tuple(shape), dtype=np.float32) for rng in generators])
+    timesteps = np.array([rng.integers(num_train_timesteps) for rng in generators])
+    uniform = np.array([rng.random(dtype=np.float32) for rng in generators])
+    return torch.from_numpy(noise), torch.from_numpy(timesteps), torch.from_numpy(uniform)
+
+
 def _stack(keys: Sequence[tuple[int | str, ...]], shape: Sequence[int]) -> Tensor:
     noise = np.stack([keyed_generator(*key).standard_normal(tuple(shape), dtype=np.float32) for key in keys])
     return torch.from_numpy(noise)

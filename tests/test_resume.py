@@ -170,10 +170,10 @@ UNLEARNING_MOMENTS = {
     "in the last micro-batch of a step": (f"{TASKS}Unlearning.training_step", 6),
     "in the last step": (f"{TASKS}Unlearning.training_step", 9),
     "before the weights are written": (f"{TASKS}Unlearning.on_fit_end", 1),
-    "in the sweep before unlearning": ("lightning_attr.sweep:sample_losses", 10),
-    "between two parts": ("lightning_attr.sweep:save_tensors", 2),
-    "before the parts are joined": ("lightning_attr.sweep:LossSweep.join", 1),
-    "in the sweep after unlearning": ("lightning_attr.sweep:sample_losses", 35),
+    "in the sweep before unlearning": ("lightning_attr.loss_sweep:sample_losses", 10),
+    "between two parts": ("lightning_attr.loss_sweep:save_tensors", 2),
+    "before the parts are joined": ("lightning_attr.loss_sweep:LossSweep.join", 1),
+    "in the sweep after unlearning": ("lightning_attr.loss_sweep:sample_losses", 35),
     "before the scores are written": ("datamodules.scores:Scores.save", 1),
 }
 
@@ -202,10 +202,10 @@ def test_unlearning_and_its_loss_sweeps(project: Project, tmp_path: Path, moment
 
 def test_a_resumed_sweep_keeps_its_finished_parts(project: Project, tmp_path: Path) -> None:
     args = project.args("unlearn", tmp_path / "run", trainer__callbacks=project.recorder(tmp_path / "base.safetensors"))
-    run(args, tmp_path / "log", Moment("lightning_attr.sweep:sample_losses", 10))
+    run(args, tmp_path / "log", Moment("lightning_attr.loss_sweep:sample_losses", 10))
     parts = {path: path.stat().st_mtime_ns for path in (tmp_path / "base.safetensors.parts").iterdir()}
     assert len(parts) == 1
-    run(args, tmp_path / "log", Moment("lightning_attr.sweep:LossSweep.join", 1))
+    run(args, tmp_path / "log", Moment("lightning_attr.loss_sweep:LossSweep.join", 1))
     assert len(list((tmp_path / "base.safetensors.parts").iterdir())) == 3
     assert all(path.stat().st_mtime_ns == written for path, written in parts.items())
 

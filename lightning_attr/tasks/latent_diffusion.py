@@ -16,7 +16,7 @@ from lightning_attr.denoisers import build_denoiser, build_scheduler
 from lightning_attr.diffusion import denoising_loss
 from lightning_attr.encoders import null_text
 from lightning_attr.methods.loss_deltas import sample_losses
-from lightning_attr.noise import Draws, keyed_generator
+from lightning_attr.noise import Draws, training_noise
 
 
 class LatentDiffusion(pl.LightningModule):
@@ -76,13 +76,11 @@ class LatentDiffusion(pl.LightningModule):
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """Return the mean loss of a batch at random timesteps and noises."""
         latent = batch["latent"]
-        # Keyed by the batch's place in the run: Lightning keeps no generator state, so this is what makes resuming
-        # exact and gives every rank noise of its own.
-        rng = keyed_generator("train", self.seed, self.current_epoch, batch_idx, self.global_rank)
-        noise = torch.from_numpy(rng.standard_normal(tuple(latent.shape), dtype="float32")).to(latent.device)
-        steps = len(self.scheduler.alphas_cumprod)
-        timesteps = torch.from_numpy(rng.integers(0, steps, len(latent))).to(latent.device)
-        dropped = torch.from_numpy(rng.random(len(latent)) < self.caption_dropout).to(latent.device)
+        added = training_noise(
+            self.seed, self.current_epoch, batch["id"].tolist(), latent.shape[1:], len(self.scheduler.alphas_cumprod)
+        )
+        noise, timesteps, uniform = (part.to(latent.device) for part in added)
+        dropped = uniform < self.caption_dropout
         text = torch.where(dropped[:, None, None], self.null_text, batch["text"])
         loss = denoising_loss(self.denoiser, self.scheduler, latent, text, timesteps, noise).mean()
         if not torch.isfinite(loss):

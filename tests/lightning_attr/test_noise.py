@@ -5,7 +5,7 @@ import torch
 from scipy import stats
 
 from datamodules.errors import UserError
-from lightning_attr.noise import Draws, batch_noise, draw_timesteps, own_noise, shared_noise
+from lightning_attr.noise import Draws, batch_noise, draw_timesteps, own_noise, shared_noise, training_noise
 
 SHAPE = (4, 8, 8)
 
@@ -43,6 +43,22 @@ def test_own_noise_depends_on_id_view_and_caption_but_not_on_the_batch() -> None
 
 def test_another_seed_gives_other_noise() -> None:
     assert not torch.equal(shared_noise(Draws(), [0], SHAPE), shared_noise(Draws(seed=1), [0], SHAPE))
+
+
+def test_training_noise_of_a_sample_depends_on_seed_epoch_and_id_alone() -> None:
+    def drawn(seed: int, epoch: int, ids: list[int]) -> list[torch.Tensor]:
+        return list(training_noise(seed, epoch, ids, SHAPE, 1000))
+
+    together, alone = drawn(0, 2, [3, 5, 8]), drawn(0, 2, [5])
+    assert all(torch.equal(part[[1]], single) for part, single in zip(together, alone, strict=True))
+    for other in (drawn(1, 2, [5]), drawn(0, 3, [5]), drawn(0, 2, [6])):
+        assert not torch.equal(alone[0], other[0])
+
+
+def test_training_timesteps_and_dropout_are_uniform() -> None:
+    _, timesteps, uniform = training_noise(0, 0, list(range(2000)), (1,), 1000)
+    assert stats.kstest(timesteps.numpy() / 1000, "uniform").pvalue > 0.01
+    assert stats.kstest(uniform.numpy(), "uniform").pvalue > 0.01
 
 
 def test_noise_is_standard_normal_across_keys() -> None:

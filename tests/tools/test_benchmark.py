@@ -19,7 +19,7 @@ KEYS = {
     },
     "peers": {"read_vs_litdata", "read_vs_webdataset"},
     "train": {"train_step_vs_bare"},
-    "sweep": {"sweep_vs_bare"},
+    "loss_sweep": {"sweep_vs_bare"},
     "prepare": {"prepare_images_per_s"},
 }
 
@@ -31,7 +31,7 @@ def test_ratio_pairs_neighbours() -> None:
     assert (spread.lower, spread.median, spread.upper) == (2.0, 2.0, 2.0)
 
 
-@pytest.mark.parametrize("group", ["read", "peers", "train", "sweep", "prepare"])
+@pytest.mark.parametrize("group", ["read", "peers", "train", "loss_sweep", "prepare"])
 def test_figures_of_a_group(group: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     kept = tmp_path / "figures.json"
     main([group, "--json", str(kept)], TINY)

@@ -23,7 +23,7 @@ from rich.table import Table
 
 from lightning_attr.artifacts import write_json
 from lightning_attr.console import err, out
-from tools.benchmark import peers, prepare, read, sweep, train
+from tools.benchmark import loss_sweep, peers, prepare, read, train
 from tools.benchmark.timing import Figure, Sizes
 
 PLAIN_WIDTH = 150
@@ -33,7 +33,7 @@ GROUPS: Mapping[str, Callable[[Path, Sizes], Iterator[Figure]]] = {
     "read": read.measure,
     "peers": peers.measure,
     "train": train.measure,
-    "sweep": sweep.measure,
+    "loss_sweep": loss_sweep.measure,
     "prepare": prepare.measure,
 }
 

@@ -11,8 +11,8 @@ from datamodules.errors import UserError
 from datamodules.store import Store
 from lightning_attr.denoisers import TrainedModel, load_trained
 from lightning_attr.diffusion import denoising_loss
+from lightning_attr.loss_sweep import LossSweep
 from lightning_attr.noise import Draws, batch_noise, draw_timesteps
-from lightning_attr.sweep import LossSweep
 
 DRAWS = Draws(timesteps=2)
 SETTINGS = {"store": "a", "draws": vars(DRAWS)}
