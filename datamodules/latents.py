@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from datamodules.errors import UserError
 from datamodules.loading import Keys, LatentLoader, PredictBatches, Share, TrainBatches
-from datamodules.selection import Exclude, Subset, excluded_positions, kept_positions
+from datamodules.selection import Exclude, Subset, kept_positions
 from datamodules.store import Store
 
 
@@ -68,10 +68,9 @@ class LatentDataModule(LightningDataModule):
         return kept_positions(self._opened, self.exclude, self.subset)
 
     @cached_property
-    def excluded_ids(self) -> list[int]:
-        """Ids that `exclude` left out, ascending."""
-        opened = self._opened
-        return [int(sample) for sample in opened.ids[excluded_positions(opened, self.exclude, self.subset)]]
+    def left_out_ids(self) -> list[int]:
+        """Ids of the store's samples that are not used, ascending."""
+        return [int(sample) for sample in np.delete(self._opened.ids, self.positions)]
 
     @property
     def store_digest(self) -> str:

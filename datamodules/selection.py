@@ -91,12 +91,6 @@ def kept_positions(store: Store, exclude: Exclude | None = None, subset: Subset 
     return chosen
 
 
-def excluded_positions(store: Store, exclude: Exclude | None, subset: Subset | None = None) -> Ints:
-    """Positions of the samples that `exclude` takes out of the subset, ascending."""
-    chosen = np.arange(len(store)) if subset is None else _subset_positions(store, subset)
-    return np.intersect1d(chosen, _excluded(store, exclude, chosen)) if exclude is not None else chosen[:0]
-
-
 def _subset_positions(store: Store, subset: Subset) -> Ints:
     if subset.ids is not None:
         return np.unique(store.positions(subset.ids))

@@ -1,4 +1,4 @@
-"""Retrain without the top K of a query, and see what became of the query."""
+"""Retrain without some samples, such as the top K of a query, and see what became of the query."""
 
 from __future__ import annotations
 
@@ -23,7 +23,10 @@ from lightning_attr.tasks.sampler import regeneration_settings
 
 
 class LeaveKOut(LatentDiffusion):
-    """Training from scratch without the samples that ``data.exclude`` names, then Delta L and Delta G of the queries.
+    """Training from scratch without some samples, then Delta L and Delta G of the queries.
+
+    ``data.exclude`` names the samples to leave out, or ``data.subset`` those to keep; with neither, the model differs
+    from the original by its seeds alone, which shows how large chance is.
 
     The training settings must be those of the original model; give its config first and this one's on top. Writes
     ``leave_k_out.safetensors``: the queries' losses and regenerated latents under both models.
@@ -31,7 +34,7 @@ class LeaveKOut(LatentDiffusion):
     Args:
         original: The checkpoint of the model trained on everything.
         queries: The query store.
-        method: What chose the removed samples, for tables and figures.
+        method: What chose the removed samples, such as ``unlearning``, ``random`` or ``subset``.
         evaluate: The ids of the queries to look at; None is all of them.
         evaluation: The draws of Delta L; 200 of 1000 timesteps is every 5th (AbU, section 5).
         training: The arguments of ``LatentDiffusion``.
@@ -102,13 +105,14 @@ class LeaveKOut(LatentDiffusion):
     def _removed(self) -> list[int]:
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         assert isinstance(data, LatentDataModule)
-        return [int(sample) for sample in data.excluded_ids]
+        return data.left_out_ids
 
     def _settings(self) -> dict[str, Any]:
         files = {"original": self.original, "queries": self.queries, "store": self.store.path}
         return {
             "method": self.method,
             "k": len(self._removed()),
+            "seed": self.seed,
             "draws": vars(self.evaluation),
             "digests": {name: file_digest(path) for name, path in files.items()},
         }

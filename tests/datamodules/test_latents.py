@@ -108,7 +108,7 @@ def test_stored_order_and_prediction(store_path: Path, tmp_path: Path) -> None:
     module.seen = []
     trainer(tmp_path).predict(module, datamodule=data)
     assert [id for batch in module.seen for id in batch] == expected
-    assert data.excluded_ids == [0, 3]
+    assert data.left_out_ids == [0, 3]
     assert data.store_digest == Store(store_path).digest
 
 
@@ -136,7 +136,7 @@ def test_from_yaml(store_path: Path, tmp_path: Path) -> None:
     data = parser.instantiate(parser.parse_args([f"--config={config}", "--data.exclude.seed=3"])).data
     assert data.exclude == Exclude(random=5, seed=3)
     assert len(data.positions) == 45
-    assert len(data.excluded_ids) == 5
+    assert len(data.left_out_ids) == 105
 
 
 def test_mistakes_show_at_setup(store_path: Path, tmp_path: Path) -> None:
