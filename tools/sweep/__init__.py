@@ -1,0 +1,1 @@
+"""Sweeps of retrainings: the ground truth that attributions are checked against."""

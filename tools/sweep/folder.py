@@ -1,0 +1,167 @@
+"""The folder of a sweep: what it was started with, and how far each entry is."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import platform
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from datamodules.errors import UserError
+from lightning_attr.artifacts import file_digest, read_json, write_atomically, write_json
+from lightning_attr.runs import flatten
+from tools.sweep.plan import Entry, Sweep, entry_folder, store_path, training_config
+
+#: Parts of ``sweep.json`` that may grow.
+EXTENSIBLE = ("scores", "entries")
+
+State = Literal["waiting", "running", "done", "failed"]
+
+
+@dataclass(frozen=True)
+class Status:
+    """How far an entry is.
+
+    Args:
+        state: ``running`` may also be an entry whose process was killed.
+        error: Why it failed.
+        seconds: How long the run that finished it took.
+        where: Host and process that ran it last.
+    """
+
+    state: State = "waiting"
+    error: str = ""
+    seconds: float = 0.0
+    where: str = ""
+
+
+def read_status(folder: Path) -> Status:
+    """Return the status of the entry in a folder."""
+    path = folder / "status.json"
+    return Status(**read_json(path)) if path.exists() else Status()
+
+
+class SweepFolder:
+    """A sweep on disk: ``sweep.json``, ``entries/NAME/``, and ``pack.*`` when it is finished.
+
+    Args:
+        sweep: Its config.
+        entries: All that it retrains.
+    """
+
+    def __init__(self, sweep: Sweep, entries: Sequence[Entry]) -> None:
+        self.path = Path(sweep.folder)
+        self.sweep = sweep
+        self.entries = entries
+
+    def start(self) -> None:
+        """Begin or continue the sweep. Entries may be added to one that exists.
+
+        Raises:
+            UserError: It was begun with another config or other files; the message shows the difference.
+        """
+        new = {
+            "settings": self.settings(),
+            "scores": {method: file_digest(path) for method, path in self.scores().items()},
+            "entries": {entry.name: dict(entry.settings) for entry in self.entries},
+        }
+        path = self.path / "sweep.json"
+        if path.exists():
+            old = read_json(path)
+            if changed := list(_differences(old, new)):
+                raise UserError(
+                    f"{self.path}: holds a sweep of another config; choose another folder or delete this one. "
+                    f"Changed: {'; '.join(changed)}"
+                )
+            new |= {part: {**old[part], **new[part]} for part in EXTENSIBLE}
+        write_json(path, new)
+        for entry in self.entries:
+            text = yaml.safe_dump(dict(entry.settings), sort_keys=False)
+            write_atomically(self.entry(entry) / "entry.yaml", text.encode())
+
+    def settings(self) -> dict[str, Any]:
+        """Return what all entries depend on."""
+        sweep = self.sweep
+        files = {"original": sweep.original, "queries": sweep.queries, "store": store_path(sweep)}
+        for name, path in files.items():
+            if not Path(path).exists():
+                raise UserError(f"{name}: found no file {path}")
+        return {
+            "training": training_config(sweep.train),
+            "shared": sweep.shared,
+            "evaluation": dict(vars(sweep.evaluation)),
+            "digests": {name: file_digest(path) for name, path in files.items()},
+        }
+
+    def scores(self) -> dict[str, str]:
+        """Return the scores file of each method."""
+        return self.sweep.top.scores if self.sweep.top is not None else {}
+
+    def entry(self, entry: Entry) -> Path:
+        """Return the run folder of an entry."""
+        return entry_folder(self.sweep, entry.name)
+
+    def command(self, entry: Entry) -> list[str]:
+        """Return the arguments of ``lightning-attr`` that run an entry."""
+        configs = [*self.sweep.train, str(self.entry(entry) / "entry.yaml")]
+        return ["fit", *(word for config in configs for word in ("-c", config))]
+
+    def status(self, entry: Entry) -> Status:
+        """Return the status of an entry."""
+        return read_status(self.entry(entry))
+
+
+def write_status(folder: Path, state: State, error: str = "", seconds: float = 0.0) -> None:
+    """Write the status of an entry, whole or not at all."""
+    status = Status(state, error, round(seconds, 1), f"{platform.node()}:{os.getpid()}")
+    write_json(folder / "status.json", asdict(status))
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold an entry; the system lets go of it when the process ends, however that happens.
+
+    Raises:
+        UserError: Another process holds it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise UserError(f"{folder}: another process is running this entry") from error
+        yield
+
+
+@contextmanager
+def timed_status(folder: Path) -> Iterator[None]:
+    """Write that an entry runs, and then what became of it."""
+    start = time.perf_counter()
+    write_status(folder, "running")
+    try:
+        yield
+    except Exception as error:
+        message = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+        write_status(folder, "failed", message or type(error).__name__)
+        raise
+    write_status(folder, "done", seconds=time.perf_counter() - start)
+
+
+def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[str]:
+    """Yield what changed; scores and entries that are only in one of the two do not count."""
+    parts = [("", old["settings"], new["settings"])]
+    for part in EXTENSIBLE:
+        both = sorted(old[part].keys() & new[part].keys())
+        parts += [(f"{part}.{name}", {"": old[part][name]}, {"": new[part][name]}) for name in both]
+    for prefix, before, after in parts:
+        was, now = dict(flatten(before)), dict(flatten(after))
+        for key in sorted(was.keys() | now.keys()):
+            if was.get(key) != now.get(key):
+                yield f"{prefix}{key}: {was.get(key)} -> {now.get(key)}"

@@ -1,0 +1,222 @@
+"""What a sweep retrains: its config, and the entries that follow from it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+from xxhash import xxh3_64_intdigest
+
+from datamodules.errors import UserError
+from datamodules.scores import Scores
+from datamodules.store import Store
+from lightning_attr.noise import Draws
+
+Settings = Mapping[str, Any]
+
+#: Callbacks that only watch the training of the original.
+WATCHERS = ("callbacks.SampleGrid",)
+
+
+@dataclass(frozen=True)
+class Top:
+    """Leave-K-out: for each method, query and K one model trained without the K highest-scored samples.
+
+    Args:
+        scores: A scores file for each method.
+        k: How many samples to remove.
+        queries: Ids of the queries; None is all of the query store.
+    """
+
+    scores: dict[str, str]
+    k: list[int]
+    queries: list[int] | None = None
+
+
+@dataclass(frozen=True)
+class Random:
+    """Models trained without K random samples: what removal alone does.
+
+    Args:
+        k: How many samples to remove.
+        count: Models for each K.
+    """
+
+    k: list[int]
+    count: int = 1
+
+
+@dataclass(frozen=True)
+class Subsets:
+    """Models trained on random shares of the store, for the linear datamodelling score (LDS).
+
+    Args:
+        count: How many subsets.
+        fraction: Share of the store in each.
+        seeds: Training seeds of each subset; with two or more, the noise of the ground truth is known.
+    """
+
+    count: int
+    fraction: float = 0.5
+    seeds: int = 1
+
+
+@dataclass(frozen=True)
+class Full:
+    """Models trained on everything with other seeds: the noise floor.
+
+    Args:
+        seeds: How many.
+    """
+
+    seeds: int
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A sweep of retrainings.
+
+    Args:
+        folder: Where everything goes.
+        train: The config files of the original's training, in order.
+        original: Checkpoint of the original.
+        queries: The query store.
+        evaluation: The draws at which the queries' losses are measured.
+        top: Leave-K-out entries.
+        random: Random removals.
+        subsets: Random subsets.
+        full: Other seeds.
+        shared: Whether all models share the original's initial weights and noise, so that they differ by their data
+            alone; else each entry has a seed of its own. Subsets and full entries with a further seed have that one.
+    """
+
+    folder: str
+    train: list[str]
+    original: str
+    queries: str
+    evaluation: Draws = field(default_factory=lambda: Draws(timesteps=100))
+    top: Top | None = None
+    random: Random | None = None
+    subsets: Subsets | None = None
+    full: Full | None = None
+    shared: bool = True
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One retraining of a sweep.
+
+    Args:
+        name: Its folder below ``entries``.
+        settings: What goes on top of the training config.
+    """
+
+    name: str
+    settings: Settings = field(hash=False)
+
+
+def entries(sweep: Sweep) -> list[Entry]:
+    """Return all entries of a sweep, always in the same order.
+
+    Raises:
+        UserError: The sweep is empty, a file is missing, or more samples are to be removed than there are.
+    """
+    training = training_config(sweep.train)
+    common = _common(sweep, training)
+    found = [
+        Entry(name, _merged(common, {"trainer": {"default_root_dir": str(entry_folder(sweep, name))}}, own))
+        for name, own in _own_settings(sweep)
+    ]
+    if not found:
+        raise UserError("sweep: found nothing to train, expected some of top, random, subsets and full")
+    return found
+
+
+def entry_folder(sweep: Sweep, name: str) -> Path:
+    """Return the run folder of an entry."""
+    return Path(sweep.folder) / "entries" / name
+
+
+def training_config(paths: list[str]) -> dict[str, Any]:
+    """Read the training's config files, later ones on top of earlier ones."""
+    merged: dict[str, Any] = {}
+    for path in paths:
+        if not Path(path).is_file():
+            raise UserError(f"train: found no file {path}")
+        merged = _merged(merged, yaml.safe_load(Path(path).read_text()) or {})
+    return merged
+
+
+def store_path(sweep: Sweep) -> str:
+    """Return the store that the original was trained on."""
+    path = training_config(sweep.train).get("data", {}).get("init_args", {}).get("store")
+    if path is None:
+        raise UserError(f"train: found no data.init_args.store in {', '.join(sweep.train)}")
+    return str(path)
+
+
+def _common(sweep: Sweep, training: Settings) -> dict[str, Any]:
+    callbacks = training.get("trainer", {}).get("callbacks") or []
+    return {
+        "trainer": {"callbacks": [callback for callback in callbacks if callback["class_path"] not in WATCHERS]},
+        "model": {
+            "class_path": "lightning_attr.tasks.LeaveKOut",
+            "init_args": {
+                "original": sweep.original,
+                "queries": sweep.queries,
+                "evaluation": dict(vars(sweep.evaluation)),
+            },
+        },
+        "data": {"init_args": {"val_store": None}},
+    }
+
+
+def _own_settings(sweep: Sweep) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the name and what is particular of each entry."""
+    if sweep.top is not None:
+        for method, query, k in _rankings(sweep, sweep.top):
+            exclude = {"scores": sweep.top.scores[method], "query": query, "top": k}
+            yield _retraining(sweep, f"top/{method}/query-{query}/k-{k}", method, {"exclude": exclude})
+    if sweep.random is not None:
+        for k in sweep.random.k:
+            for seed in range(sweep.random.count):
+                yield _retraining(sweep, f"random/k-{k}/{seed}", "random", {"exclude": {"random": k, "seed": seed}})
+    if sweep.subsets is not None:
+        for subset in range(sweep.subsets.count):
+            for seed in range(sweep.subsets.seeds):
+                data = {"subset": {"fraction": sweep.subsets.fraction, "seed": subset}}
+                yield _retraining(sweep, f"subset/{subset}/seed-{seed}", "subset", data, seed)
+    if sweep.full is not None:
+        for seed in range(1, sweep.full.seeds + 1):
+            yield _retraining(sweep, f"full/seed-{seed}", "full", {}, seed)
+
+
+def _rankings(sweep: Sweep, top: Top) -> Iterator[tuple[str, int, int]]:
+    queries = [int(query) for query in Store(sweep.queries).ids] if top.queries is None else top.queries
+    for method, path in top.scores.items():
+        scores = Scores.load(path)
+        for query in queries:
+            scores.top(query, max(top.k, default=0))  # refuses what is not there, before anything is trained
+            yield from ((method, query, k) for k in top.k)
+
+
+def _retraining(sweep: Sweep, name: str, method: str, data: Settings, seed: int = 0) -> tuple[str, dict[str, Any]]:
+    settings = {"model": {"init_args": {"method": method}}, "data": {"init_args": dict(data)}}
+    if not sweep.shared:
+        seed = xxh3_64_intdigest(name.encode()) % 2**31  # of the name, so that further entries do not change it
+    if seed:
+        settings["model"]["init_args"]["seed"] = settings["data"]["init_args"]["seed"] = seed
+    return name, settings
+
+
+def _merged(*parts: Settings) -> dict[str, Any]:
+    """Merge nested mappings; later values win."""
+    result: dict[str, Any] = {}
+    for part in parts:
+        for key, value in part.items():
+            both = isinstance(value, Mapping) and isinstance(result.get(key), Mapping)
+            result[key] = _merged(result[key], value) if both else value
+    return result
