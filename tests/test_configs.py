@@ -112,7 +112,7 @@ def test_values_are_shared_between_files_and_set_from_the_command_line(stores: P
 
 SHAPES = {
     "demo": ["--size", "32", "--tokens", "16", "--dim", "64"],
-    "coco64": ["--size", "64", "--tokens", "24", "--dim", "128"],
+    "coco64": ["--size", "32", "--tokens", "24", "--dim", "64"],
     "mscoco": ["--size", "64", "--tokens", "77", "--dim", "1024"],
 }
 SMALLER: dict[str, list[str]] = {
