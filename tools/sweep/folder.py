@@ -17,7 +17,7 @@ import yaml
 from datamodules.errors import UserError
 from lightning_attr.artifacts import file_digest, read_json, write_atomically, write_json
 from lightning_attr.runs import flatten
-from tools.sweep.plan import Entry, Sweep, entry_folder, store_path, training_config
+from tools.sweep.plan import Entry, Sweep, entry_folder, matching, store_path, training_config
 
 #: Parts of ``sweep.json`` that may grow.
 EXTENSIBLE = ("scores", "entries")
@@ -69,7 +69,7 @@ class SweepFolder:
         """
         new = {
             "settings": self.settings(),
-            "scores": {method: file_digest(path) for method, path in self.scores().items()},
+            "scores": {path: file_digest(path) for path in self.scores()},
             "entries": {entry.name: dict(entry.settings) for entry in self.entries},
         }
         path = self.path / "sweep.json"
@@ -100,9 +100,10 @@ class SweepFolder:
             "digests": {name: file_digest(path) for name, path in files.items()},
         }
 
-    def scores(self) -> dict[str, str]:
-        """Return the scores file of each method."""
-        return self.sweep.top.scores if self.sweep.top is not None else {}
+    def scores(self) -> list[str]:
+        """Return the scores files that say what is left out."""
+        patterns = self.sweep.top.scores.values() if self.sweep.top is not None else ()
+        return [path for pattern in patterns for path in matching(pattern)]
 
     def entry(self, entry: Entry) -> Path:
         """Return the run folder of an entry."""

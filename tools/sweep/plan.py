@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from glob import glob
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,8 @@ class Top:
     """Leave-K-out: for each method, query and K one model trained without the K highest-scored samples.
 
     Args:
-        scores: A scores file for each method.
+        scores: The scores of each method: a file, or a pattern such as ``runs/coco64/unlearn/*/scores.safetensors``
+            where each query has its own.
         k: How many samples to remove.
         queries: Ids of the queries; None is all of the query store.
     """
@@ -177,8 +179,8 @@ def _common(sweep: Sweep, training: Settings) -> dict[str, Any]:
 def _own_settings(sweep: Sweep) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield the name and what is particular of each entry."""
     if sweep.top is not None:
-        for method, query, k in _rankings(sweep, sweep.top):
-            exclude = {"scores": sweep.top.scores[method], "query": query, "top": k}
+        for method, path, query, k in _rankings(sweep, sweep.top):
+            exclude = {"scores": path, "query": query, "top": k}
             yield _retraining(sweep, f"top/{method}/query-{query}/k-{k}", method, {"exclude": exclude})
     if sweep.random is not None:
         for k in sweep.random.k:
@@ -194,13 +196,28 @@ def _own_settings(sweep: Sweep) -> Iterator[tuple[str, dict[str, Any]]]:
             yield _retraining(sweep, f"full/seed-{seed}", "full", {}, seed)
 
 
-def _rankings(sweep: Sweep, top: Top) -> Iterator[tuple[str, int, int]]:
+def _rankings(sweep: Sweep, top: Top) -> Iterator[tuple[str, str, int, int]]:
+    """Yield the method, scores file, query and K of every leave-K-out entry."""
     queries = [int(query) for query in Store(sweep.queries).ids] if top.queries is None else top.queries
-    for method, path in top.scores.items():
-        scores = Scores.load(path)
+    for method, pattern in top.scores.items():
+        files = {int(query): path for path in matching(pattern) for query in Scores.load(path).query_id}
         for query in queries:
-            scores.top(query, max(top.k, default=0))  # refuses what is not there, before anything is trained
-            yield from ((method, query, k) for k in top.k)
+            if query not in files:
+                raise UserError(f"sweep.top.scores.{method}: found no query {query} in {pattern}")
+            # Refuses what cannot be removed before anything is trained.
+            Scores.load(files[query]).top(query, max(top.k, default=0))
+            yield from ((method, files[query], query, k) for k in top.k)
+
+
+def matching(pattern: str) -> list[str]:
+    """Return the files that a pattern names, sorted.
+
+    Raises:
+        UserError: There is none.
+    """
+    if not (paths := sorted(glob(pattern))):
+        raise UserError(f"scores: found no file {pattern}")
+    return paths
 
 
 def _retraining(sweep: Sweep, name: str, method: str, data: Settings, seed: int = 0) -> tuple[str, dict[str, Any]]:
