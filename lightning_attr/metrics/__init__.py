@@ -1,12 +1,24 @@
 """How good is an attribution? Pure functions (``functional``) and the torchmetrics shells around them."""
 
-from lightning_attr.metrics.figures import LossChangePoint, loss_change_figure
+from lightning_attr.metrics.figures import LossChangePoint, lds_figure, loss_change_figure, prediction_figure
+from lightning_attr.metrics.intervals import (
+    Interval,
+    Variances,
+    attributability,
+    difference_interval,
+    lds_ceiling,
+    lds_difference_interval,
+    lds_interval,
+    mean_interval,
+    variance_components,
+)
 from lightning_attr.metrics.per_query import PerQuery, Summary, summarise
 from lightning_attr.metrics.ranking import MeanAveragePrecision, RecallAtK
 from lightning_attr.metrics.retraining import GenerationDeviation, LinearDatamodellingScore, LossChange
 
 __all__ = [
     "GenerationDeviation",
+    "Interval",
     "LinearDatamodellingScore",
     "LossChange",
     "LossChangePoint",
@@ -14,6 +26,16 @@ __all__ = [
     "PerQuery",
     "RecallAtK",
     "Summary",
+    "Variances",
+    "attributability",
+    "difference_interval",
+    "lds_ceiling",
+    "lds_difference_interval",
+    "lds_figure",
+    "lds_interval",
     "loss_change_figure",
+    "mean_interval",
+    "prediction_figure",
     "summarise",
+    "variance_components",
 ]

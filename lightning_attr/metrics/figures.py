@@ -1,17 +1,26 @@
 """Figures of an evaluation. They are plain ``Figure`` objects: no pyplot, no global state, no window."""
 
+from __future__ import annotations
+
+import itertools
+import math
 from collections import defaultdict
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from torch import Tensor
 
-from lightning_attr.metrics.per_query import Summary, summarise
+from lightning_attr.metrics.functional import expect, rank_correlation
+from lightning_attr.metrics.intervals import Interval, mean_interval
 
 RANDOM = "random"
 """The method that removes random samples: the baseline that others must beat."""
+
+INCHES_PER_LETTER = 0.08
+"""What a long name takes, at the default size of letters; the axes keep their size."""
 
 
 class LossChangePoint(NamedTuple):
@@ -23,14 +32,15 @@ class LossChangePoint(NamedTuple):
     loss_change: float
 
 
-def loss_change_figure(points: Sequence[LossChangePoint]) -> Figure:
-    """Loss change Delta L against K: a line with error bars per method, random removal as a band.
+def loss_change_figure(points: Sequence[LossChangePoint], noise_floor: Interval | None = None) -> Figure:
+    """Loss change Delta L against K: a line per method in the band of its interval, random removal in grey.
 
-    Each is the mean +- standard error over queries. Several points of one method, K and query (the models of random
-    removal) are averaged first. NaN is left out, and a single query has no error bar.
+    Each is the mean over queries and its 95% interval (see ``intervals.mean_interval``). Several points of one method,
+    K and query (the models of random removal) are averaged first. NaN is left out, and a single query has no band.
 
     Args:
         points: the measured loss changes, in any order; methods appear in the legend in the order given.
+        noise_floor: the loss change of models that were trained on all samples, with other seeds.
 
     Raises:
         ValueError: if there are no points, or a K is below 1.
@@ -44,47 +54,113 @@ def loss_change_figure(points: Sequence[LossChangePoint]) -> Figure:
         raise ValueError("loss_change_figure got no points, expected at least one")
     if (lowest := min(point.k for point in points)) < 1:
         raise ValueError(f"K is {lowest}, expected at least 1")
-    figure = Figure(figsize=(6, 4), layout="constrained")
+    by_method: dict[str, list[LossChangePoint]] = defaultdict(list)
+    for point in points:
+        by_method[point.method].append(point)
+    figure = Figure(figsize=(6.5 + INCHES_PER_LETTER * max(map(len, by_method)), 4), layout="constrained")
     axes = figure.subplots()
-    for method in dict.fromkeys(point.method for point in points):
-        curve = _curve([point for point in points if point.method == method])
-        (_draw_band if method == RANDOM else _draw_line)(axes, method, curve)
+    styles = _styles()
+    for method, of_method in by_method.items():
+        style = {"color": "grey", "linestyle": "--"} if method == RANDOM else next(styles)
+        _draw_curve(axes, _curve(of_method), label=method, **style)
+    if noise_floor is not None:
+        axes.axhspan(noise_floor.low, noise_floor.high, color="black", alpha=0.08, linewidth=0)
+        axes.axhline(noise_floor.estimate, color="black", linestyle=":", label="noise floor")
     ks = sorted({point.k for point in points})
     axes.set_xscale("log")  # the Ks of a study are spaced by factors
+    axes.set_xlim(ks[0] / 1.3, ks[-1] * 1.3)
     axes.set_xticks(ks, labels=[str(k) for k in ks])
     axes.minorticks_off()
     axes.set_xlabel("K (samples removed)")
-    axes.set_ylabel("loss change (mean ± s.e. over queries)")
-    axes.legend()
+    axes.set_ylabel("loss change (mean over queries, 95% interval)")
+    figure.legend(loc="outside right upper")
     return figure
 
 
-def _curve(points: Sequence[LossChangePoint]) -> dict[int, Summary]:
+def _styles() -> Iterator[dict[str, str]]:
+    """Yield the style of one method after the other: the default colours but grey, then the same with broken lines."""
+    for linestyle in itertools.cycle(["-", "-."]):
+        for index in (0, 1, 2, 3, 4, 5, 6, 8, 9):
+            yield {"color": f"C{index}", "marker": "os^Dv"[index % 5], "linestyle": linestyle}
+
+
+def _curve(points: Sequence[LossChangePoint]) -> dict[int, Interval]:
     """Average over queries at each K, in ascending order of K."""
     by_k: dict[int, dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
     for point in points:
         by_k[point.k][point.query_id].append(point.loss_change)
     return {
-        k: summarise(
+        k: mean_interval(
             torch.stack([torch.tensor(of_query, dtype=torch.float64).nanmean() for of_query in queries.values()])
         )
         for k, queries in sorted(by_k.items())
     }
 
 
-def _draw_line(axes: Axes, method: str, curve: dict[int, Summary]) -> None:
-    means = [float(summary.mean) for summary in curve.values()]
-    errors = [float(summary.standard_error) for summary in curve.values()]
-    axes.errorbar(list(curve), means, yerr=errors, marker="o", capsize=3, label=method)
+def _draw_curve(axes: Axes, curve: Mapping[int, Interval], label: str, **style: Any) -> None:
+    """Draw a line within its band, which goes a little beyond the first and the last K so that a single K shows too."""
+    axes.plot(list(curve), [interval.estimate for interval in curve.values()], label=label, **style)
+    ks = [min(curve) / 1.05, *curve, max(curve) * 1.05]
+    intervals = [curve[min(curve)], *curve.values(), curve[max(curve)]]
+    lows, highs = [interval.low for interval in intervals], [interval.high for interval in intervals]
+    axes.fill_between(ks, lows, highs, color=style["color"], alpha=0.15, linewidth=0)
 
 
-def _draw_band(axes: Axes, method: str, curve: dict[int, Summary]) -> None:
-    """Draw a grey band, a little beyond the first and the last K so that a single K shows too."""
-    ks = [min(curve) / 1.1, *curve, max(curve) * 1.1]
-    summaries = [curve[min(curve)], *curve.values(), curve[max(curve)]]
-    means = [float(summary.mean) for summary in summaries]
-    errors = [float(summary.standard_error) for summary in summaries]
-    lows = [mean - error for mean, error in zip(means, errors, strict=True)]
-    highs = [mean + error for mean, error in zip(means, errors, strict=True)]
-    axes.fill_between(ks, lows, highs, color="grey", alpha=0.3, linewidth=0)
-    axes.plot(ks, means, color="grey", linestyle="--", label=method)
+def lds_figure(rows: Mapping[str, Interval], ceiling: Interval | None = None) -> Figure:
+    """Linear datamodelling scores: a point with its interval per row, the ceiling as a line in its band.
+
+    Args:
+        rows: name and LDS of each method, drawn from the top in the order given; an unknown one is an empty row.
+        ceiling: what a perfect method would reach, if known.
+
+    Raises:
+        ValueError: if there are no rows.
+
+    >>> figure = lds_figure({"ekfac": Interval(0.3, 0.2, 0.4), "random": Interval(0.0, -0.1, 0.1)})
+    >>> [label.get_text() for label in figure.axes[0].get_yticklabels()]
+    ['ekfac', 'random']
+
+    """
+    if not rows:
+        raise ValueError("lds_figure got no rows, expected at least one")
+    size = (5 + INCHES_PER_LETTER * max(map(len, rows)), 1.2 + 0.3 * len(rows))
+    figure = Figure(figsize=size, layout="constrained")
+    axes = figure.subplots()
+    axes.axvline(0, color="grey", linewidth=0.8)
+    if ceiling is not None:
+        axes.axvspan(ceiling.low, ceiling.high, color="black", alpha=0.1, linewidth=0)
+        axes.axvline(ceiling.estimate, color="black", linestyle=":", label="ceiling")
+        figure.legend(loc="outside upper right")
+    for position, interval in enumerate(rows.values()):
+        axes.plot([interval.low, interval.high], [position, position], color="C0")
+        axes.plot(interval.estimate, position, color="C0", marker="o")
+    axes.set_yticks(range(len(rows)), labels=list(rows))
+    axes.set_ylim(len(rows) - 0.5, -0.5)
+    axes.set_xlabel("LDS (mean over queries, 95% interval)")
+    return figure
+
+
+def prediction_figure(predicted: Tensor, measured: Tensor, title: str) -> Figure:
+    r"""What an attribution predicts for each retrained model against what was measured, for one query.
+
+    Args:
+        predicted: sum of the query's scores over each model's subset, ``[M]`` (see ``functional.subset_sums``).
+        measured: loss of the query under each model, ``[M]``.
+        title: what is shown; the LDS of the query, which is Spearman's rho of the sum and the negative loss, follows.
+
+    >>> figure = prediction_figure(torch.tensor([1.0, 2.0, 3.0]), torch.tensor([0.3, 0.2, 0.1]), title="query 7")
+    >>> figure.axes[0].get_title()
+    'query 7\nLDS = ρ(sum, −loss) = 1.00'
+
+    """
+    expect("predicted", predicted, (None,))
+    expect("measured", measured, tuple(predicted.shape))
+    rho = rank_correlation(predicted[None], -measured[None]).item()
+    figure = Figure(figsize=(max(5, 1 + INCHES_PER_LETTER * len(title)), 4), layout="constrained")
+    axes = figure.subplots()
+    axes.scatter(predicted.tolist(), measured.tolist(), alpha=0.7, linewidths=0)
+    axes.set_xlabel("predicted: sum of scores over the subset")
+    axes.set_ylabel("measured: loss of the retrained model")
+    shown = "unknown" if math.isnan(rho) else f"{rho:.2f}"
+    axes.set_title(f"{title}\nLDS = ρ(sum, −loss) = {shown}", fontsize="medium")
+    return figure

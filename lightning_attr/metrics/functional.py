@@ -31,7 +31,7 @@ def loss_change(original: Tensor, retrained: Tensor) -> Tensor:
     tensor([0.0500], dtype=torch.float64)
 
     """
-    _expect("retrained", retrained, original.shape)
+    expect("retrained", retrained, original.shape)
     return (retrained.double() - original.double()).mean(-1)
 
 
@@ -51,7 +51,7 @@ def generation_deviation(original: Tensor, regenerated: Tensor) -> Tensor:
     tensor([0.2500, 0.2500], dtype=torch.float64)
 
     """
-    _expect("regenerated", regenerated, original.shape)
+    expect("regenerated", regenerated, original.shape)
     return (regenerated.double() - original.double()).square().flatten(1).mean(1)
 
 
@@ -71,7 +71,7 @@ def feature_similarity(original: Tensor, regenerated: Tensor) -> Tensor:
     tensor([1., 0.], dtype=torch.float64)
 
     """
-    _expect("regenerated", regenerated, original.shape)
+    expect("regenerated", regenerated, original.shape)
     return _cosine(original.double().flatten(1), regenerated.double().flatten(1))
 
 
@@ -96,8 +96,8 @@ def recall_at_k(scores: Tensor, relevant: Tensor, k: int) -> Tensor:
     """
     if k < 1:
         raise ValueError(f"k is {k}, expected at least 1")
-    _expect("scores", scores, (None, None))
-    _expect("relevant", relevant, scores.shape, torch.bool)
+    expect("scores", scores, (None, None))
+    expect("relevant", relevant, scores.shape, torch.bool)
     top = scores.argsort(dim=1, descending=True, stable=True)[:, :k]
     recall = relevant.gather(1, top).sum(1).double() / relevant.sum(1)
     return _nan_where(scores.isnan().any(1), recall)
@@ -121,8 +121,8 @@ def average_precision(scores: Tensor, relevant: Tensor) -> Tensor:
     tensor([0.8333], dtype=torch.float64)
 
     """
-    _expect("scores", scores, (None, None))
-    _expect("relevant", relevant, scores.shape, torch.bool)
+    expect("scores", scores, (None, None))
+    expect("relevant", relevant, scores.shape, torch.bool)
     unknown = scores.isnan()
     scores = scores.masked_fill(unknown, 0)  # NaN has no place in an order; its query ends as NaN below
     ascending, order = scores.sort(dim=1)
@@ -131,6 +131,40 @@ def average_precision(scores: Tensor, relevant: Tensor) -> Tensor:
     precision = hits.double() / retrieved
     mean = (precision * relevant).sum(1) / relevant.sum(1)
     return _nan_where(unknown.any(1), mean)
+
+
+def subset_sums(scores: Tensor, masks: Tensor) -> Tensor:
+    """Predict what each training subset is worth to each query: the sum of the scores of its samples.
+
+    Args:
+        scores: influence scores, ``[Q, N]``.
+        masks: which samples each model was trained on, bool ``[M, N]``.
+
+    Returns:
+        The sums, ``[Q, M]``; NaN for a query with a NaN score.
+
+    >>> subset_sums(torch.tensor([[3.0, 2.0, 1.0]]), torch.tensor([[True, False, True], [False, True, True]]))
+    tensor([[4., 3.]], dtype=torch.float64)
+
+    """
+    expect("scores", scores, (None, None))
+    expect("masks", masks, (None, scores.shape[1]), torch.bool)
+    # Scores are stored as float32, so that float64 sums them almost exactly: subsets that tie stay tied.
+    return scores.double() @ masks.double().T
+
+
+def rank_correlation(a: Tensor, b: Tensor) -> Tensor:
+    """Spearman's rank correlation between the rows of two ``[Q, M]``. Equal values share their average rank.
+
+    Returns:
+        The correlation, ``[Q]``, in [-1, 1]; NaN for fewer than two columns, a row of equal values, or NaN in a row.
+
+    >>> rank_correlation(torch.tensor([[1.0, 2.0, 9.0]]), torch.tensor([[0.0, 5.0, 6.0]]))
+    tensor([1.], dtype=torch.float64)
+
+    """
+    expect("b", b, a.shape)
+    return _nan_where((a.isnan() | b.isnan()).any(1), _cosine(_centred_ranks(a), _centred_ranks(b)))
 
 
 def linear_datamodelling_score(scores: Tensor, masks: Tensor, losses: Tensor) -> Tensor:
@@ -154,14 +188,9 @@ def linear_datamodelling_score(scores: Tensor, masks: Tensor, losses: Tensor) ->
     tensor([1.], dtype=torch.float64)
 
     """
-    _expect("scores", scores, (None, None))
-    _expect("masks", masks, (None, scores.shape[1]), torch.bool)
-    _expect("losses", losses, (scores.shape[0], masks.shape[0]))
-    # Scores are stored as float32, so that float64 sums them almost exactly: subsets that tie stay tied.
-    predicted = scores.double() @ masks.double().T
-    measured = -losses.double()
-    correlation = _cosine(_centred_ranks(predicted), _centred_ranks(measured))
-    return _nan_where((predicted.isnan() | measured.isnan()).any(1), correlation)
+    predicted = subset_sums(scores, masks)
+    expect("losses", losses, (scores.shape[0], masks.shape[0]))
+    return rank_correlation(predicted, -losses.double())
 
 
 def _centred_ranks(values: Tensor) -> Tensor:
@@ -183,7 +212,7 @@ def _nan_where(unknown: Tensor, value: Tensor) -> Tensor:
     return value.masked_fill(unknown, torch.nan)
 
 
-def _expect(name: str, tensor: Tensor, shape: tuple[int | None, ...], dtype: torch.dtype | None = None) -> None:
+def expect(name: str, tensor: Tensor, shape: tuple[int | None, ...], dtype: torch.dtype | None = None) -> None:
     """Raise ``ValueError`` unless the tensor has this shape (None: any size) and, if given, this dtype."""
     sizes = tuple(tensor.shape)
     if len(sizes) != len(shape) or any(want not in (None, size) for want, size in zip(shape, sizes, strict=True)):

@@ -14,7 +14,9 @@ from lightning_attr.metrics.functional import (
     generation_deviation,
     linear_datamodelling_score,
     loss_change,
+    rank_correlation,
     recall_at_k,
+    subset_sums,
 )
 
 QUERIES, SAMPLES, MODELS = 6, 40, 12
@@ -85,6 +87,14 @@ def test_generation_deviation_of_bytes_does_not_wrap_around() -> None:
     assert generation_deviation(white, black).item() == generation_deviation(black, white).item() == 255**2
 
 
+def test_generation_deviation_of_a_broken_image_is_unknown() -> None:
+    regenerated = torch.ones(2, 3)
+    regenerated[0, 1] = torch.nan
+    found = generation_deviation(torch.zeros(2, 3), regenerated)
+    assert found.isnan().tolist() == [True, False]
+    assert found[1] == 1
+
+
 def test_feature_similarity_is_the_cosine() -> None:
     original, regenerated = torch.randn(2, QUERIES, 4, 5, generator=rng(0))
     for found, a, b in zip(feature_similarity(original, regenerated), original, regenerated, strict=True):
@@ -93,8 +103,9 @@ def test_feature_similarity_is_the_cosine() -> None:
         assert found.item() == pytest.approx(dot / (math.hypot(*u) * math.hypot(*v)), rel=1e-12)
 
 
-def test_feature_similarity_to_a_zero_vector_is_unknown() -> None:
-    assert feature_similarity(torch.ones(1, 3), torch.zeros(1, 3)).isnan().all()
+def test_feature_similarity_to_a_zero_or_broken_vector_is_unknown() -> None:
+    found = feature_similarity(torch.ones(3, 2), torch.tensor([[0.0, 0.0], [torch.nan, 1.0], [1.0, 0.0]]))
+    assert found.isnan().tolist() == [True, True, False]
 
 
 @pytest.mark.parametrize("ties", [False, True])
@@ -137,6 +148,13 @@ def test_infinite_scores_rank_first_and_last() -> None:
     assert recall_at_k(scores, relevant, k=3).item() == 0.5
 
 
+def test_retrieval_from_a_single_sample() -> None:
+    score, relevant = torch.tensor([[0.5]]), torch.tensor([[True]])
+    assert recall_at_k(score, relevant, 1).item() == average_precision(score, relevant).item() == 1
+    assert recall_at_k(score, ~relevant, 1).isnan().all()
+    assert average_precision(score, ~relevant).isnan().all()
+
+
 def test_retrieval_is_unknown_without_relevant_samples_or_with_a_nan_score() -> None:
     scores, relevant = retrieval_case(seed=0, ties=False)
     known_recall, known_precision = recall_at_k(scores, relevant, 5), average_precision(scores, relevant)
@@ -148,6 +166,34 @@ def test_retrieval_is_unknown_without_relevant_samples_or_with_a_nan_score() -> 
     ):
         assert found[:2].isnan().all()
         assert found[2:].equal(known[2:])
+
+
+def test_a_subset_is_worth_the_sum_of_its_scores() -> None:
+    scores, masks, _ = subset_case(seed=0, ties=False)
+    for sums, row in zip(subset_sums(scores, masks), scores, strict=True):
+        assert sums.tolist() == pytest.approx([math.fsum(row[mask].tolist()) for mask in masks], rel=1e-12)
+
+
+def test_a_nan_score_makes_all_sums_of_its_query_unknown() -> None:
+    scores, masks, _ = subset_case(seed=0, ties=False)
+    scores[1, 7] = torch.nan
+    assert subset_sums(scores, masks).isnan().any(1).tolist() == [row == 1 for row in range(QUERIES)]
+    assert subset_sums(scores, masks)[1].isnan().all()
+
+
+@pytest.mark.parametrize("ties", [False, True])
+def test_rank_correlation_matches_scipy(ties: bool) -> None:
+    a, b = torch.randn(2, QUERIES, MODELS, generator=rng(0))
+    a, b = (a.round(), b.round()) if ties else (a, b)
+    expected = [spearmanr(x, y).statistic for x, y in zip(a.numpy(), b.numpy(), strict=True)]
+    np.testing.assert_allclose(rank_correlation(a, b).numpy(), expected, rtol=1e-12)
+
+
+def test_rank_correlation_of_constants_nan_or_single_values_is_unknown() -> None:
+    a, b = torch.randn(2, 4, 5, generator=rng(0))
+    a[0], b[1], b[2, 4] = 0.1, torch.inf, torch.nan
+    assert rank_correlation(a, b).isnan().tolist() == [True, True, True, False]
+    assert rank_correlation(a[:, :1], b[:, :1]).isnan().all()
 
 
 @pytest.mark.parametrize("ties", [False, True])
@@ -201,6 +247,9 @@ def test_lds_of_fewer_than_two_models_is_nan(models: int) -> None:
 
 
 def test_a_query_alone_scores_as_in_company() -> None:
+    a, b = torch.rand(2, QUERIES, 3, 4, generator=rng(0))
+    for measure in (loss_change, generation_deviation, feature_similarity):
+        assert measure(a[:1], b[:1]).equal(measure(a, b)[:1])
     scores, relevant = retrieval_case(seed=0, ties=True)
     _, masks, losses = subset_case(seed=0, ties=True)
     assert recall_at_k(scores[:1], relevant[:1], 5).equal(recall_at_k(scores, relevant, 5)[:1])
@@ -222,6 +271,7 @@ def test_everything_stays_on_the_device_of_its_input() -> None:
         recall_at_k(scores, scores > 0, 5),
         average_precision(scores, scores > 0),
         linear_datamodelling_score(scores, masks, losses),
+        rank_correlation(losses, losses),
     ]
     for result in results:
         assert (result.device.type, result.shape, result.dtype) == ("meta", (QUERIES,), torch.float64)
@@ -244,3 +294,7 @@ def test_wrong_inputs_are_named() -> None:
         linear_datamodelling_score(scores, masks[:, 1:], losses)
     with pytest.raises(ValueError, match=r"losses has shape \[12, 6\], expected \[6, 12\]"):
         linear_datamodelling_score(scores, masks, losses.T)
+    with pytest.raises(ValueError, match=r"b has shape \[6, 11\], expected \[6, 12\]"):
+        rank_correlation(losses, losses[:, 1:])
+    with pytest.raises(ValueError, match=r"masks has dtype torch.float32, expected torch.bool"):
+        subset_sums(scores, masks.float())

@@ -1,0 +1,136 @@
+"""The bootstrap over queries and models: how far a mean over a few of them can be trusted.
+
+A resample is held as counts, how often it has drawn each unit. Every statistic is then a weighted one, which matrix
+products give for all resamples at once, and counts of one give the statistic of the data themselves.
+
+Shape suffixes: Q queries, M models, R resamples.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Interval(NamedTuple):
+    """An estimate and its percentile bootstrap interval; NaN where unknown."""
+
+    estimate: float
+    low: float
+    high: float
+
+
+def draw_counts(units: int, resamples: int, generator: torch.Generator) -> Tensor:
+    """Draw resamples of the units with replacement: how often each was drawn, float64 ``[R, units]``."""
+    drawn = torch.randint(units, (resamples, units), generator=generator)
+    counts = torch.zeros(resamples, units, dtype=torch.float64)
+    return counts.scatter_add_(1, drawn, torch.ones_like(counts))
+
+
+def resampled_means(values: Tensor, counts: Tensor) -> Tensor:
+    """Mean of each resample, leaving out NaN.
+
+    Args:
+        values: one value per unit ``[units]``, or one per resample and unit ``[R, units]``.
+        counts: how often each resample drew each unit, ``[R, units]``.
+
+    Returns:
+        The means, ``[R]``; NaN where nothing that was drawn is known.
+
+    >>> resampled_means(torch.tensor([1.0, 4.0]), torch.tensor([[1.0, 1.0], [2.0, 0.0]]))
+    tensor([2.5000, 1.0000])
+
+    """
+    weighted = counts * values
+    return weighted.nansum(1) / (counts * ~weighted.isnan()).sum(1)
+
+
+def resampled_ranks(values: Tensor, counts: Tensor) -> Tensor:
+    """Centred average ranks of the models in each resample: half of how many more lie below than above.
+
+    Args:
+        values: one value per model, ``[M]``.
+        counts: how often each resample drew each model, ``[R, M]``; a model drawn twice ties with itself.
+
+    Returns:
+        The ranks minus their mean, ``[R, M]``, exact; NaN if a value is.
+
+    >>> resampled_ranks(torch.tensor([7.0, 5.0, 5.0]).double(), torch.ones(1, 3).double())
+    tensor([[ 1.0000, -0.5000, -0.5000]], dtype=torch.float64)
+
+    """
+    below = values[:, None] < values
+    order = (below.double() - below.T.double()).masked_fill(values.isnan().any(), torch.nan)
+    return counts @ order / 2
+
+
+def resampled_correlation(a: Tensor, b: Tensor, counts: Tensor) -> Tensor:
+    """Spearman's rank correlation in each resample, ``[R]``, of centred ranks ``[R, M]``; 0 / 0 = NaN."""
+    return (counts * a * b).sum(1) / ((counts * a.square()).sum(1) * (counts * b.square()).sum(1)).sqrt()
+
+
+def interval_over_queries_and_models(
+    statistic: Callable[[Tensor], Tensor],
+    models: int,
+    *,
+    level: float,
+    resamples: int,
+    seed: int,
+    of_mean: Callable[[Tensor], Tensor] = lambda mean: mean,
+) -> Interval:
+    """Bootstrap the mean over queries of a statistic over models, both drawn anew in every resample.
+
+    Queries measured on the same models err together: resampling the queries alone would hide that. Resampling both
+    counts their interaction too often, so that the interval errs on the wide side (Owen, "The pigeonhole bootstrap",
+    2007): by a factor of 1.0 to 1.2 in simulations where the queries differ, of 1.6 where they do not.
+
+    Args:
+        statistic: maps counts of the models ``[R, M]`` to one value per resample and query ``[R, Q]``.
+        models: M.
+        level: the probability that the interval shall cover.
+        resamples: R.
+        seed: seed of the resamples.
+        of_mean: what is reported, as a function of the means ``[R]``.
+
+    Returns:
+        The interval over the queries whose statistic is known; its ends are NaN for fewer than two of them.
+    """
+    _expect_settings(level, resamples)
+    plain = statistic(torch.ones(1, models, dtype=torch.float64))
+    known = ~plain[0].isnan()
+    estimate = of_mean(plain[:, known].mean(1)).item()
+    if known.sum() < 2:
+        return Interval(estimate, math.nan, math.nan)
+    generator = torch.Generator().manual_seed(seed)
+    by_query = statistic(draw_counts(models, resamples, generator))[:, known]
+    means = resampled_means(by_query, draw_counts(int(known.sum()), resamples, generator))
+    return percentile_interval(estimate, of_mean(means), level)
+
+
+def interval_over_queries(values: Tensor, *, level: float, resamples: int, seed: int) -> Interval:
+    """Bootstrap the mean of one value per query, ``[Q]``; see ``intervals.mean_interval``."""
+    _expect_settings(level, resamples)
+    known = values[~values.isnan()].double().cpu()
+    estimate = known.mean().item()
+    if len(known) < 2:
+        return Interval(estimate, math.nan, math.nan)
+    counts = draw_counts(len(known), resamples, torch.Generator().manual_seed(seed))
+    return percentile_interval(estimate, resampled_means(known, counts), level)
+
+
+def percentile_interval(estimate: float, resampled: Tensor, level: float) -> Interval:
+    """Cut equal tails off the resampled estimates ``[R]``; NaN among them, from a degenerate resample, is left out."""
+    tails = torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=resampled.dtype)
+    low, high = resampled.nanquantile(tails).tolist()
+    return Interval(estimate, low, high)
+
+
+def _expect_settings(level: float, resamples: int) -> None:
+    if not 0 < level < 1:
+        raise ValueError(f"level is {level}, expected a number between 0 and 1")
+    if resamples < 1:
+        raise ValueError(f"resamples is {resamples}, expected at least 1")
