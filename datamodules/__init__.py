@@ -1,6 +1,7 @@
 """Where samples live and how they stream: the LMDB store, scores on disk, and the Lightning data module."""
 
 from datamodules.errors import StoreError, UserError
+from datamodules.grouped import GroupedLatents
 from datamodules.latents import LatentDataModule
 from datamodules.records import Field, Meta, Sample, Schema
 from datamodules.scores import Scores
@@ -11,6 +12,7 @@ from datamodules.writer import StoreWriter
 __all__ = [
     "Exclude",
     "Field",
+    "GroupedLatents",
     "LatentDataModule",
     "Meta",
     "Sample",

@@ -59,6 +59,14 @@ class LeaveKOut(LatentDiffusion):
     def setup(self, stage: str) -> None:
         """Check the original and the queries before hours of training, not after."""
         super().setup(stage)
+        self.check()
+
+    def check(self) -> None:
+        """Check that the queries are there, and that the original is a model like this one.
+
+        Raises:
+            UserError: They are not.
+        """
         queries = Store(self.queries)
         queries.positions(self._query_ids(queries))
         configs = load_trained(self.original).configs
@@ -70,61 +78,90 @@ class LeaveKOut(LatentDiffusion):
     def _query_ids(self, queries: Store) -> list[int]:
         return self.evaluate if self.evaluate is not None else [int(query) for query in queries.ids]
 
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse to go on from a model that was trained in a group."""
+        super().on_load_checkpoint(checkpoint)
+        if "optimizer_states" not in checkpoint:
+            raise UserError(
+                f"checkpoint in {self.trainer.default_root_dir}: found weights alone, as GroupedLeaveKOut writes them, "
+                "expected the optimizer's state as well; delete the folder to train anew"
+            )
+
     def on_fit_end(self) -> None:
         """Measure both models on the queries and write ``leave_k_out.safetensors``."""
-        root = Path(self.trainer.default_root_dir)
-        device = self.trainer.strategy.root_device
+        if not self.trainer.is_global_zero:
+            return
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        assert isinstance(data, LatentDataModule)
+        values = self.record(Path(self.trainer.default_root_dir), data, self.trainer.strategy.root_device)
+        if self.logger is not None:
+            self.logger.log_metrics(values, step=self.global_step)
+
+    def record(self, folder: Path, data: LatentDataModule, device: torch.device) -> dict[str, float]:
+        """Measure the original and the retrained model of a run, and write ``leave_k_out.safetensors``.
+
+        Needs neither a trainer nor this module's own weights, so that a group can record each of its members.
+
+        Args:
+            folder: The run's folder, with the retrained model's checkpoint.
+            data: What it was trained on.
+            device: Where to measure.
+
+        Returns:
+            Means over the queries, by their names in TensorBoard.
+        """
         queries = Store(self.queries)
         ids = self._query_ids(queries)
         # The checkpoint is what other stages read, with the averaged weights where there is an average.
-        retrained = self._measure(load_trained(root / "checkpoints" / "last.ckpt"), queries, ids, device)
-        original = self._measure(load_trained(self.original), queries, ids, device)
-        tensors = {"query_id": torch.tensor(ids), "removed_id": torch.tensor(self._removed(), dtype=torch.int64)}
+        retrained = measure(load_trained(folder / "checkpoints" / "last.ckpt"), queries, ids, self.evaluation, device)
+        original = measure(load_trained(self.original), queries, ids, self.evaluation, device)
+        removed = torch.tensor(data.left_out_ids, dtype=torch.int64)
+        tensors = {"query_id": torch.tensor(ids), "removed_id": removed}
         for name in original:
             tensors[f"original_{name}"], tensors[f"retrained_{name}"] = original[name], retrained[name]
-        save_tensors(root / "leave_k_out.safetensors", tensors, self._settings())
-        self._log(original, retrained)
+        save_tensors(folder / "leave_k_out.safetensors", tensors, self._settings(data))
+        return summary(original, retrained)
 
-    def _measure(self, model: TrainedModel, queries: Store, ids: list[int], device: torch.device) -> dict[str, Tensor]:
-        """Return the queries' losses [Q, D] and regenerated latents [Q, C, H, W] and images [Q, H, W, 3]."""
-        denoiser = model.denoiser.to(device)
-        positions = queries.positions(ids)
-        text = torch.from_numpy(queries.read("text", positions)).float().to(device)
-        batch = {
-            "latent": torch.from_numpy(queries.read("latent", positions)).float().to(device),
-            "text": text,
-            "captions": torch.ones(len(ids), dtype=torch.int64, device=device),
-            "id": torch.tensor(ids),
-        }
-        losses = sample_losses(denoiser, model.scheduler, batch, self.evaluation)[:, 0]
-        metas = [queries.meta(int(position)) for position in positions]
-        latents = regenerate(denoiser, model, text[:, 0], metas)
-        images = store_image_encoder(queries).decode(latents.cpu())
-        return {"losses": losses.cpu(), "latent": latents.cpu(), "image": images}
-
-    def _removed(self) -> list[int]:
-        data = self.trainer.datamodule  # type: ignore[attr-defined]
-        assert isinstance(data, LatentDataModule)
-        return data.left_out_ids
-
-    def _settings(self) -> dict[str, Any]:
-        files = {"original": self.original, "queries": self.queries, "store": self.store.path}
+    def _settings(self, data: LatentDataModule) -> dict[str, Any]:
+        files = {"original": self.original, "queries": self.queries, "store": data.store}
         return {
             "method": self.method,
-            "k": len(self._removed()),
+            "k": len(data.left_out_ids),
             "seed": self.seed,
             "draws": vars(self.evaluation),
             "digests": {name: file_digest(path) for name, path in files.items()},
         }
 
-    def _log(self, original: dict[str, Tensor], retrained: dict[str, Tensor]) -> None:
-        values = {
-            "leave_k_out/loss_change": loss_change(original["losses"], retrained["losses"]).mean(),
-            "leave_k_out/generation_deviation": generation_deviation(original["latent"], retrained["latent"]).mean(),
-            "leave_k_out/latent_similarity": feature_similarity(original["latent"], retrained["latent"]).mean(),
-        }
-        if self.logger is not None:
-            self.logger.log_metrics({name: float(value) for name, value in values.items()}, step=self.global_step)
+
+def measure(
+    model: TrainedModel, queries: Store, ids: list[int], draws: Draws, device: torch.device
+) -> dict[str, Tensor]:
+    """Return the queries' ``losses`` [Q, D], and ``latent`` [Q, C, H, W] and ``image`` [Q, H, W, 3] generated again."""
+    denoiser = model.denoiser.to(device)
+    positions = queries.positions(ids)
+    text = torch.from_numpy(queries.read("text", positions)).float().to(device)
+    batch = {
+        "latent": torch.from_numpy(queries.read("latent", positions)).float().to(device),
+        "text": text,
+        "captions": torch.ones(len(ids), dtype=torch.int64, device=device),
+        "id": torch.tensor(ids),
+    }
+    with torch.no_grad():
+        losses = sample_losses(denoiser, model.scheduler, batch, draws)[:, 0]
+    metas = [queries.meta(int(position)) for position in positions]
+    latents = regenerate(denoiser, model, text[:, 0], metas)
+    images = store_image_encoder(queries).decode(latents.cpu())
+    return {"losses": losses.cpu(), "latent": latents.cpu(), "image": images}
+
+
+def summary(original: dict[str, Tensor], retrained: dict[str, Tensor]) -> dict[str, float]:
+    """Return what became of the queries, as means over them."""
+    values = {
+        "loss_change": loss_change(original["losses"], retrained["losses"]),
+        "generation_deviation": generation_deviation(original["latent"], retrained["latent"]),
+        "latent_similarity": feature_similarity(original["latent"], retrained["latent"]),
+    }
+    return {f"leave_k_out/{name}": float(value.mean()) for name, value in values.items()}
 
 
 def regenerate(denoiser: nn.Module, model: TrainedModel, text: Tensor, metas: list[Any]) -> Tensor:

@@ -8,7 +8,7 @@ import pytest
 from tools.benchmark.command import main
 from tools.benchmark.timing import Sizes, ratio
 
-TINY = Sizes(latents=200, texts=6, records=40, trained=70, epochs=1, swept=8, images=4, repeats=1)
+TINY = Sizes(latents=200, texts=6, records=40, trained=70, epochs=1, swept=8, images=4, retrained=2, steps=2, repeats=1)
 
 KEYS = {
     "read": {
@@ -21,6 +21,7 @@ KEYS = {
     "train": {"train_step_vs_bare"},
     "loss_sweep": {"sweep_vs_bare"},
     "prepare": {"prepare_images_per_s"},
+    "sweep": {"grouped_vs_separate", "grouped_vs_alone_batch8"},
 }
 
 
@@ -31,7 +32,17 @@ def test_ratio_pairs_neighbours() -> None:
     assert (spread.lower, spread.median, spread.upper) == (2.0, 2.0, 2.0)
 
 
-@pytest.mark.parametrize("group", ["read", "peers", "train", "loss_sweep", "prepare"])
+@pytest.mark.parametrize(
+    "group",
+    [
+        "read",
+        "peers",
+        "train",
+        "loss_sweep",
+        "prepare",
+        pytest.param("sweep", marks=[pytest.mark.slow, pytest.mark.timeout(900)]),
+    ],
+)
 def test_figures_of_a_group(group: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     kept = tmp_path / "figures.json"
     main([group, "--json", str(kept)], TINY)

@@ -23,7 +23,7 @@ from rich.table import Table
 
 from lightning_attr.artifacts import write_json
 from lightning_attr.console import err, out
-from tools.benchmark import loss_sweep, peers, prepare, read, train
+from tools.benchmark import loss_sweep, peers, prepare, read, sweep, train
 from tools.benchmark.timing import Figure, Sizes
 
 PLAIN_WIDTH = 150
@@ -35,6 +35,7 @@ GROUPS: Mapping[str, Callable[[Path, Sizes], Iterator[Figure]]] = {
     "train": train.measure,
     "loss_sweep": loss_sweep.measure,
     "prepare": prepare.measure,
+    "sweep": sweep.measure,
 }
 
 

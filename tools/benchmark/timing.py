@@ -58,6 +58,8 @@ class Sizes:
         epochs: Epochs that are timed.
         swept: Samples of the store that is swept.
         images: Images that are prepared.
+        retrained: Models that are retrained.
+        steps: Steps of each of them; None is as many as in the demo.
         repeats: Pairs of measurements in a ratio.
     """
 
@@ -68,6 +70,8 @@ class Sizes:
     epochs: int = 2
     swept: int = 256
     images: int = 512
+    retrained: int = 4
+    steps: int | None = None
     repeats: int = 7
 
 
