@@ -1,4 +1,4 @@
-"""Check attributions: against retrained models, and against samples known to be relevant."""
+"""Check attributions: against retrained models, a sweep's pack of them, and samples known to be relevant."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from datamodules.errors import UserError
 from datamodules.scores import Scores
 from datamodules.store import Store
 from lightning_attr.artifacts import load_tensors, write_json
+from lightning_attr.evaluation import Evaluated, as_json, evaluate, figures, read_scores, scalars
 from lightning_attr.metrics import (
     GenerationDeviation,
     LossChange,
@@ -24,10 +25,11 @@ from lightning_attr.metrics import (
     MeanAveragePrecision,
     PerQuery,
     RecallAtK,
-    Summary,
     loss_change_figure,
+    mean_interval,
 )
 from lightning_attr.metrics.functional import loss_change
+from lightning_attr.pack import Pack
 
 Item = dict[str, Any]
 
@@ -50,38 +52,53 @@ class Relevant:
 
 
 class Evaluation(pl.LightningModule):
-    """A ``test`` over leave-K-out runs and scores. Writes ``metrics.json`` and TensorBoard scalars and figures.
+    """A ``test`` of scores and leave-K-out runs. Writes ``metrics.json`` and TensorBoard scalars and figures.
 
     Args:
         retrained: Folders of ``LeaveKOut`` runs.
-        scores: Files of scores, for recall@K and mAP.
-        relevant: What these two are measured against.
+        scores: Files of scores; give the pack that they are checked against, or what is relevant for recall@K and mAP.
+        relevant: What recall@K and mAP are measured against.
+        pack: The manifest of a sweep's pack, ``NAME.json``, for LDS and leave-K-out with no training.
     """
 
     def __init__(
-        self, retrained: list[str] | None = None, scores: list[str] | None = None, relevant: Relevant | None = None
+        self,
+        retrained: list[str] | None = None,
+        scores: list[str] | None = None,
+        relevant: Relevant | None = None,
+        pack: str | None = None,
     ) -> None:
         super().__init__()
         self.retrained = retrained or []
         self.scores = scores or []
         self.relevant = relevant
-        if not self.retrained and not self.scores:
-            raise UserError("model: give retrained (folders of LeaveKOut runs), scores with relevant, or both")
-        if self.scores and relevant is None:
+        self.pack = pack
+        if not self.retrained and not self.scores and pack is None:
+            raise UserError(
+                "model: give retrained (folders of LeaveKOut runs), a pack, scores with relevant, or several"
+            )
+        if self.scores and relevant is None and pack is None:
             raise UserError("model.relevant: missing; recall@K and mAP of scores need to know what is relevant")
         self.measures = nn.ModuleDict()
         self.points: list[LossChangePoint] = []
+        self.evaluated: Evaluated | None = None
 
     def test_dataloader(self) -> DataLoader[Item]:
-        """One item for each leave-K-out run and scores file."""
+        """One item for each leave-K-out run and scores file, and one for the pack."""
         items: list[Item] = [read_leave_k_out(folder) for folder in self.retrained]
         if self.relevant is not None:
             store = Store(self.relevant.store)
             items += [read_ranking(path, store, self.relevant) for path in self.scores]
+        if self.pack is not None:
+            items.append({"pack": self.pack})
         return DataLoader(items, batch_size=None)  # type: ignore[arg-type]
 
     def test_step(self, item: Item, batch_idx: int) -> None:
-        """Add one run or scores file to the metrics of its method."""
+        """Add one run or scores file to the metrics of its method, or check all scores against the pack."""
+        if "pack" in item:
+            pack = Pack.load(item["pack"])
+            self.evaluated = evaluate(pack, read_scores(self.scores, pack))
+            return
         if "relevant" in item:
             self._metrics(item["method"], self._ranking_metrics()).update(
                 item["query_id"], item["scores"], item["relevant"]
@@ -111,25 +128,41 @@ class Evaluation(pl.LightningModule):
         return found
 
     def on_test_epoch_end(self) -> None:
-        """Log every mean and standard error, and the figure of loss change against K."""
+        """Log every mean, and write ``metrics.json`` and the figures."""
         results: dict[str, dict[str, float]] = {}
         for group, metrics in self.measures.items():
             assert isinstance(metrics, MetricCollection)
-            for name, summary in metrics.compute().items():
+            for name, metric in metrics.items():
+                assert isinstance(metric, PerQuery)
                 key = f"{group.removesuffix('/loss').removesuffix('/image')}/{name}"
-                results[key] = as_numbers(summary)
+                results[key] = as_numbers(metric)
                 self.log(f"evaluate/{key}", results[key]["mean"])
-        root = Path(self.trainer.default_root_dir)
-        write_json(root / "metrics.json", {"metrics": results, "loss_changes": [p._asdict() for p in self.points]})
-        if self.points and self.logger is not None and self.trainer.is_global_zero:
-            figure = loss_change_figure(self.points)
-            figure.savefig(root / "loss_change.png", dpi=150)
-            self.logger.experiment.add_figure("evaluate/loss_change", figure, 0)  # type: ignore[attr-defined]
+        content = {"metrics": results, "loss_changes": [point._asdict() for point in self.points]}
+        if self.evaluated is not None:
+            if self.logger is not None:  # not self.log: Lightning would print them all
+                self.logger.log_metrics({f"evaluate/{k}": v for k, v in scalars(self.evaluated).items()}, step=0)
+            content["pack"] = as_json(self.evaluated)
+        write_json(Path(self.trainer.default_root_dir) / "metrics.json", content)
+        if self.trainer.is_global_zero:
+            self._write_figures()
+
+    def _write_figures(self) -> None:
+        drawn = {"loss_change": loss_change_figure(self.points)} if self.points else {}
+        if self.evaluated is not None:
+            drawn |= {f"pack_{name}": figure for name, figure in figures(self.evaluated).items()}
+        for name, figure in drawn.items():
+            figure.savefig(Path(self.trainer.default_root_dir) / f"{name}.png", dpi=150)
+            if self.logger is not None:
+                self.logger.experiment.add_figure(f"evaluate/{name}", figure, 0)  # type: ignore[attr-defined]
 
 
-def as_numbers(summary: Summary) -> dict[str, float]:
-    """Return a summary over queries as plain numbers."""
-    return {name: value.item() for name, value in summary._asdict().items()}
+def as_numbers(metric: PerQuery) -> dict[str, float]:
+    """Return the summary over queries and its bootstrap interval as plain numbers."""
+    summary = metric.compute()
+    with metric.sync_context():  # the queries of all ranks
+        interval = mean_interval(metric.values()[1])
+    numbers = {name: value.item() for name, value in summary._asdict().items()}
+    return {**numbers, "low": interval.low, "high": interval.high}
 
 
 def read_leave_k_out(folder: str) -> Item:

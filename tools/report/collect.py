@@ -17,8 +17,9 @@ from datamodules.errors import UserError
 from datamodules.scores import Scores
 from datamodules.store import Store
 from lightning_attr.artifacts import load_tensors, read_json
+from lightning_attr.evaluation import Evaluated
 from lightning_attr.metrics.functional import generation_deviation, loss_change
-from tools.report.stages import Stage, find_stages, find_stores
+from tools.report.stages import Stage, find_stages, find_stores, find_sweeps, without_entries
 
 LOSS_DELTAS = "unlearning"
 """The method whose scores are loss deltas."""
@@ -86,6 +87,7 @@ class Run:
         rankings: One per method and settings, unlearning first.
         retrained: Models by method and K, the top first and random removal last.
         metrics: The metrics of every ``metrics.json`` by the name of its stage.
+        packs: What they say against a pack, as ``Evaluated`` has it.
         notes: What is missing or left out, one sentence each.
     """
 
@@ -96,6 +98,7 @@ class Run:
     rankings: list[Ranking] = field(default_factory=list)
     retrained: list[Retrained] = field(default_factory=list)
     metrics: dict[str, dict[str, Any]] = field(default_factory=dict)
+    packs: dict[str, dict[str, Any]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
     @property
@@ -133,7 +136,9 @@ def collect(path: Path) -> Run:
     # The method in question first, the baseline of random removal last.
     run.retrained.sort(key=lambda model: (model.method != "top", model.method == "random", model.method, model.k))
     files_of_metrics = {stage.name: stage.path / "metrics.json" for stage in run.stages}
-    run.metrics = {name: _read_metrics(file) for name, file in files_of_metrics.items() if file.is_file()}
+    contents = {name: _read_metrics(file) for name, file in files_of_metrics.items() if file.is_file()}
+    run.metrics = {name: content["metrics"] for name, content in contents.items()}
+    run.packs = {name: content["pack"] for name, content in contents.items() if "pack" in content}
     run.notes += _missing(run)
     return run
 
@@ -142,7 +147,7 @@ def _read_files(run: Path) -> tuple[list[_File], list[_File]]:
     """All files of scores and of leave-K-out runs, told apart by the tensors in them."""
     scores: list[_File] = []
     retrained: list[_File] = []
-    for path in sorted(run.rglob("*.safetensors")):
+    for path in without_entries(run, sorted(run.rglob("*.safetensors"))):
         names = _tensor_names(path)
         if names == _SCORES:
             loaded = Scores.load(path)
@@ -217,10 +222,12 @@ def _retrained(tensors: Mapping[str, Tensor], settings: Mapping[str, Any]) -> Re
 
 def _read_metrics(path: Path) -> dict[str, Any]:
     content = read_json(path)
-    metrics = content.get("metrics") if isinstance(content, dict) else None
-    if not isinstance(metrics, dict):
+    if not isinstance(content, dict) or not isinstance(content.get("metrics"), dict):
         raise UserError(f"{path}: found no metrics in it, expected what an Evaluation writes")
-    return metrics
+    pack = content.get("pack", dict.fromkeys(Evaluated._fields))
+    if not isinstance(pack, dict) or not pack.keys() >= set(Evaluated._fields):
+        raise UserError(f"{path}: found no evaluation under pack, expected what an Evaluation writes")
+    return content
 
 
 def _missing(run: Run) -> list[str]:
@@ -233,13 +240,17 @@ def _missing(run: Run) -> list[str]:
     for ranking in run.rankings:
         if unranked := [query for query in run.query_ids if query not in ranking.rows]:
             notes.append(f"No scores by {ranking.label} for {_named(unranked)}.")
-    if not run.retrained:
+    if not run.packs:
+        notes += [
+            f"The sweep {name} has not been evaluated: its models are not shown." for name in find_sweeps(run.path)
+        ]
+    if not run.retrained and not run.packs:
         notes.append("There are no retrained models yet: the rankings are not checked against retraining.")
     for label in dict.fromkeys(model.label for model in run.retrained):
         measured = {query for model in run.retrained if model.label == label for query in model.query_id}
         if unseen := [query for query in run.query_ids if query not in measured]:
             notes.append(f"No model retrained without {label} was measured on {_named(unseen)}.")
-    if not run.metrics:
+    if not run.metrics and not run.packs:
         notes.append("There are no metrics yet: no evaluation has finished.")
     return notes
 

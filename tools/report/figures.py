@@ -118,3 +118,22 @@ class Axis:
     def at(self, value: float) -> float:
         """Where a value lies, in per cent of the width."""
         return 100 * (value - self.low) / (self.high - self.low)
+
+
+@dataclass(frozen=True)
+class Tick:
+    """A value that an axis names, and where it lies, in per cent."""
+
+    at: float
+    label: str
+
+
+def ticks(axis: Axis, scale: Scale, most: int = 5) -> list[Tick]:
+    """Name round values of an axis: steps of 1, 2 or 5 times a power of ten, at most ``most`` of them."""
+    rough = (axis.high - axis.low) / most
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough)
+    decimals = max(0, -math.floor(math.log10(step / 10.0**scale.exponent) + 1e-9))
+    first, last = math.ceil(axis.low / step), math.floor(axis.high / step)
+    short = Scale(scale.exponent, decimals)
+    return [Tick(axis.at(index * step), short.plain(index * step)) for index in range(first, last + 1)]

@@ -9,6 +9,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from tools.report.collect import LOSS_DELTAS, Run
+from tools.report.ground_truth import ground_truths
 from tools.report.views import comparisons, query_views, retrievals
 
 
@@ -28,6 +29,7 @@ def render(run: Run) -> str:
         run=run,
         queries=list(query_views(run)),
         comparisons=comparisons(run.retrained),
+        ground_truths=ground_truths(run.packs),
         retrievals=list(retrievals(run.metrics)),
         loss_deltas=LOSS_DELTAS,
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -60,10 +60,21 @@ def find_stages(run: Path) -> list[Stage]:
     """
     if not run.is_dir():
         raise UserError(f"{run}: no such folder, expected that of a run")
-    stages = [_read(run, path) for path in run.rglob("manifest.json")]
+    stages = [_read(run, path) for path in without_entries(run, run.rglob("manifest.json"))]
     if not stages:
         raise UserError(f"{run}: found no manifest.json in it or below, expected the folder of a run")
     return sorted(stages, key=lambda stage: (str(stage.manifest.get("started")), stage.name))
+
+
+def find_sweeps(run: Path) -> list[str]:
+    """Return the sweeps of a run, by their paths within it."""
+    return sorted(str(path.parent.relative_to(run)) for path in run.rglob("sweep.json"))
+
+
+def without_entries(run: Path, paths: Iterable[Path]) -> list[Path]:
+    """Leave out what belongs to single entries of sweeps: an evaluation of their pack shows them all together."""
+    entries = [run / sweep / "entries" for sweep in find_sweeps(run)]
+    return [path for path in paths if not any(folder in path.parents for folder in entries)]
 
 
 def _read(run: Path, path: Path) -> Stage:

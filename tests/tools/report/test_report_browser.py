@@ -76,7 +76,12 @@ def probe(tmp_path: Path, html: str, width: int) -> dict[str, Any]:
 
 @pytest.mark.parametrize("width", [PHONE, DESK])
 def test_fits_and_works(whole: Builder, tmp_path: Path, width: int) -> None:
-    html = render(collect(whole.root)).replace("caption number 3<", f"{LONG}<").replace("top 8<", f"{LONG}<")
+    html = (
+        render(collect(whole.root))
+        .replace("caption number 3<", f"{LONG}<")
+        .replace("top 8<", f"{LONG}<")
+        .replace(">noise<", f">{LONG}<")
+    )
     assert html.count(LONG) > 2
     found = probe(tmp_path, html, width)
     assert found["width"] == width

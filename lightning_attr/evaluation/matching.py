@@ -1,0 +1,71 @@
+"""Which scores can be checked against a pack."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+
+import torch
+
+from datamodules.errors import UserError
+from datamodules.scores import Scores
+from lightning_attr.pack import Pack
+
+
+def read_scores(paths: Sequence[str], pack: Pack) -> dict[str, Scores]:
+    """Read scores files by the name of their method; where several are of one method, with the file.
+
+    Files of the same method and settings, such as those of single queries, count as one.
+
+    Raises:
+        UserError: A file is damaged, or is of other samples or queries than the pack, or two hold the same query.
+    """
+    groups: dict[str, dict[str, Scores]] = {}
+    for path in paths:
+        scores = match(Scores.load(path), pack, path)
+        group = groups.setdefault(json.dumps([scores.method, scores.settings], sort_keys=True), {})
+        for other, of_other in group.items():
+            if again := set(of_other.query_id.tolist()) & set(scores.query_id.tolist()):
+                raise UserError(f"{path}: found query {min(again)}, which {other} has too; expected each query once")
+        group[path] = scores
+    methods = Counter(next(iter(group.values())).method for group in groups.values())
+    named = {}
+    for group in groups.values():
+        path, first = next(iter(group.items()))
+        label = first.method if methods[first.method] == 1 else f"{first.method} ({path})"
+        named[label] = Scores.stack(list(group.values()))
+    return named
+
+
+def match(scores: Scores, pack: Pack, path: str) -> Scores:
+    """Return scores with the samples in the order of the pack.
+
+    Raises:
+        UserError: They are of other samples or queries; ids alone do not tell, so digests count where they are known.
+    """
+    for name, what in (("store", "store"), ("queries", "query store")):
+        found, expected = (each.get("digests", {}).get(name) for each in (scores.settings, pack.settings))
+        if None not in (found, expected) and found != expected:
+            raise UserError(f"{path}: of another {what}: found digest {found}, expected {expected} as the pack has it")
+    _check_ids(path, "query", scores.query_id.tolist(), pack.query_id.tolist(), all_of_them=False)
+    _check_ids(path, "sample", scores.sample_id.tolist(), pack.sample_id.tolist(), all_of_them=True)
+    order = scores.sample_id.argsort()
+    assert torch.equal(scores.sample_id[order], pack.sample_id)
+    return Scores(scores.scores[:, order], scores.query_id, pack.sample_id, scores.method, scores.settings)
+
+
+def _check_ids(path: str, what: str, found: list[int], expected: list[int], all_of_them: bool) -> None:
+    if unknown := sorted(set(found) - set(expected)):
+        raise UserError(
+            f"{path}: found {what} {unknown[0]}{_more(unknown)}, expected those of the pack: "
+            f"{len(expected)} with ids {min(expected)} to {max(expected)}"
+        )
+    if all_of_them and (missing := sorted(set(expected) - set(found))):
+        raise UserError(
+            f"{path}: found no {what} {missing[0]}{_more(missing)}, expected all {len(expected)} of the pack"
+        )
+
+
+def _more(ids: list[int]) -> str:
+    return f" and {len(ids) - 1} more" if len(ids) > 1 else ""

@@ -1,0 +1,1 @@
+"""Scores against a sweep's pack: `python -m tools.evaluate PACK SCORES...`."""
