@@ -28,7 +28,7 @@ benchmark: .venv-peers/installed
 .venv/installed: pyproject.toml
 	$(PYTHON) -m venv .venv
 	@$(MAKE) --no-print-directory cpu-torch ENVIRONMENT=.venv
-	$(BIN)/pip install --quiet -e '.[dev,hf]'
+	$(BIN)/pip install --quiet -e '.[dev,hf,ray]'
 	@touch $@
 
 .venv-peers/installed: pyproject.toml

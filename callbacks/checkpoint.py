@@ -15,6 +15,7 @@ from torch import Tensor
 
 from datamodules.errors import UserError
 from lightning_attr.denoisers import read_checkpoint
+from lightning_attr.ranks import gather
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -42,9 +43,10 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 class RunCheckpoint(Checkpoint):
     """Keeps one checkpoint, ``last.ckpt``: every so many steps, after the last one, and when SIGTERM or Ctrl-C stops.
 
-    It holds what Lightning leaves out: the gradients of a step that is under way, and that a validation is due. Every
-    validation has a checkpoint before, so that a stop costs no training, and one after. There is none at other places,
-    such as between the last batch and the end of an epoch: Lightning does not resume from all of them exactly.
+    It holds what Lightning leaves out: the gradients of a step that is under way, which are each rank's own until the
+    step is taken, and that a validation is due. Every validation has a checkpoint before, so that a stop costs no
+    training, and one after. There is none at other places, such as between the last batch and the end of an epoch:
+    Lightning does not resume from all of them exactly.
 
     Args:
         dirpath: The folder; None is ``checkpoints`` in the run's folder.
@@ -87,7 +89,7 @@ class RunCheckpoint(Checkpoint):
         self._validation_due = loop._should_check_val_fx(fetcher)
         last_epoch = trainer.current_epoch + 1 == trainer.max_epochs
         last = trainer.global_step == trainer.max_steps or (last_epoch and trainer.is_last_batch)
-        stop = trainer.strategy.reduce_boolean_decision(trainer.received_sigterm, all=False)  # the same on all ranks
+        stop = trainer.received_sigterm  # the same on all ranks, as GracefulStop sees to
         if stop or last or self._validation_due or (loop.total_batch_idx + 1) % self.every_n_train_steps == 0:
             self._save(trainer)
         if stop:
@@ -110,14 +112,21 @@ class RunCheckpoint(Checkpoint):
     ) -> None:
         """Add what is under way."""
         checkpoint["validation_due"] = self._validation_due
-        checkpoint["gradients"] = {}
+        checkpoint["gradients"] = []
         if trainer.fit_loop._should_accumulate():
             gradients = {name: parameter.grad for name, parameter in pl_module.named_parameters()}
-            checkpoint["gradients"] = {name: gradient for name, gradient in gradients.items() if gradient is not None}
+            own = {name: gradient.cpu() for name, gradient in gradients.items() if gradient is not None}
+            checkpoint["gradients"] = gather(trainer, own)
 
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         """Keep what was under way until the training starts."""
         self._validation_due = checkpoint.get("validation_due", False)
-        self._gradients = checkpoint.get("gradients", {})
+        gradients = checkpoint.get("gradients") or [{}] * trainer.world_size
+        if len(gradients) != trainer.world_size:
+            raise UserError(
+                f"trainer.devices: found {trainer.world_size} ranks, expected {len(gradients)} as in the checkpoint, "
+                "which was taken in the middle of an optimizer step"
+            )
+        self._gradients = gradients[trainer.global_rank]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 from typing import Any
 
@@ -17,23 +16,38 @@ class GracefulStop(Callback):
     """Raises Lightning's ``SIGTERMException`` for SIGTERM and for Ctrl-C.
 
     While a model trains, at the end of the batch, where Lightning does so: in the middle of an optimizer step, weights
-    are those of no uninterrupted run. Elsewhere at once: files are written whole or not at all, and what is done stays.
+    are those of no uninterrupted run. All ranks stop at the same batch, whichever of them got the signal. Elsewhere at
+    once: files are written whole or not at all, and what is done stays.
     """
 
     def __init__(self) -> None:
         self._training = False
+        self._requested = False
         self._previous: dict[signal.Signals, Any] = {}
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Take over the signals. Lightning adds its own handler for SIGTERM while its loops run."""
+        """Take over the signals."""
         self._previous = {number: signal.signal(number, self._stop) for number in (signal.SIGINT, signal.SIGTERM)}
+        # Lightning puts a handler of its own in front while its loops run. It waits for the other ranks wherever the
+        # signal finds it: ranks that are in the middle of another exchange would wait for each other for ever.
+        trainer._signal_connector._sigterm_notifier_fn = self._stop  # type: ignore[method-assign,assignment]
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """From here on, wait for the end of the batch."""
         self._training = True
 
+    def on_train_batch_end(self, trainer: pl.Trainer, *args: Any) -> None:
+        """Let all ranks stop here if one of them is to."""
+        self._agree(trainer)
+
+    def on_validation_batch_end(self, trainer: pl.Trainer, *args: Any) -> None:
+        """Let all ranks stop here if one of them is to."""
+        if self._training:
+            self._agree(trainer)
+
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """From here on, stop at once."""
+        self._agree(trainer)
         self._training = False
         if trainer.received_sigterm:  # after Lightning looked for the last time
             raise SIGTERMException
@@ -47,13 +61,17 @@ class GracefulStop(Callback):
         trainer._signal_connector.teardown()
         self._restore()
 
+    def _agree(self, trainer: pl.Trainer) -> None:
+        if trainer.strategy.reduce_boolean_decision(self._requested, all=False):
+            trainer._signal_connector.received_sigterm = True
+
     def _stop(self, signum: int, frame: object) -> None:
         if not self._training:
             raise SIGTERMException
+        self._requested = True
         if signum == signal.SIGINT:
             err.print("stopping after this batch; press Ctrl-C again to stop at once", markup=False)
             signal.signal(signal.SIGINT, signal.default_int_handler)
-            os.kill(os.getpid(), signal.SIGTERM)
 
     def _restore(self) -> None:
         for number, handler in self._previous.items():

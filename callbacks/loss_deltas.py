@@ -101,8 +101,14 @@ class LossDeltaRecorder(Callback):
         }
 
     def _sweep(self, trainer: pl.Trainer, task: Unlearning, store: Store, sweep: LossSweep, when: str) -> Tensor:
-        if (losses := sweep.cached()) is not None:
-            return losses
+        # Rank 0 decides for all: another run may be making the file right now.
+        if not trainer.strategy.broadcast(sweep.cached() is not None):
+            self._measure(trainer, task, store, sweep, when)
+        losses = sweep.cached()
+        assert losses is not None
+        return losses
+
+    def _measure(self, trainer: pl.Trainer, task: Unlearning, store: Store, sweep: LossSweep, when: str) -> None:
         if sweep.differs():
             err.print(
                 f"{sweep.path}: of another store, checkpoint or settings; measured anew", markup=False, soft_wrap=True
@@ -112,15 +118,13 @@ class LossDeltaRecorder(Callback):
             sweep.run(
                 task.denoiser, task.scheduler, store, self.draws,
                 views=self.views, captions=self.captions, batch_size=self.batch_size, device=task.device,
-                shard=(trainer.global_rank, trainer.world_size), on_batch=lambda n: bar.advance(task_id, n),
+                shard=(trainer.global_rank, trainer.world_size),
+                on_batch=lambda n: bar.advance(task_id, n * trainer.world_size),
             )  # fmt: skip
         trainer.strategy.barrier()
         if trainer.is_global_zero:
             sweep.join(len(store), self.batch_size)
         trainer.strategy.barrier()
-        losses = sweep.cached()
-        assert losses is not None
-        return losses
 
     def _show(self, trainer: pl.Trainer, store: Store, scores: Scores) -> None:
         writer = summary_writer(trainer)

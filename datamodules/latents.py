@@ -79,8 +79,13 @@ class LatentDataModule(LightningDataModule):
 
     def setup(self, stage: str) -> None:
         """Open the store and choose the samples, so that mistakes show before anything starts."""
-        if len(self.positions) < self._share.world_size and stage == "fit":
-            raise UserError(f"data: found {len(self.positions)} samples, expected at least one per rank to train")
+        counts = {"data": len(self.positions)}
+        if self.val_store is not None and stage != "predict":
+            counts[f"data.val_store {self.val_store}"] = len(Store(self.val_store))
+        ranks = self._share.world_size
+        for what, count in counts.items():
+            if count < ranks:
+                raise UserError(f"{what}: found {count} samples, expected at least one for each of the ranks ({ranks})")
 
     def train_dataloader(self) -> LatentLoader:
         """Every sample once per epoch, in the chosen order; the last batch may be short."""

@@ -94,6 +94,12 @@ class Share:
         least, more = divmod(total, self.world_size)
         return -(-max(least, int(self.rank < more)) // batch_size) if least == 0 else -(-least // batch_size)
 
+    def cut(self, positions: Ints, batch_size: int, *, strided: bool) -> list[Ints]:
+        """Batches of this rank's part. The last one of some ranks is one larger than that of others."""
+        count = self.batches(len(positions), batch_size)
+        ends = [batch_size * batch for batch in range(1, count)]
+        return np.split(self.of(positions, strided=strided), ends) if count else []
+
 
 class Keys(Sampler[Key]):
     """Keys of one rank's batches of an epoch, from a given batch on.
@@ -147,16 +153,16 @@ class Keys(Sampler[Key]):
 
     def __iter__(self) -> Iterator[Key]:
         """Keys of the epoch from batch `start` on."""
-        epoch, count = self.epoch, len(self)
-        mine = self._epoch_positions(epoch)
-        for batch in range(self.start, count):
-            end = (batch + 1) * self.batch_size if batch + 1 < count else len(mine)
-            yield epoch, mine[batch * self.batch_size : end]
+        epoch = self.epoch
+        for positions in self._epoch_batches(epoch)[self.start :]:
+            yield epoch, positions
 
-    def _epoch_positions(self, epoch: int) -> Ints:
+    def _epoch_batches(self, epoch: int) -> list[Ints]:
+        """Batches of this rank. Shuffled, those of all ranks together make the batch that one rank would have."""
         if self.order == "stored":
-            return self.share.of(self.positions, strided=False)
-        return self.share.of(self.positions[shuffled(self.ids, "order", self.seed, epoch)], strided=True)
+            return self.share.cut(self.positions, self.batch_size, strided=False)
+        shuffle = shuffled(self.ids, "order", self.seed, epoch)
+        return self.share.cut(self.positions[shuffle], self.batch_size, strided=True)
 
 
 def _single(array: NDArray[Any]) -> Tensor:

@@ -24,6 +24,7 @@ from callbacks import AtomicCheckpointIO, GracefulStop, RunCheckpoint
 from datamodules.errors import UserError
 from lightning_attr.console import err
 from lightning_attr.denoisers import one_line, read_checkpoint
+from lightning_attr.ranks import ending_together, follow_parent, one_speaker, starts_ranks, this_rank
 from lightning_attr.runs import RunFolder
 
 #: What Lightning says about choices that are ours, not the user's.
@@ -36,6 +37,8 @@ QUIET = (
     ".*is smaller than the logging interval.*",
     ".*in eval mode at the start of training.*",
     ".*LeafSpec.*",
+    ".*Total length of `list` across ranks is zero.*",
+    ".*but have no `val_dataloader`.*",
     ".*args parameter is intended to run.*",
     ".*GPU available but not used.*",
     ".*args parameter is intended to run from within Python.*",
@@ -58,6 +61,11 @@ class AttributionCLI(LightningCLI):
     def _parse_ckpt_path(self) -> None:
         """Keep config and command line in force: Lightning would let a checkpoint's hyperparameters override them."""
 
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Note whether this program is what the user's command line started."""
+        self.from_python = args is not None
+        super().parse_arguments(parser, args)
+
     @property
     def folder(self) -> RunFolder:
         """The folder of this run."""
@@ -73,10 +81,16 @@ class AttributionCLI(LightningCLI):
             return
         self._dump_config()
         config = {key: value for key, value in self.config_dump.items() if key not in ("config", "vars")}
-        if not self.folder.start(str(self.subcommand), config):
+        if not self._start(config):
             raise FinishedError(f"{self.folder.path}: finished already, nothing to do")
         if self.subcommand == "fit":
             self._resume(must_exist=self.config.fit.ckpt_path == "last")
+
+    def _start(self, config: dict[str, Any]) -> bool:
+        """Return whether there is anything to do. The folder is rank 0's: others only read it."""
+        if this_rank() > 0:
+            return not self.folder.finished(config)
+        return self.folder.start(str(self.subcommand), config)
 
     def _resume(self, must_exist: bool) -> None:
         """Continue from the run's last checkpoint where the user names no other one."""
@@ -103,6 +117,16 @@ class AttributionCLI(LightningCLI):
             raise (error if isinstance(error, UserError) else UserError(f"trainer: {one_line(error)}")) from error
         trainer.callbacks.insert(0, GracefulStop())  # type: ignore[attr-defined]
         return trainer
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Run the verb on this rank, and the other ranks with it."""
+        if starts_ranks(self.trainer) and self.from_python:
+            raise UserError(
+                f"trainer.devices: found {self.trainer.world_size} ranks, expected 1 where a program runs the stage "
+                "itself: further ranks would start that program again; run the command lightning-attr instead"
+            )
+        with ending_together(self.trainer):
+            super()._run_subcommand(subcommand)
 
     def _tensorboard(self) -> TensorBoardLogger:
         checkpoint = self._get(self.config, "ckpt_path") if self.subcommand == "fit" else None
@@ -135,7 +159,14 @@ def run_stage(args: list[str] | None) -> AttributionCLI:
         SIGTERMException: The run was stopped, after saving a checkpoint.
     """
     quiet()
+    follow_parent()
     set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
+    with one_speaker(no_error=FinishedError):
+        return _user_errors(args)
+
+
+def _user_errors(args: list[str] | None) -> AttributionCLI:
+    """Run the stage; what the libraries say about the user's mistakes becomes a ``UserError``."""
     try:
         check_yaml(sys.argv[1:] if args is None else args)
         return _run(args)

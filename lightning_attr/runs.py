@@ -57,11 +57,18 @@ class RunFolder:
             old = read_json(self._manifest)
             if self._has_results():
                 self._check(old, new)
-            if old["status"] == "finished" and old["limits"] == new["limits"]:
+            if self.finished(config):
                 return False
         write_atomically(self.path / "config.yaml", yaml.safe_dump(dict(config), sort_keys=False).encode())
         write_json(self._manifest, new)
         return True
+
+    def finished(self, config: Config) -> bool:
+        """Return whether the run is finished, up to the config's limits. Writes nothing, so any rank may ask."""
+        if not self._manifest.exists():
+            return False
+        manifest = read_json(self._manifest)
+        return bool(manifest["status"] == "finished" and manifest["limits"] == limits(config))
 
     def finish(self) -> None:
         """Mark the run as finished."""
@@ -78,7 +85,7 @@ class RunFolder:
             "status": "running",
             "verb": verb,
             "settings": dict(flatten(result_settings(config))),
-            "limits": {key: config["trainer"].get(key) for key in LIMIT_KEYS},
+            "limits": limits(config),
             "inputs": dict(inputs),
             "seed": config.get("seed_everything"),
             "versions": {library: version(library) for library in LIBRARIES},
@@ -93,6 +100,11 @@ class RunFolder:
                 f"{self.path}: holds a run of another config; choose another trainer.default_root_dir or delete the "
                 f"folder. Changed: {'; '.join(differences)}"
             )
+
+
+def limits(config: Config) -> dict[str, Any]:
+    """Return how far a config lets a run go."""
+    return {key: config["trainer"].get(key) for key in LIMIT_KEYS}
 
 
 def _now() -> str:

@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
-from torch import Tensor
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from datamodules.errors import UserError
 from lightning_attr.artifacts import file_digest
@@ -44,9 +46,14 @@ class AnalysisTask(pl.LightningModule):
         self.null_text: Tensor
         self.register_buffer("null_text", trained.null_text, persistent=False)
 
-    def setup(self, stage: str) -> None:
-        """Refuse several ranks."""
-        require_one_rank(self)
+    def sum_over_ranks(self, names: list[str]) -> None:
+        """Say that this task sums the named buffers and gradients over ranks itself, so that DDP leaves them alone.
+
+        DDP would send the buffers of rank 0 to the others at every step. It also wraps no module that has no parameter
+        to train; ``unused`` is one.
+        """
+        self.unused = nn.Parameter(torch.zeros(()))
+        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(self, names)  # type: ignore[no-untyped-call]
 
     @property
     def run(self) -> Path:

@@ -14,7 +14,7 @@ from datamodules.scores import Scores
 from datamodules.store import Store
 from lightning_attr.artifacts import file_digest
 from lightning_attr.methods import Method
-from lightning_attr.tasks.analysis import require_one_rank
+from lightning_attr.ranks import gather
 
 
 class Attribution(pl.LightningModule):
@@ -33,7 +33,6 @@ class Attribution(pl.LightningModule):
 
     def setup(self, stage: str) -> None:
         """Read the queries, and check that they are like the samples."""
-        require_one_rank(self)
         queries = Store(self.queries)
         store = Store(self._data.store)
         for field in ("latent", "text"):
@@ -63,7 +62,13 @@ class Attribution(pl.LightningModule):
         self._scores.update(zip(batch["id"].tolist(), scores.T, strict=True))
 
     def on_predict_end(self) -> None:
-        """Write ``scores.safetensors``."""
+        """Write ``scores.safetensors``, of what all ranks scored."""
+        for scored in gather(self.trainer, self._scores):
+            self._scores.update(scored)
+        if self.trainer.is_global_zero:
+            self._write()
+
+    def _write(self) -> None:
         ids = sorted(self._scores)
         digests = {"store": file_digest(self._data.store), "queries": file_digest(self.queries)}
         scores = Scores(

@@ -12,6 +12,7 @@ from datamodules import LatentDataModule
 from datamodules.errors import UserError
 from datamodules.store import Store
 from lightning_attr.artifacts import file_digest
+from lightning_attr.console import warn
 from lightning_attr.curvature import DiagonalCurvature, squared_sums
 from lightning_attr.denoisers import select_weights
 from lightning_attr.diffusion import denoising_loss
@@ -25,7 +26,8 @@ class Curvature(AnalysisTask):
     """The diagonal Fisher over the store, from true per-sample gradients, summed in float64.
 
     Each epoch adds one draw per sample: a random timestep, noise, view and caption, keyed by the sample's id. The
-    sums are buffers, so Lightning checkpoints and resumes them. Writes ``curvature.safetensors``.
+    sums are buffers, so Lightning checkpoints and resumes them; they are over all ranks, and the same on each. Writes
+    ``curvature.safetensors``.
 
     Args:
         checkpoint: A checkpoint of ``LatentDiffusion``.
@@ -39,12 +41,13 @@ class Curvature(AnalysisTask):
         self.seed = seed
         self.selected = select_weights(self.denoiser, weights)
         if linear_weights(self.denoiser, self.selected) is None:
-            self.print("weights: not all of linear layers; per-sample gradients go through torch.func, which is slow")
+            warn("weights: not all of linear layers; per-sample gradients go through torch.func, which is slow")
         size = sum(weight.numel() for weight in self.selected.values())
         self.register_buffer("squared_sum", torch.zeros(size, dtype=torch.float64))
         self.register_buffer("count", torch.zeros((), dtype=torch.int64))
         self.squared_sum: Tensor
         self.count: Tensor
+        self.sum_over_ranks(["squared_sum", "count"])
 
     @property
     def data(self) -> LatentDataModule:
@@ -59,15 +62,20 @@ class Curvature(AnalysisTask):
         super().setup(stage)
         check_shapes(Store(self.data.store), self.denoiser)
 
-    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
-        """Add the squared gradients of a batch. No optimizer step: returns nothing."""
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        """Add the squared gradients of a batch of every rank. There is no optimizer; the loss returned is zero.
+
+        Adding at every step costs less than the gradients, and resuming is exact: no rank has sums of its own to lose.
+        """
         latent, text = batch["latent"], batch["text"]
         timesteps, noise = self._draws(batch["id"].tolist(), latent.shape[1:])
         inputs = (latent, text, timesteps.to(latent.device), noise.to(latent.device))
         gradients = per_sample_gradients(self.denoiser, self.selected, self._losses, inputs)
         sums = squared_sums(gradients)
-        self.squared_sum += torch.cat([sums[name].reshape(-1) for name in self.selected])
-        self.count += len(latent)
+        flat = torch.cat([sums[name].reshape(-1) for name in self.selected])
+        self.squared_sum += self.trainer.strategy.reduce(flat, reduce_op="sum")
+        self.count += self.trainer.strategy.reduce(torch.full_like(self.count, len(latent)), reduce_op="sum")
+        return 0 * self.unused
 
     def _losses(self, network: nn.Module, batch: tuple[Tensor, ...]) -> Tensor:
         latent, text, timesteps, noise = batch
@@ -90,7 +98,8 @@ class Curvature(AnalysisTask):
         mean = (self.squared_sum / self.count).cpu()
         if not torch.isfinite(mean).all():
             raise UserError("curvature: not finite; the checkpoint's weights give infinite gradients")
-        self.curvature(mean).save(self.run / "curvature.safetensors")
+        if self.trainer.is_global_zero:
+            self.curvature(mean).save(self.run / "curvature.safetensors")
 
     def curvature(self, mean: Tensor) -> DiagonalCurvature:
         """Cut the flat mean of squares [P] into the selected weights."""

@@ -8,6 +8,7 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
+from torchmetrics import MeanMetric
 
 from datamodules import LatentDataModule
 from datamodules.errors import UserError
@@ -55,6 +56,7 @@ class LatentDiffusion(pl.LightningModule):
         self.seed = seed
         self.denoiser = build_denoiser(denoiser, seed)
         self.scheduler = build_scheduler(self.configs["scheduler"])
+        self.validation_loss = MeanMetric()
         self.latent_shape: tuple[int, ...] = ()
         self.null_text = torch.empty(0)
 
@@ -82,7 +84,12 @@ class LatentDiffusion(pl.LightningModule):
         noise, timesteps, uniform = (part.to(latent.device) for part in added)
         dropped = uniform < self.caption_dropout
         text = torch.where(dropped[:, None, None], self.null_text, batch["text"])
-        loss = denoising_loss(self.denoiser, self.scheduler, latent, text, timesteps, noise).mean()
+        losses = denoising_loss(self.denoiser, self.scheduler, latent, text, timesteps, noise)
+        # Ranks' batches may differ in size, and DDP takes the mean of their gradients: with this divisor that is the
+        # gradient of the mean over all of their samples.
+        local = torch.stack([losses.detach().sum(), losses.new_tensor(len(losses))])
+        total, divisor = self.trainer.strategy.reduce(local, reduce_op="mean")
+        loss = total / divisor
         if not torch.isfinite(loss):
             raise UserError(
                 f"train/loss: found {loss.item()} at step {self.global_step}, expected a finite loss; "
@@ -90,12 +97,14 @@ class LatentDiffusion(pl.LightningModule):
             )
         self.log("train/loss", loss, prog_bar=True)
         self.log("train/learning_rate", self.optimizers().param_groups[0]["lr"])  # type: ignore[union-attr]
-        return loss
+        return losses.sum() / divisor  # type: ignore[no-any-return]
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         """Log ``val/loss`` over the first view and caption of every sample, on fixed draws."""
         losses = sample_losses(self.denoiser, self.scheduler, batch, self.validation, views=1, captions=1)
-        self.log("val/loss", losses.mean(), prog_bar=True, batch_size=len(losses), sync_dist=True)
+        self.validation_loss.update(losses)
+        # Lightning's own mean over ranks is wrong where their samples do not divide: it rounds the mean of the counts.
+        self.log("val/loss", self.validation_loss, prog_bar=True)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW with a linear warm-up."""

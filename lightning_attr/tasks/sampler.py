@@ -17,6 +17,7 @@ from datamodules.writer import StoreWriter
 from lightning_attr.diffusion import generate
 from lightning_attr.encoders import ENCODER_STATES, jpeg, store_image_encoder, store_text_encoder
 from lightning_attr.noise import keyed_generator
+from lightning_attr.ranks import gather
 from lightning_attr.tasks.analysis import AnalysisTask
 
 
@@ -69,15 +70,15 @@ class Sampler(AnalysisTask):
         self.steps = steps
         self.guidance = guidance
         self.batch_size = batch_size
+        self.writer: StoreWriter | None = None
 
     def setup(self, stage: str) -> None:
         """Open the encoders and the query store, which continues where a killed run left it."""
-        super().setup(stage)
         store = Store(self.store)
         self.image_encoder = store_image_encoder(store)
         self.text_encoder = store_text_encoder(store)
         text = store.schema.fields["text"]
-        schema = Schema(
+        self.schema = Schema(
             fields={
                 "latent": Field((1, *self.latent_shape), "float32"),
                 "text": Field((1, *text.shape[1:]), text.dtype),
@@ -85,26 +86,46 @@ class Sampler(AnalysisTask):
             },
             encoders=store.schema.encoders,
         )
+        if self.trainer.is_global_zero and (writer := self._open()) is not None:
+            self.writer = writer
+            for name in ENCODER_STATES:
+                if (state := store.encoder_state(name)) is not None:
+                    writer.put_encoder_state(name, state)
+
+    def _open(self) -> StoreWriter | None:
+        """Open the query store; None if it is complete already, by a run that was killed right after."""
         path = self.run / "queries.lmdb"
-        self.finished = path.exists()  # by a run that was killed right after
-        if self.finished:
+        return None if path.exists() else StoreWriter(str(path), self.schema)
+
+    def predict_dataloader(self) -> DataLoader[list[int]]:
+        """Return this rank's batches of ids, from the last unfinished one on: the bits of a query depend on its batch.
+
+        Ranks take turns; where the batches run out, some get an empty one, for all ranks gather at every step.
+        """
+        written = len(self.prompts) if self.writer is None else min(len(self.writer), len(self.prompts) - 1)
+        written = self.trainer.strategy.broadcast(written)  # rank 0 is the one that writes
+        start = written // self.batch_size * self.batch_size if written < len(self.prompts) else written
+        ids = range(len(self.prompts))
+        batches = [list(ids[first : first + self.batch_size]) for first in range(start, len(ids), self.batch_size)]
+        ranks = self.trainer.world_size
+        batches += [[]] * (-len(batches) % ranks)
+        return DataLoader(batches[self.trainer.global_rank :: ranks], batch_size=None)  # type: ignore[arg-type]
+
+    def predict_step(self, ids: list[int], batch_idx: int) -> None:
+        """Sample a batch of queries on each rank and write those of them that a killed run has not written."""
+        parts = gather(self.trainer, self._samples(ids))
+        if self.writer is None:
             return
-        self.writer = StoreWriter(str(path), schema)
-        for name in ENCODER_STATES:
-            if (state := store.encoder_state(name)) is not None:
-                self.writer.put_encoder_state(name, state)
+        for sample in (sample for part in parts for sample in part):
+            if sample.meta.id >= len(self.writer):
+                self.writer.write(sample)
+        self.writer.flush()
 
-    def predict_dataloader(self) -> DataLoader[int]:
-        """Return the ids of the queries from the last unfinished batch on: the bits of a query depend on its batch."""
-        todo: Any = []
-        if not self.finished:
-            done = min(len(self.writer), len(self.prompts) - 1)
-            todo = range(done // self.batch_size * self.batch_size, len(self.prompts))
-        return DataLoader(todo, batch_size=self.batch_size)
-
-    def predict_step(self, ids: Tensor, batch_idx: int) -> None:
-        """Sample a batch of queries and write those of it that a killed run has not written."""
-        prompts = [self.prompts[index] for index in ids.tolist()]
+    def _samples(self, ids: list[int]) -> list[Sample]:
+        """Sample queries together."""
+        if len(ids) == 0:
+            return []
+        prompts = [self.prompts[index] for index in ids]
         text = self.text_encoder.encode([prompt.text for prompt in prompts]).to(self.device)
         seeds = [prompt.seed for prompt in prompts]
         latents, noises = generate(
@@ -112,28 +133,27 @@ class Sampler(AnalysisTask):
             steps=self.steps, guidance=self.guidance,
         )  # fmt: skip
         images = self.image_encoder.decode(latents.cpu())
-        for row, (index, prompt) in enumerate(zip(ids.tolist(), prompts, strict=True)):
-            if index < len(self.writer):
-                continue
+        samples = []
+        for row, (index, prompt) in enumerate(zip(ids, prompts, strict=True)):
             arrays = {"latent": latents[row : row + 1], "text": text[row : row + 1], "noise": noises[row]}
-            self.writer.write(self._sample(index, prompt, arrays, jpeg(images[row].numpy())))
-        self.writer.flush()
+            samples.append(self._sample(index, prompt, arrays, jpeg(images[row].numpy())))
+        return samples
 
     def _sample(self, index: int, prompt: Prompt, arrays: Mapping[str, Tensor], thumb: bytes) -> Sample:
         attributes = {"seed": prompt.seed, "steps": self.steps, "guidance": self.guidance}
         meta = Meta(id=index, captions=(prompt.text,), licence=None, source="synthesized", attributes=attributes)
-        fields = self.writer.schema.fields
+        fields = self.schema.fields
         values = {name: value.cpu().numpy().astype(np.dtype(fields[name].dtype)) for name, value in arrays.items()}
         return Sample(meta, values, thumb)
 
     def on_predict_end(self) -> None:
         """Make the query store complete."""
-        if not self.finished:
+        if self.writer is not None:
             self.writer.finish()
 
     def teardown(self, stage: str) -> None:
         """Let go of the query store; what a stopped run wrote is kept."""
-        if not self.finished:
+        if self.writer is not None:
             self.writer.close()
 
 

@@ -22,10 +22,16 @@ from lightning_attr.tasks.latent_diffusion import check_shapes
 
 
 class DrawBatches:
-    """The micro-batches of draws that make one optimizer step; an epoch. Resuming continues after the last one done."""
+    """The micro-batches of draws that make one optimizer step; an epoch. Resuming continues after the last one done.
 
-    def __init__(self, draws: int, batch_size: int) -> None:
-        self._batches = torch.arange(draws).split(batch_size)  # type: ignore[no-untyped-call]
+    Ranks take turns. They do not cut micro-batches up, for the bits of a gradient depend on what is computed together;
+    where the micro-batches run out, some ranks get an empty one.
+    """
+
+    def __init__(self, draws: int, batch_size: int, rank: int = 0, ranks: int = 1) -> None:
+        batches = list(torch.arange(draws).split(batch_size))  # type: ignore[no-untyped-call]
+        batches += [torch.arange(0)] * (-len(batches) % ranks)
+        self._batches: list[Tensor] = batches[rank::ranks]
         self._done = 0
 
     def __len__(self) -> int:
@@ -97,7 +103,12 @@ class Unlearning(AnalysisTask):
         self.latent: Tensor
         self.text: Tensor
         self.query_loss: Tensor
+        self.gradient: Tensor
         self.register_buffer("query_loss", torch.zeros(()))
+        self.register_buffer(
+            "gradient", torch.zeros(sum(w.numel() for w in self.selected.values()), dtype=torch.float64)
+        )
+        self.sum_over_ranks(["query_loss", "gradient", *(f"denoiser.{name}" for name in self.selected)])
         self.original = {name: weight.detach().clone() for name, weight in self.selected.items()}
         self.timesteps = draw_timesteps(draws, len(self.scheduler.alphas_cumprod))
         self._check_curvature()
@@ -115,7 +126,6 @@ class Unlearning(AnalysisTask):
 
     def setup(self, stage: str) -> None:
         """Read the query and let one epoch be one step."""
-        super().setup(stage)
         queries = Store(self.queries)
         check_shapes(queries, self.denoiser)
         position = queries.positions([self.query])
@@ -126,20 +136,46 @@ class Unlearning(AnalysisTask):
         self.trainer.accumulate_grad_batches = len(self.train_dataloader())
 
     def train_dataloader(self) -> DrawBatches:
-        """Return the micro-batches of one step."""
-        return DrawBatches(len(self.draws), self.batch_size)
+        """Return this rank's micro-batches of one step."""
+        return DrawBatches(len(self.draws), self.batch_size, self.trainer.global_rank, self.trainer.world_size)
 
     def training_step(self, indices: Tensor, batch_idx: int) -> Tensor:
-        """Return minus the query's share of the loss at the draws ``indices``."""
-        losses = self._losses(indices)
-        # Lightning divides by the number of micro-batches; the last one may be short, so each counts by its draws.
-        share = losses.sum() * (self.trainer.accumulate_grad_batches / len(self.draws))
-        if not torch.isfinite(share):
+        """Add the gradient of the query's loss at the draws ``indices`` of every rank; the loss returned is zero.
+
+        The sum is the same on every rank, and in float64, so that the step hardly depends on how many ranks there are.
+        """
+        if batch_idx == 0:
+            self.gradient.zero_()
+            self.query_loss.zero_()
+        loss, gradient = self._share(indices)
+        loss = self.trainer.strategy.reduce(loss, reduce_op="sum")
+        if not torch.isfinite(loss):
             raise UserError(
-                f"query {self.query}: its loss is {share.item()} at step {self.global_step}, expected a finite one"
+                f"query {self.query}: its loss is {loss.item()} at step {self.global_step}, expected a finite one"
             )
-        self._log_mean(losses.detach(), batch_idx)
-        return -share
+        self.gradient += self.trainer.strategy.reduce(gradient, reduce_op="sum")
+        self.query_loss += loss
+        if batch_idx + 1 == self.trainer.accumulate_grad_batches:  # Lightning's own mean over a step is not resumed
+            self.log(
+                "unlearn/query_loss", self.query_loss,
+                on_step=False, on_epoch=True, batch_size=1, sync_dist=True, prog_bar=True,
+            )  # fmt: skip
+        return 0 * self.unused
+
+    def _share(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the draws' share of the query's loss, a scalar, and its gradient by the selected weights, [P]."""
+        if len(indices) == 0:
+            return torch.zeros_like(self.query_loss), torch.zeros_like(self.gradient)
+        loss = self._losses(indices).sum() / len(self.draws)
+        gradients = torch.autograd.grad(loss, list(self.selected.values()))
+        return loss.detach(), torch.cat([gradient.reshape(-1) for gradient in gradients]).double()
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Hand the sum to the optimizer, which minimises: minus the gradient."""
+        sizes = [weight.numel() for weight in self.selected.values()]
+        parts = self.gradient.split(sizes)  # type: ignore[no-untyped-call]
+        for weight, part in zip(self.selected.values(), parts, strict=True):
+            weight.grad = -part.reshape(weight.shape).to(weight.dtype)
 
     def _losses(self, indices: Tensor) -> Tensor:
         """Return the query's losses at the draws ``indices``."""
@@ -148,14 +184,6 @@ class Unlearning(AnalysisTask):
         timesteps = self.timesteps.to(indices.device)[indices]
         noise = self._noise(indices.tolist()).to(latent.device)
         return denoising_loss(self.denoiser, self.scheduler, latent, text, timesteps, noise)
-
-    def _log_mean(self, losses: Tensor, batch_idx: int) -> None:
-        """Log the query's loss over all draws of a step. The sum is a buffer: Lightning's own mean is not resumed."""
-        if batch_idx == 0:
-            self.query_loss.zero_()
-        self.query_loss += losses.sum() / len(self.draws)
-        if batch_idx + 1 == self.trainer.accumulate_grad_batches:
-            self.log("unlearn/query_loss", self.query_loss, on_step=False, on_epoch=True, batch_size=1, prog_bar=True)
 
     def _noise(self, indices: list[int]) -> Tensor:
         shape = self.latent.shape
@@ -186,12 +214,15 @@ class Unlearning(AnalysisTask):
 
     def on_fit_end(self) -> None:
         """Write ``weights.safetensors``, and log what the last step did to the query's loss."""
-        save_tensors(self.run / "weights.safetensors", self.selected, self.settings())
+        if self.trainer.is_global_zero:
+            save_tensors(self.run / "weights.safetensors", self.selected, self.settings())
         if self.logger is not None:
             self.to(self.trainer.strategy.root_device)
             with torch.no_grad():
-                total = sum(float(self._losses(indices.to(self.device)).sum()) for indices in self.train_dataloader())
-            self.logger.log_metrics({"unlearn/query_loss": total / len(self.draws)}, step=self.global_step)
+                batches = [indices for indices in self.train_dataloader() if len(indices)]
+                losses = [self._losses(indices.to(self.device)).sum() for indices in batches]
+            total = self.trainer.strategy.reduce(sum(losses, self.query_loss.new_zeros(())), reduce_op="sum")
+            self.logger.log_metrics({"unlearn/query_loss": float(total) / len(self.draws)}, step=self.global_step)
 
     def settings(self) -> dict[str, Any]:
         """Return what the changed weights depend on."""

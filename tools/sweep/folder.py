@@ -7,10 +7,10 @@ import os
 import platform
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TextIO
 
 import yaml
 
@@ -21,6 +21,9 @@ from tools.sweep.plan import Entry, Sweep, entry_folder, matching, store_path, t
 
 #: Parts of ``sweep.json`` that may grow.
 EXTENSIBLE = ("scores", "entries")
+
+#: Seconds to wait for an entry's lock: its last process may still be saving, or dying.
+PATIENCE = 30.0
 
 State = Literal["waiting", "running", "done", "failed"]
 
@@ -34,12 +37,16 @@ class Status:
         error: Why it failed.
         seconds: How long the run that finished it took.
         where: Host and process that ran it last.
+        since: When this state began, in seconds since 1970.
+        log: Where its output went, if to a file.
     """
 
     state: State = "waiting"
     error: str = ""
     seconds: float = 0.0
     where: str = ""
+    since: float = 0.0
+    log: str = ""
 
 
 def read_status(folder: Path) -> Status:
@@ -67,12 +74,20 @@ class SweepFolder:
         Raises:
             UserError: It was begun with another config or other files; the message shows the difference.
         """
-        new = {
+        new: dict[str, Any] = {
             "settings": self.settings(),
             "scores": {path: file_digest(path) for path in self.scores()},
             "entries": {entry.name: dict(entry.settings) for entry in self.entries},
         }
-        path = self.path / "sweep.json"
+        with locked(self.path, PATIENCE):  # the tasks of a job array all start at once
+            self._extend(self.path / "sweep.json", new)
+            for entry in self.entries:
+                path, config = self.entry(entry) / "entry.yaml", yaml.safe_dump(dict(entry.settings), sort_keys=False)
+                if not path.exists() or path.read_text() != config:
+                    write_atomically(path, config.encode())
+                _settle(path.parent)
+
+    def _extend(self, path: Path, new: dict[str, Any]) -> None:
         if path.exists():
             old = read_json(path)
             if changed := list(_differences(old, new)):
@@ -80,11 +95,10 @@ class SweepFolder:
                     f"{self.path}: holds a sweep of another config; choose another folder or delete this one. "
                     f"Changed: {'; '.join(changed)}"
                 )
-            new |= {part: {**old[part], **new[part]} for part in EXTENSIBLE}
+            new = {**new, **{part: {**old[part], **new[part]} for part in EXTENSIBLE}}
+            if new == old:
+                return
         write_json(path, new)
-        for entry in self.entries:
-            text = yaml.safe_dump(dict(entry.settings), sort_keys=False)
-            write_atomically(self.entry(entry) / "entry.yaml", text.encode())
 
     def settings(self) -> dict[str, Any]:
         """Return what all entries depend on."""
@@ -119,40 +133,65 @@ class SweepFolder:
         return read_status(self.entry(entry))
 
 
-def write_status(folder: Path, state: State, error: str = "", seconds: float = 0.0) -> None:
+def write_status(folder: Path, state: State, error: str = "", seconds: float = 0.0, log: str = "") -> None:
     """Write the status of an entry, whole or not at all."""
-    status = Status(state, error, round(seconds, 1), f"{platform.node()}:{os.getpid()}")
-    write_json(folder / "status.json", asdict(status))
+    where = f"{platform.node()}:{os.getpid()}"
+    write_json(folder / "status.json", asdict(Status(state, error, round(seconds, 1), where, time.time(), log)))
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Hold an entry; the system lets go of it when the process ends, however that happens.
+def locked(folder: Path, patience: float = 0.0) -> Iterator[None]:
+    """Hold a folder; the system lets go of it when the process ends, however that happens.
+
+    Args:
+        folder: Of an entry, or of the sweep.
+        patience: How many seconds to wait for another process that holds it.
 
     Raises:
-        UserError: Another process holds it.
+        UserError: Another process still holds it, or the file system has no locks.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise UserError(f"{folder}: another process is running this entry") from error
+    deadline = time.monotonic() + patience
+    with (folder / "lock").open("a") as file:
+        while not _taken(file, folder):
+            if time.monotonic() >= deadline:
+                raise UserError(f"{folder}: another process is running it, {read_status(folder).where or 'just begun'}")
+            time.sleep(min(0.2, patience))
         yield
 
 
+def _taken(file: TextIO, folder: Path) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        raise UserError(f"{folder}: found a file system without locks ({error}), expected one with flock") from error
+    return True
+
+
+def _settle(folder: Path) -> None:
+    """Let an entry wait again whose process was killed."""
+    if read_status(folder).state == "running":
+        with suppress(UserError), locked(folder):
+            write_status(folder, "waiting")
+
+
 @contextmanager
-def timed_status(folder: Path) -> Iterator[None]:
-    """Write that an entry runs, and then what became of it."""
+def timed_status(folder: Path, log: str = "") -> Iterator[None]:
+    """Write that an entry runs, and then what became of it. One that is stopped waits to go on."""
     start = time.perf_counter()
-    write_status(folder, "running")
+    write_status(folder, "running", log=log)
     try:
         yield
     except Exception as error:
         message = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
-        write_status(folder, "failed", message or type(error).__name__)
+        write_status(folder, "failed", message, log=log)
         raise
-    write_status(folder, "done", seconds=time.perf_counter() - start)
+    except (KeyboardInterrupt, SystemExit):
+        write_status(folder, "waiting", log=log)
+        raise
+    write_status(folder, "done", seconds=time.perf_counter() - start, log=log)
 
 
 def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[str]:

@@ -6,71 +6,83 @@ import multiprocessing
 import os
 import signal
 import threading
+import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from collections.abc import Generator, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing.synchronize import Event
+from contextlib import contextmanager, suppress
+from multiprocessing.connection import Connection
 
-from tools.sweep.folder import write_status
-from tools.sweep.worker import Job, Outcome, is_running, run_logged
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+
+from tools.sweep.worker import STOPPED, Job, Outcome, given_up, is_running, run_logged, stop
 
 #: How often a job whose process was killed is taken up again before it counts as failed.
 ATTEMPTS = 3
 
 
-def run_local(jobs: Sequence[Job], workers: int, threads: int) -> Iterator[Outcome]:
+def run_local(jobs: Sequence[Job], workers: int, threads: int) -> Generator[Outcome, None, None]:
     """Run jobs, each in one of so many processes, and yield them as they end.
 
     A worker that is killed, by the system where memory runs out for example, loses what its job did since the last
-    checkpoint. When the caller stops iterating, the workers save their checkpoints and end.
+    checkpoint; the others save, and all are started again. When the caller stops iterating, the workers save and end.
     """
     killed: Counter[Job] = Counter()
     waiting = list(jobs)
     while waiting:
         left: list[Job] = []
-        for job, future in _pool(waiting, workers, threads):
-            try:
-                yield future.result()
-            except BrokenProcessPool:
-                killed[job] += is_running(job)
-                if killed[job] < ATTEMPTS:
-                    left.append(job)
-                else:
-                    yield _given_up(job, killed[job])
-        waiting = left
+        with _workers(min(workers, len(waiting))) as pool:
+            futures = {pool.submit(_run_in_worker, job, threads): job for job in waiting}
+            for future in as_completed(futures):
+                try:
+                    yield future.result()
+                except BrokenProcessPool:
+                    left.append(futures[future])
+        # A worker that ended in order has left its job waiting. Where none was at work, they all die at their start.
+        struck = [job for job in left if is_running(job)]
+        killed.update(struck or (left if len(left) == len(waiting) else []))
+        yield from (given_up(job, f"its process was killed {ATTEMPTS} times") for job in left if _is_lost(killed, job))
+        waiting = [job for job in left if not _is_lost(killed, job)]
 
 
-def _pool(jobs: Sequence[Job], workers: int, threads: int) -> Iterator[tuple[Job, Future[Outcome]]]:
+def _run_in_worker(job: Job, threads: int) -> Outcome:
+    try:
+        return run_logged(job, threads)
+    except SIGTERMException:
+        os._exit(STOPPED)  # the pool would take it for the job's result, and give this process another one
+
+
+def _is_lost(killed: Counter[Job], job: Job) -> bool:
+    return killed[job] >= ATTEMPTS
+
+
+@contextmanager
+def _workers(count: int) -> Iterator[ProcessPoolExecutor]:
+    """Processes that take jobs; at the end they save their checkpoints, and are gone."""
     # Threads of torch do not survive a fork, and forked processes share LMDB environments that they must not use.
     context = multiprocessing.get_context("spawn")
-    stop = context.Event()
-    with ProcessPoolExecutor(min(workers, len(jobs)), context, _watch, (stop,)) as pool:
-        try:
-            futures = {pool.submit(run_logged, job, threads): job for job in jobs}
-            for future in as_completed(futures):
-                yield futures[future], future
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
-            stop.set()
+    # A pipe and no event or lock: those that wait for them hang when a process is killed that holds its part of them.
+    theirs, ours = context.Pipe(duplex=False)
+    pool = ProcessPoolExecutor(count, context, _follow, (theirs,))
+    try:
+        yield pool
+    finally:
+        ours.close()
+        pool.shutdown(wait=True, cancel_futures=True)
+        theirs.close()
 
 
-def _watch(stop: Event) -> None:
-    """Let a worker end by SIGTERM, which saves a checkpoint, when it is told to stop or its parent dies."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent passes it on in order
-    parent = multiprocessing.parent_process()
-    assert parent is not None
+def _follow(parent: Connection) -> None:
+    """Let a worker save and end when its parent closes the pipe, or is killed."""
+    os.setpgrp()  # Ctrl-C in a terminal reaches the parent's group; it passes it on in order
+    signal.signal(signal.SIGTERM, stop)
 
     def wait() -> None:
-        while not stop.wait(0.5) and parent.is_alive():
-            pass
-        os.kill(os.getpid(), signal.SIGTERM)
+        with suppress(EOFError):
+            parent.recv()
+        while True:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(10)  # again, for one that arrives between two jobs does not keep the next from starting
 
     threading.Thread(target=wait, daemon=True).start()
-
-
-def _given_up(job: Job, times: int) -> Outcome:
-    error = f"its process was killed {times} times"
-    for folder in job.folders:
-        write_status(folder, "failed", error)
-    return Outcome(job, error)

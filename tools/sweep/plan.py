@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from glob import glob
 from pathlib import Path
@@ -13,13 +15,18 @@ from xxhash import xxh3_64_intdigest
 
 from datamodules.errors import UserError
 from datamodules.scores import Scores
+from datamodules.selection import Exclude, Subset, kept_positions
 from datamodules.store import Store
+from lightning_attr.cli import check_yaml
 from lightning_attr.noise import Draws
 
 Settings = Mapping[str, Any]
 
 #: Callbacks that only watch the training of the original.
 WATCHERS = ("callbacks.SampleGrid",)
+
+#: What entries that follow no attribution method have instead of its name.
+RESERVED = ("random", "subset", "full")
 
 
 @dataclass(frozen=True)
@@ -127,14 +134,47 @@ def entries(sweep: Sweep) -> list[Entry]:
         UserError: The sweep is empty, a file is missing, or more samples are to be removed than there are.
     """
     training = training_config(sweep.train)
+    _check(sweep)
     common = _common(sweep, training)
     found = [
-        Entry(name, _merged(common, {"trainer": {"default_root_dir": str(entry_folder(sweep, name))}}, own))
+        Entry(name, merged(common, {"trainer": {"default_root_dir": str(entry_folder(sweep, name))}}, own))
         for name, own in _own_settings(sweep)
     ]
     if not found:
         raise UserError("sweep: found nothing to train, expected some of top, random, subsets and full")
+    name, times = Counter(entry.name for entry in found).most_common(1)[0]
+    if times > 1:
+        raise UserError(f"sweep: found {name} {times} times, expected each k and query once")
     return found
+
+
+def _check(sweep: Sweep) -> None:
+    """Check what would fail in the middle of the sweep otherwise."""
+    store = Store(store_path(sweep))
+    if sweep.top is not None:
+        for method in sweep.top.scores:
+            if method in RESERVED or not re.fullmatch(r"[\w.+-]+", method):
+                raise UserError(
+                    f"top.scores: found method {method!r}, expected a name of letters, digits and .+-_ that is none of "
+                    f"{', '.join(RESERVED)}"
+                )
+        _at_least("top.k", sweep.top.k, 1)
+    if sweep.random is not None:
+        _at_least("random.count", [sweep.random.count], 1)
+        for k in sweep.random.k:
+            kept_positions(store, Exclude(random=k))
+    if sweep.subsets is not None:
+        _at_least("subsets.count", [sweep.subsets.count], 1)
+        _at_least("subsets.seeds", [sweep.subsets.seeds], 1)
+        kept_positions(store, subset=Subset(fraction=sweep.subsets.fraction))
+    if sweep.full is not None:
+        _at_least("full.seeds", [sweep.full.seeds], 1)
+
+
+def _at_least(key: str, values: Sequence[int], least: int) -> None:
+    for value in values:
+        if value < least:
+            raise UserError(f"{key}: found {value}, expected at least {least}")
 
 
 def entry_folder(sweep: Sweep, name: str) -> Path:
@@ -144,26 +184,31 @@ def entry_folder(sweep: Sweep, name: str) -> Path:
 
 def training_config(paths: list[str]) -> dict[str, Any]:
     """Read the training's config files, later ones on top of earlier ones."""
-    merged: dict[str, Any] = {}
+    result: dict[str, Any] = {}
     for path in paths:
         if not Path(path).is_file():
             raise UserError(f"train: found no file {path}")
-        merged = _merged(merged, yaml.safe_load(Path(path).read_text()) or {})
-    return merged
+        check_yaml(["-c", path])
+        config = yaml.safe_load(Path(path).read_text()) or {}
+        if not isinstance(config, dict):
+            raise UserError(f"train: found no keys in {path}, expected the config of a training")
+        result = merged(result, config)
+    return result
 
 
 def store_path(sweep: Sweep) -> str:
     """Return the store that the original was trained on."""
-    path = training_config(sweep.train).get("data", {}).get("init_args", {}).get("store")
+    path = ((training_config(sweep.train).get("data") or {}).get("init_args") or {}).get("store")
     if path is None:
         raise UserError(f"train: found no data.init_args.store in {', '.join(sweep.train)}")
     return str(path)
 
 
 def _common(sweep: Sweep, training: Settings) -> dict[str, Any]:
-    callbacks = training.get("trainer", {}).get("callbacks") or []
+    callbacks = (training.get("trainer") or {}).get("callbacks") or []
+    callbacks = callbacks if isinstance(callbacks, list) else [callbacks]
     return {
-        "trainer": {"callbacks": [callback for callback in callbacks if callback["class_path"] not in WATCHERS]},
+        "trainer": {"callbacks": [callback for callback in callbacks if _class_path(callback) not in WATCHERS]},
         "model": {
             "class_path": "lightning_attr.tasks.LeaveKOut",
             "init_args": {
@@ -174,6 +219,11 @@ def _common(sweep: Sweep, training: Settings) -> dict[str, Any]:
         },
         "data": {"init_args": {"val_store": None}},
     }
+
+
+def _class_path(callback: Any) -> str:
+    """Return the class of a callback, which a config may give by its name alone."""
+    return str(callback["class_path"] if isinstance(callback, Mapping) else callback)
 
 
 def _own_settings(sweep: Sweep) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -229,11 +279,11 @@ def _retraining(sweep: Sweep, name: str, method: str, data: Settings, seed: int 
     return name, settings
 
 
-def _merged(*parts: Settings) -> dict[str, Any]:
-    """Merge nested mappings; later values win."""
+def merged(*parts: Settings) -> dict[str, Any]:
+    """Merge nested mappings; later values win, as for config files."""
     result: dict[str, Any] = {}
     for part in parts:
         for key, value in part.items():
             both = isinstance(value, Mapping) and isinstance(result.get(key), Mapping)
-            result[key] = _merged(result[key], value) if both else value
+            result[key] = merged(result[key], value) if both else value
     return result

@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 import torch
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from datamodules.errors import UserError
 from lightning_attr.cli import FinishedError, run_stage
-from tools.sweep.folder import locked, read_status, timed_status
+from tools.sweep.folder import PATIENCE, locked, read_status, timed_status, write_status
 
 LOG = "log.txt"
+
+#: The exit status of a process that was stopped and has saved.
+STOPPED = 128 + signal.SIGTERM
 
 
 @dataclass(frozen=True)
@@ -27,15 +32,12 @@ class Job:
     Args:
         arguments: Of ``lightning-attr``.
         folders: Run folders of the entries that are finished with it.
+        log: Where a worker's output goes.
     """
 
     arguments: tuple[str, ...]
     folders: tuple[Path, ...]
-
-    @property
-    def log(self) -> Path:
-        """Where its output goes."""
-        return self.folders[0] / LOG
+    log: Path
 
 
 @dataclass(frozen=True)
@@ -46,41 +48,67 @@ class Outcome:
     error: str | None = None
 
 
-def run_job(job: Job) -> None:
+def run_job(job: Job, log: str = "", patience: float = PATIENCE) -> None:
     """Run a job and write the status of its entries. One that was stopped before goes on from its checkpoint.
+
+    Args:
+        job: The job. Nothing is done where another process has done it.
+        log: Where its output goes, if to a file.
+        patience: How many seconds to wait for another process that is at it.
 
     Raises:
         UserError: The run fails by the user's mistake, or another process is at it.
+        SIGTERMException: It was stopped, after saving a checkpoint.
     """
     with ExitStack() as stack:
         for folder in job.folders:
-            stack.enter_context(locked(folder))
+            stack.enter_context(locked(folder, patience))
+        if all(read_status(folder).state == "done" for folder in job.folders):
+            return
         for folder in job.folders:
-            stack.enter_context(timed_status(folder))
+            stack.enter_context(timed_status(folder, log))
         with suppress(FinishedError):
             run_stage(list(job.arguments))
 
 
-def run_logged(job: Job, threads: int) -> Outcome:
-    """Run a job as a worker does: with so many threads, its output in the log, its error as a value."""
+def run_logged(job: Job, threads: int, patience: float = PATIENCE) -> Outcome:
+    """Run a job as a worker does: with so many threads, its output in the log, its error as a value.
+
+    Raises:
+        SIGTERMException: It was stopped, after saving a checkpoint. The process is to end.
+    """
     torch.set_num_threads(threads)
     with logged(job.log):
-        try:
-            run_job(job)
-        except SIGTERMException:
-            # Saved. The process must not take another job: whoever stopped it waits for its end.
-            os._exit(143)
-        except UserError as error:
-            return Outcome(job, str(error))
-        except Exception as error:
-            traceback.print_exc()
-            return Outcome(job, f"{type(error).__name__}: {error}")
+        return _outcome(job, patience)
+
+
+def _outcome(job: Job, patience: float) -> Outcome:
+    try:
+        run_job(job, str(job.log), patience)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return Outcome(job, str(error))
+    except Exception as error:
+        traceback.print_exc()
+        return Outcome(job, f"{type(error).__name__}: {error}")
     return Outcome(job)
+
+
+def given_up(job: Job, error: str) -> Outcome:
+    """Return the outcome of a job whose process could not write it, and write it."""
+    for folder in job.folders:
+        write_status(folder, "failed", error, log=str(job.log))
+    return Outcome(job, error)
 
 
 def is_running(job: Job) -> bool:
     """Return whether a job was started and has not ended, as far as its status tells."""
     return any(read_status(folder).state == "running" for folder in job.folders)
+
+
+def stop(signum: int, frame: object) -> NoReturn:
+    """Handle a signal: end as a run does that is stopped while it trains, also where it does not."""
+    raise SIGTERMException
 
 
 @contextmanager
