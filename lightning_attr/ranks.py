@@ -21,6 +21,7 @@ import lightning.pytorch as pl
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 from lightning.pytorch.utilities.exceptions import SIGTERMException
+from torch.distributed import DistError
 
 from datamodules.errors import UserError
 from lightning_attr.console import err
@@ -29,8 +30,10 @@ T = TypeVar("T")
 
 #: Process id of rank 0, which started this rank.
 PARENT = "LIGHTNING_ATTR_PARENT"
-#: Seconds in which ranks that meet the same error, or the loss of one another, notice it.
+#: Seconds in which ranks that meet the same error both notice it.
 GRACE = 3.0
+#: Seconds in which a rank ends that has closed its connections.
+END = 60.0
 
 
 def this_rank() -> int:
@@ -116,8 +119,7 @@ def _take(launcher: Any) -> list[Popen[bytes]]:
 
 def _end(processes: list[Popen[bytes]], error: BaseException) -> None:
     """End the other ranks. Where one of them failed first, its reason replaces the loss of the connection to it."""
-    may_be_lost = isinstance(error, Exception) and not isinstance(error, UserError)
-    failed = _first_failed(processes) if may_be_lost else None
+    failed = _first_failed(processes) if is_lost_connection(error) else None
     for process in processes:
         process.kill()
         process.wait()
@@ -132,13 +134,17 @@ def _end(processes: list[Popen[bytes]], error: BaseException) -> None:
     sys.exit(status)
 
 
+def is_lost_connection(error: BaseException) -> bool:
+    """Return whether an error says that another rank is gone; gloo has no type of its own for that."""
+    return isinstance(error, DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))
+
+
 def _first_failed(processes: list[Popen[bytes]]) -> tuple[int, int] | None:
-    """Return rank and status of a process that failed by now or soon does."""
-    end = time.monotonic() + (GRACE if processes else 0)
-    while True:
+    """Return rank and status of the first process that fails; None if none does for a while."""
+    end = time.monotonic() + END
+    while processes and time.monotonic() < end:
         for rank, process in enumerate(processes, start=1):
             if process.poll():
                 return rank, int(process.returncode)
-        if time.monotonic() >= end:
-            return None
         time.sleep(0.05)
+    return None

@@ -69,7 +69,7 @@ class Project:
                 "model": {
                     "class_path": "lightning_attr.tasks.LatentDiffusion",
                     "init_args": {
-                        "denoiser": DENOISER,
+                        "denoiser": dict(DENOISER),  # a test may spoil its copy
                         "scheduler": {"num_train_timesteps": 1000, "clip_sample": False},
                         "learning_rate": 1e-3,
                         "warmup_steps": 3,

@@ -14,6 +14,7 @@ from lightning_attr.cli import run_stage
 from lightning_attr.denoisers import build_denoiser, build_scheduler, select_weights
 from lightning_attr.noise import Draws, draw_timesteps
 from tools.prepare_shapes import main as prepare_shapes
+from tools.sweep.command import parsed_options
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 VERBS = {"sample": "predict", "similarity": "predict", "evaluate": "test"}
@@ -39,10 +40,23 @@ def parsed(args: list[str], capsys: pytest.CaptureFixture[str]) -> dict[str, Any
 
 def test_every_folder_has_every_stage() -> None:
     for folder in ("demo", "coco64", "mscoco"):
-        assert {path.stem for path in (CONFIGS / folder).glob("*.yaml")} >= set(STAGES)
+        assert {path.stem for path in (CONFIGS / folder).glob("*.yaml")} >= {*STAGES, "sweep"}
 
 
-@pytest.mark.parametrize("config", sorted(CONFIGS.rglob("*.yaml")), ids=lambda path: f"{path.parent.name}/{path.stem}")
+STAGE_CONFIGS = sorted(path for path in CONFIGS.rglob("*.yaml") if path.stem != "sweep")
+
+
+@pytest.mark.parametrize("config", sorted(CONFIGS.rglob("sweep.yaml")), ids=lambda path: path.parent.name)
+def test_a_sweep_parses(config: Path) -> None:
+    given = yaml.safe_load(config.read_text())["sweep"]
+    sweep = parsed_options(["-c", str(config)]).sweep
+    assert all((CONFIGS.parent / path).is_file() for path in sweep.train)
+    assert (sweep.folder, sweep.original, sweep.queries) == (given["folder"], given["original"], given["queries"])
+    assert (sweep.top.scores, sweep.top.k) == (given["top"]["scores"], given["top"]["k"])
+    assert sweep.random.count == given["random"]["count"]
+
+
+@pytest.mark.parametrize("config", STAGE_CONFIGS, ids=lambda path: f"{path.parent.name}/{path.stem}")
 def test_parses(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
     given = yaml.safe_load(config.read_text())
     found = parsed(command(config), capsys)

@@ -44,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Raises:
         UserError: The config does not make sense, or entries are not done at the end.
     """
-    options = _parsed(arguments)
+    options = parsed_options(arguments)
     sweep: Sweep = options.sweep
     quiet()
     folder = SweepFolder(sweep, entries(sweep))
@@ -63,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             _pack(folder)
 
 
-def _parsed(arguments: Sequence[str] | None) -> Any:
+def parsed_options(arguments: Sequence[str] | None) -> Any:
     parser = _parser()
     words = list(sys.argv[1:] if arguments is None else arguments)
     check_yaml(words)
