@@ -64,6 +64,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def parsed_options(arguments: Sequence[str] | None) -> Any:
+    """Return the options of the command, with its :class:`Sweep`.
+
+    Raises:
+        UserError: They do not make sense.
+    """
     parser = _parser()
     words = list(sys.argv[1:] if arguments is None else arguments)
     check_yaml(words)
