@@ -10,6 +10,7 @@ import torch
 
 from datamodules.errors import UserError
 from datamodules.scores import Scores
+from lightning_attr.console import warn
 from lightning_attr.pack import Pack
 
 
@@ -41,18 +42,31 @@ def read_scores(paths: Sequence[str], pack: Pack) -> dict[str, Scores]:
 def match(scores: Scores, pack: Pack, path: str) -> Scores:
     """Return scores with the samples in the order of the pack.
 
+    The store of the scores may differ from the pack's in bytes, for one that is made again on another machine hardly
+    agrees in every bit; then a warning says so, and ids tell whether it holds the same samples.
+
     Raises:
-        UserError: They are of other samples or queries; ids alone do not tell, so digests count where they are known.
+        UserError: They are of other samples or queries.
     """
-    for name, what in (("store", "store"), ("queries", "query store")):
-        found, expected = (each.get("digests", {}).get(name) for each in (scores.settings, pack.settings))
-        if None not in (found, expected) and found != expected:
-            raise UserError(f"{path}: of another {what}: found digest {found}, expected {expected} as the pack has it")
+    found, expected = (
+        {"store": None, "queries": None, **each.get("digests", {})} for each in (scores.settings, pack.settings)
+    )
+    if _differ(found["queries"], expected["queries"]):
+        raise UserError(
+            f"{path}: of another query store: found digest {found['queries']}, "
+            f"expected {expected['queries']} as the pack has it"
+        )
+    if _differ(found["store"], expected["store"]):
+        warn(f"{path}: of a store with another digest than the pack's; taken for the same images, by their ids")
     _check_ids(path, "query", scores.query_id.tolist(), pack.query_id.tolist(), all_of_them=False)
     _check_ids(path, "sample", scores.sample_id.tolist(), pack.sample_id.tolist(), all_of_them=True)
     order = scores.sample_id.argsort()
     assert torch.equal(scores.sample_id[order], pack.sample_id)
     return Scores(scores.scores[:, order], scores.query_id, pack.sample_id, scores.method, scores.settings)
+
+
+def _differ(found: str | None, expected: str | None) -> bool:
+    return None not in (found, expected) and found != expected
 
 
 def _check_ids(path: str, what: str, found: list[int], expected: list[int], all_of_them: bool) -> None:

@@ -46,6 +46,6 @@ def test_scores_against_a_pack_and_against_what_is_relevant(project: Project, tm
 def test_a_pack_of_other_samples_is_refused(project: Project, tmp_path: Path, refused: Refused) -> None:
     world(subsets=3).pack().save(tmp_path / "pack")
     arguments = project.args("evaluate", tmp_path / "run", model__init_args__pack=tmp_path / "pack.json")
-    assert_says(refused(arguments), project.scores, "of another store")
+    assert_says(refused(arguments), project.scores, "of another query store")
     arguments = project.args("evaluate", tmp_path / "other", model__init_args__pack=tmp_path / "none.json")
     assert_says(refused(arguments), tmp_path / "none.json", "no such file")
