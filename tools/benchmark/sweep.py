@@ -44,13 +44,12 @@ def measure(folder: Path, sizes: Sizes) -> Iterator[Figure]:
         "grouped_vs_separate",
         _sweep_ratio(folder, sizes),
         f"cores: two workers with one thread each, against one process with {torch.get_num_threads()} threads",
-        1.0,
+        2.0,
     )
     yield Figure(
         "grouped_vs_alone_batch8",
         _group_ratio(sizes),
         f"convolutions, which go from model to model; per model, {GROUP} together against one",
-        1.0,
     )
 
 
