@@ -6,8 +6,8 @@ Each entry is an ordinary `lightning-attr fit` with a run folder of its own. The
 finished entries are not repeated, failed ones are tried again, and entries may be added to the config. When all are
 done they become one pack, which `python -m tools.evaluate` scores methods against.
 
-Entries run in worker processes of this machine, in tasks of a job array by --index, or on a Ray cluster by --ray, whose
-nodes must all see the same files at the same paths.
+Entries run in worker processes of this machine, in tasks of a job array by --index (then once without it, which makes
+the pack), or on a Ray cluster by --ray, whose nodes must all see the same files at the same paths.
 """
 
 from __future__ import annotations
@@ -27,7 +27,6 @@ from rich.text import Text
 from datamodules.errors import UserError
 from lightning_attr.cli import check_yaml, plain, quiet
 from lightning_attr.console import err, out
-from lightning_attr.console import run as exit_with_status
 from lightning_attr.pack import collect
 from tools.sweep.board import Board
 from tools.sweep.cluster import run_cluster
@@ -183,7 +182,3 @@ def _stoppable() -> Iterator[None]:
         sys.exit(STOPPED)
     finally:
         signal.signal(signal.SIGTERM, previous)
-
-
-if __name__ == "__main__":
-    exit_with_status(main)

@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 from xxhash import xxh3_64_hexdigest
 
-from lightning_attr.artifacts import write_atomically
+from lightning_attr.artifacts import read_json, write_atomically
 from lightning_attr.runs import RunFolder
 from tools.sweep.folder import SweepFolder, read_status
 from tools.sweep.plan import Entry, merged, training_config
@@ -60,8 +60,15 @@ def _begun_groups(folder: SweepFolder) -> Iterator[Job]:
     for path in sorted((folder.path / "groups").glob("*/checkpoints/last.ckpt")):
         job = _group_job(path.parents[1])
         states = {read_status(member).state for member in job.folders}
-        if states != {"done"} and "failed" not in states:
+        # Once a member has its weights, the training is over, and a failure was that of measuring or writing.
+        trained = any(RunFolder(member).last_checkpoint.exists() for member in job.folders)
+        to_go_on = "failed" not in states or (trained and "done" not in states)
+        if states != {"done"} and to_go_on and not _is_finished(path.parents[1]):
             yield job
+
+
+def _is_finished(run: Path) -> bool:
+    return bool(read_json(run / "manifest.json")["status"] == "finished")
 
 
 def _group_job(group: Path) -> Job:

@@ -138,7 +138,7 @@ def entries(sweep: Sweep) -> list[Entry]:
     common = _common(sweep, training)
     found = [
         Entry(name, merged(common, {"trainer": {"default_root_dir": str(entry_folder(sweep, name))}}, own))
-        for name, own in _own_settings(sweep)
+        for name, own in _own_settings(sweep, training)
     ]
     if not found:
         raise UserError("sweep: found nothing to train, expected some of top, random, subsets and full")
@@ -226,31 +226,40 @@ def _class_path(callback: Any) -> str:
     return str(callback["class_path"] if isinstance(callback, Mapping) else callback)
 
 
-def _own_settings(sweep: Sweep) -> Iterator[tuple[str, dict[str, Any]]]:
+def _own_settings(sweep: Sweep, training: Settings) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield the name and what is particular of each entry."""
     if sweep.top is not None:
         for method, path, query, k in _rankings(sweep, sweep.top):
             exclude = {"scores": path, "query": query, "top": k}
-            yield _retraining(sweep, f"top/{method}/query-{query}/k-{k}", method, {"exclude": exclude})
+            yield _retraining(sweep, training, f"top/{method}/query-{query}/k-{k}", method, {"exclude": exclude})
     if sweep.random is not None:
         for k in sweep.random.k:
             for seed in range(sweep.random.count):
-                yield _retraining(sweep, f"random/k-{k}/{seed}", "random", {"exclude": {"random": k, "seed": seed}})
+                yield _retraining(
+                    sweep, training, f"random/k-{k}/{seed}", "random", {"exclude": {"random": k, "seed": seed}}
+                )
     if sweep.subsets is not None:
         for subset in range(sweep.subsets.count):
             for seed in range(sweep.subsets.seeds):
                 data = {"subset": {"fraction": sweep.subsets.fraction, "seed": subset}}
-                yield _retraining(sweep, f"subset/{subset}/seed-{seed}", "subset", data, seed)
+                yield _retraining(sweep, training, f"subset/{subset}/seed-{seed}", "subset", data, seed)
     if sweep.full is not None:
         for seed in range(1, sweep.full.seeds + 1):
-            yield _retraining(sweep, f"full/seed-{seed}", "full", {}, seed)
+            yield _retraining(sweep, training, f"full/seed-{seed}", "full", {}, seed)
 
 
 def _rankings(sweep: Sweep, top: Top) -> Iterator[tuple[str, str, int, int]]:
     """Yield the method, scores file, query and K of every leave-K-out entry."""
     queries = [int(query) for query in Store(sweep.queries).ids] if top.queries is None else top.queries
     for method, pattern in top.scores.items():
-        files = {int(query): path for path in matching(pattern) for query in Scores.load(path).query_id}
+        files: dict[int, str] = {}
+        for path in matching(pattern):
+            for query_id in Scores.load(path).query_id.tolist():
+                if files.setdefault(query_id, path) != path:
+                    raise UserError(
+                        f"sweep.top.scores.{method}: found query {query_id} in {files[query_id]} and in {path}, "
+                        "expected it in one file"
+                    )
         for query in queries:
             if query not in files:
                 raise UserError(f"sweep.top.scores.{method}: found no query {query} in {pattern}")
@@ -270,12 +279,15 @@ def matching(pattern: str) -> list[str]:
     return paths
 
 
-def _retraining(sweep: Sweep, name: str, method: str, data: Settings, seed: int = 0) -> tuple[str, dict[str, Any]]:
+def _retraining(
+    sweep: Sweep, training: Settings, name: str, method: str, data: Settings, seed: int = 0
+) -> tuple[str, dict[str, Any]]:
     settings = {"model": {"init_args": {"method": method}}, "data": {"init_args": dict(data)}}
     if not sweep.shared:
         seed = xxh3_64_intdigest(name.encode()) % 2**31  # of the name, so that further entries do not change it
     if seed:
-        settings["model"]["init_args"]["seed"] = settings["data"]["init_args"]["seed"] = seed
+        for part in ("model", "data"):  # added to the original's, so that none of them is the original's
+            settings[part]["init_args"]["seed"] = seed + training.get(part, {}).get("init_args", {}).get("seed", 0)
     return name, settings
 
 

@@ -21,6 +21,9 @@ from tools.sweep.folder import PATIENCE, locked, read_status, timed_status, writ
 
 LOG = "log.txt"
 
+#: What a finished entry has.
+RESULT = "leave_k_out.safetensors"
+
 #: The exit status of a process that was stopped and has saved.
 STOPPED = 128 + signal.SIGTERM
 
@@ -69,6 +72,9 @@ def run_job(job: Job, log: str = "", patience: float = PATIENCE) -> None:
             stack.enter_context(timed_status(folder, log))
         with suppress(FinishedError):
             run_stage(list(job.arguments))
+        for folder in job.folders:
+            if not (folder / RESULT).exists():
+                raise UserError(f"{folder}: the run is finished, but {RESULT} is missing; delete the folder")
 
 
 def run_logged(job: Job, threads: int, patience: float = PATIENCE) -> Outcome:
