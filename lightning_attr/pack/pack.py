@@ -26,6 +26,9 @@ from lightning_attr.metrics.functional import loss_change
 
 FORMAT = 1
 
+#: What models whose training set follows no attribution method have for its name.
+UNATTRIBUTED = ("random", "subset", "full")
+
 
 class Model(NamedTuple):
     """One retrained model."""
@@ -157,12 +160,19 @@ def _checksum(manifest: Mapping[str, Any]) -> str:
 
 
 def unpack(pack: Pack, folder: str | Path) -> None:
-    """Write ``original.ckpt``, as any task's ``checkpoint``, and ``queries.lmdb``. Files that are there already stay.
+    """Write ``original.ckpt``, as any task's ``checkpoint``, ``queries.lmdb``, and ``sample_ids.txt``, one id a line.
+
+    Files that are there already stay.
 
     Raises:
         UserError: One that is there already is another one.
     """
-    files = {Path(folder) / "original.ckpt": _checkpoint(pack), Path(folder) / "queries.lmdb": pack.queries.numpy()}
+    folder = Path(folder)
+    files = {
+        folder / "original.ckpt": _checkpoint(pack),
+        folder / "queries.lmdb": pack.queries.numpy(),
+        folder / "sample_ids.txt": "".join(f"{sample}\n" for sample in pack.sample_id.tolist()).encode(),
+    }
     for path, content in files.items():
         if path.exists() and path.read_bytes() != bytes(content):
             raise UserError(f"{path}: found another file there, expected none or the pack's own; choose another folder")

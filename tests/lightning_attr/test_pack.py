@@ -173,6 +173,7 @@ def test_unpacked_original_is_the_original(project: Project, collected: Pack, tm
     assert (found.configs, found.latent_shape) == (expected.configs, expected.latent_shape)
     assert file_digest(tmp_path / "out/queries.lmdb") == file_digest(project.queries)
     Store(tmp_path / "out/queries.lmdb").verify()
+    assert (tmp_path / "out/sample_ids.txt").read_text().split() == [str(sample) for sample in Store(project.store).ids]
 
 
 def test_another_method_is_scored_from_a_pack_alone(project: Project, collected: Pack, tmp_path: Path) -> None:

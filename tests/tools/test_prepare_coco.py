@@ -135,6 +135,18 @@ def test_limit_and_captions_per_image(make: Callable[..., Coco]) -> None:
         assert store.meta(0).captions == ("caption 0 of image 7",)
 
 
+def test_only_the_images_whose_ids_are_given(make: Callable[..., Coco], tmp_path: Path) -> None:
+    coco, ids = make(), tmp_path / "ids.txt"
+    for content, message in (("7\n8\n", "found image 8, which"), ("7,21", "found '7,21', expected ids")):
+        ids.write_text(content)
+        with pytest.raises(UserError, match=message):
+            coco.prepare("--ids", str(ids))
+    ids.write_text("21\n7\n")
+    coco.prepare("--ids", str(ids))
+    with Store(coco.out) as store:
+        assert list(store.ids) == [7, 21]
+
+
 @pytest.mark.parametrize(("mode", "kind"), [("L", "grey"), ("CMYK", "CMYK"), ("P", "palette"), ("RGBA", "transparent")])
 def test_other_kinds_of_images_are_converted_and_counted(
     make: Callable[..., Coco], capsys: pytest.CaptureFixture[str], mode: str, kind: str

@@ -69,6 +69,9 @@ def _parser() -> argparse.ArgumentParser:
         "--on-error", choices=("skip", "fail"), default="fail", help="what to do about an image that cannot be stored"
     )
     parser.add_argument("--limit", type=int, help="only the images with the lowest ids")
+    parser.add_argument(
+        "--ids", type=Path, metavar="FILE", help="only the images whose ids are in this file, one a line"
+    )
     parser.add_argument("--device", default="cpu", help="where to encode")
     return parser
 
@@ -94,7 +97,10 @@ def _images(args: argparse.Namespace) -> tuple[list[CocoImage], Counter[str]]:
     """Images that have captions, and the count of those that have none."""
     if not args.images.is_dir():
         raise UserError(f"--images {args.images}: expected a folder")
-    listed = read_captions(args.captions)[: args.limit]
+    listed = read_captions(args.captions)
+    if args.ids is not None:
+        listed = _wanted(listed, args.ids, args.captions)
+    listed = listed[: args.limit]
     images = [image for image in listed if image.captions]
     if not images:
         raise UserError(f"{args.captions}: found {len(listed)} images and none with a caption")
@@ -102,6 +108,19 @@ def _images(args: argparse.Namespace) -> tuple[list[CocoImage], Counter[str]]:
         bare = next(image for image in listed if not image.captions)
         raise UserError(f"{args.captions}: image {bare.id} ({bare.file_name}) has no caption (see --on-error)")
     return images, Counter({"skipped: no caption": len(listed) - len(images)})
+
+
+def _wanted(listed: list[CocoImage], ids: Path, captions: Path) -> list[CocoImage]:
+    """Images whose ids a file names."""
+    if not ids.is_file():
+        raise UserError(f"--ids {ids}: no such file")
+    lines = ids.read_text().split()
+    if wrong := [line for line in lines if not line.isdecimal()]:
+        raise UserError(f"--ids {ids}: found {wrong[0]!r}, expected ids, one a line")
+    wanted = {int(line) for line in lines}
+    if missing := sorted(wanted - {image.id for image in listed}):
+        raise UserError(f"--ids {ids}: found image {missing[0]}, which {captions} has not")
+    return [image for image in listed if image.id in wanted]
 
 
 def _report(path: Path, stored: int, counts: Counter[str]) -> None:
