@@ -8,7 +8,7 @@ from datamodules.scores import Scores
 from lightning_attr.evaluation.records import Evaluated
 from lightning_attr.evaluation.removals import attributability_of_queries, loss_change_points, noise_floor, removals
 from lightning_attr.evaluation.subsets import prediction, scored_methods, subset_losses
-from lightning_attr.metrics.intervals import lds_ceiling, variance_components
+from lightning_attr.metrics import lds_ceiling, variance_components
 from lightning_attr.pack import Pack
 
 

@@ -6,14 +6,18 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple
 
-from lightning_attr.metrics import LossChangePoint
-from lightning_attr.metrics.intervals import Interval, Variances
+from lightning_attr.metrics import Interval, LossChangePoint, Variances
 
 Standing = Literal["best", "tie", "behind", "unknown"]
 """Beside the best: itself, different within error, worse, or not comparable."""
 
 FEWEST = 5
-"""Queries that two methods must share to be compared: fewer do not show how much queries differ."""
+"""Queries that two methods must share to be compared, and that the best must know where another does: fewer do not show
+how much queries differ.
+"""
+
+Smallest = int | Literal["unknown"] | None
+"""The smallest K whose removal moves a query's loss beyond something; None if none that was tried does."""
 
 
 class Compared(NamedTuple):
@@ -47,10 +51,14 @@ class Attributable(NamedTuple):
     """Whether single samples can be told to have made a query."""
 
     query: int
-    k: int | None
-    """The smallest removal that moves its loss beyond the floor; None if none that was tried does."""
+    beyond_seeds: Smallest
+    """Beyond the floor. It is strict where the models of a sweep share their seed, and with it most of their noise."""
+    beyond_random: Smallest
+    """Beyond every random removal of the same K. Of R random models and one other, drawn alike, the other moves the
+    loss most once in R + 1 times; with several methods and Ks tried, by chance more often.
+    """
     floor: float
-    """The largest loss change, up or down, by another training seed alone."""
+    """The largest loss change, up or down, by another training seed alone; NaN where there is none."""
 
 
 class Prediction(NamedTuple):
@@ -77,11 +85,11 @@ class Evaluated(NamedTuple):
     """None where the subsets have one training seed only."""
     variances: Variances | None
     removals: list[Removal]
-    """By K, random removal last."""
+    """By K, random removal last, of the queries that another removal of this K was measured on."""
     floor: Removal | None
     """Nothing removed, other training seeds."""
     attributability: list[Attributable]
-    """Empty without a floor or without removals."""
+    """Empty without removals by an attribution method, and without both other seeds and random removals."""
     prediction: Prediction | None
     loss_changes: list[LossChangePoint]
 
@@ -93,11 +101,12 @@ def compare(
 
     Args:
         intervals: The mean of each method.
-        shared: How many queries are known of two methods.
+        shared: How many queries are known of two methods; of a method and itself, how many are known.
         difference: The first method's mean minus the second's, over these queries.
     """
     known = [method for method, interval in intervals.items() if math.isfinite(interval.estimate)]
-    best = max(known, key=lambda method: intervals[method].estimate, default="")
+    candidates = [method for method in known if shared(method, method) >= FEWEST] or known
+    best = max(candidates, key=lambda method: intervals[method].estimate, default="")
     standings: dict[str, Standing] = dict.fromkeys(intervals, "unknown")
     for method in known:
         if method == best:
@@ -111,6 +120,13 @@ def _standing(difference: Interval) -> Standing:
     if not math.isfinite(difference.low):
         return "unknown"
     return "tie" if difference.low <= 0 <= difference.high else "behind"
+
+
+def share_of_ceiling(lds: Interval, ceiling: Interval | None) -> str:
+    """Write an LDS in per cent of the ceiling; empty where there is no such share."""
+    if ceiling is None or not ceiling.estimate > 0 or not math.isfinite(lds.estimate):
+        return ""
+    return f"{lds.estimate / ceiling.estimate:.0%}"
 
 
 def as_json(value: Any) -> Any:

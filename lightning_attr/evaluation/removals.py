@@ -11,16 +11,19 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from lightning_attr.evaluation.records import Attributable, Compared, Removal, compare
-from lightning_attr.metrics import LossChangePoint
-from lightning_attr.metrics.intervals import attributability, difference_interval, mean_interval
-from lightning_attr.pack import Pack
+from lightning_attr.evaluation.records import Attributable, Compared, Removal, Smallest, compare
+from lightning_attr.metrics import LossChangePoint, attributability, difference_interval, mean_interval
+from lightning_attr.pack import UNATTRIBUTED, Pack
+
+
+def attribution_methods(pack: Pack) -> list[str]:
+    """Return the methods whose top was removed, in the order of the pack."""
+    return list(dict.fromkeys(model.method for model in pack.models if model.method not in UNATTRIBUTED))
 
 
 def removal_methods(pack: Pack) -> list[str]:
-    """Return what samples were removed by, in the order of the pack, random removal last."""
-    methods = dict.fromkeys(model.method for model in pack.models if model.method not in ("subset", "full", "random"))
-    return [*methods, *(["random"] if pack.rows("random") else [])]
+    """Return what samples were removed by, random removal last."""
+    return [*attribution_methods(pack), *(["random"] if pack.rows("random") else [])]
 
 
 def per_query(pack: Pack, values: Tensor, method: str, k: int) -> Tensor:
@@ -29,12 +32,23 @@ def per_query(pack: Pack, values: Tensor, method: str, k: int) -> Tensor:
     A model without the top of one query counts for that query only.
     """
     counted = torch.full_like(values, torch.nan)
-    for row in pack.rows(method):
-        model = pack.models[row]
-        if model.k == k:
-            places = slice(None) if model.query is None else pack.query_id == model.query
-            counted[row, places] = values[row, places]
+    for row in _rows(pack, method, k):
+        query = pack.models[row].query
+        places = slice(None) if query is None else pack.query_id == query
+        counted[row, places] = values[row, places]
     return counted.nanmean(0)
+
+
+def compared_queries(pack: Pack, changes: Tensor, k: int) -> Tensor:
+    """Return the queries that removals of K are compared on, bool [Q], given the loss changes [M, Q].
+
+    They are those that any attribution method measured: random removal is measured on more, but is no yardstick there.
+    All of them where no method measured any.
+    """
+    measured = torch.zeros(len(pack.query_id), dtype=torch.bool)
+    for method in attribution_methods(pack):
+        measured |= ~per_query(pack, changes, method, k).isnan()
+    return measured if measured.any() else ~measured
 
 
 def removals(pack: Pack) -> list[Removal]:
@@ -43,20 +57,29 @@ def removals(pack: Pack) -> list[Removal]:
     found = []
     for k in _ks(pack):
         methods = [method for method in removal_methods(pack) if _models(pack, method, k)]
-        losses = _compared_means({method: per_query(pack, changes, method, k) for method in methods})
-        deviations = _compared_means({method: per_query(pack, pack.deviations, method, k) for method in methods})
-        for method in methods:
-            queries = int((~per_query(pack, changes, method, k).isnan()).sum())
-            found.append(Removal(method, k, queries, _models(pack, method, k), losses[method], deviations[method]))
+        left_out = ~compared_queries(pack, changes, k)
+        losses, deviations = (
+            {method: per_query(pack, values, method, k).masked_fill(left_out, torch.nan) for method in methods}
+            for values in (changes, pack.deviations)
+        )
+        compared = zip(methods, _compared_means(losses).values(), _compared_means(deviations).values(), strict=True)
+        for method, loss, deviation in compared:
+            queries = int((~losses[method].isnan()).sum())
+            found.append(Removal(method, k, queries, _models(pack, method, k), loss, deviation))
     return found
 
 
 def _ks(pack: Pack) -> list[int]:
-    return sorted({model.k for model in pack.models if model.method not in ("subset", "full")})
+    methods = removal_methods(pack)
+    return sorted({model.k for model in pack.models if model.method in methods})
+
+
+def _rows(pack: Pack, method: str, k: int) -> list[int]:
+    return [row for row in pack.rows(method) if pack.models[row].k == k]
 
 
 def _models(pack: Pack, method: str, k: int) -> int:
-    return sum(model.method == method and model.k == k for model in pack.models)
+    return len(_rows(pack, method, k))
 
 
 def _compared_means(values: Mapping[str, Tensor]) -> dict[str, Compared]:
@@ -79,39 +102,48 @@ def noise_floor(pack: Pack) -> Removal | None:
 
 
 def attributability_of_queries(pack: Pack) -> list[Attributable]:
-    """Return the smallest removal, by any attribution method, that moves a query's loss more than every other seed."""
-    ks, methods = _ks(pack), [method for method in removal_methods(pack) if method != "random"]
-    if not methods or not pack.rows("full"):
+    """Return the smallest removals, by any attribution method, that move a query's loss more than noise does.
+
+    Noise is every other training seed, or every random removal of the same K.
+    """
+    ks, methods = _ks(pack), attribution_methods(pack)
+    if not methods or not (pack.rows("full") or pack.rows("random")):
         return []
     changes = pack.loss_changes
-    moved = torch.stack([_largest([per_query(pack, changes, method, k) for method in methods]) for k in ks], dim=1)
-    floor = _largest(list(changes[pack.rows("full")].abs()))
-    smallest = attributability(ks, moved, floor)
+    moved = torch.stack([_largest(torch.stack([per_query(pack, changes, method, k) for method in methods])) for k in ks], dim=1)
+    seeds = _largest(changes[pack.rows("full")].abs())
+    random = torch.stack([_largest(changes[_rows(pack, "random", k)]) for k in ks], dim=1)
+    beyond_seeds = _smallest(ks, moved, seeds[:, None].expand_as(moved))
+    beyond_random = _smallest(ks, moved, random)
     measured = ~moved.isnan().all(1)
-    return [
-        Attributable(query, k, of_query)
-        for query, k, of_query, known in zip(
-            pack.query_id.tolist(), smallest, floor.tolist(), measured.tolist(), strict=True
-        )
-        if known
-    ]
+    records = zip(pack.query_id.tolist(), beyond_seeds, beyond_random, seeds.tolist(), strict=True)
+    return [Attributable(*record) for record, known in zip(records, measured.tolist(), strict=True) if known]
 
 
-def _largest(values: Sequence[Tensor]) -> Tensor:
-    """Return the largest known value of each query, [Q]; NaN where none is."""
-    stacked = torch.stack(list(values))
-    largest = stacked.nan_to_num(nan=-math.inf).amax(0)
-    return largest.masked_fill(stacked.isnan().all(0), torch.nan)
+def _smallest(ks: Sequence[int], moved: Tensor, floor: Tensor) -> list[Smallest]:
+    """Return the attributability of each query, from [Q, K]; unknown where there is nothing to compare."""
+    comparable = ~(moved - floor).isnan().all(1)
+    smallest = attributability(ks, moved, floor)
+    return [k if known else "unknown" for k, known in zip(smallest, comparable.tolist(), strict=True)]
+
+
+def _largest(values: Tensor) -> Tensor:
+    """Return the largest known value of each query, [Q] of [any, Q]; NaN where none is."""
+    nothing = values.new_full((1, values.shape[1]), -math.inf)
+    largest = torch.cat([values.nan_to_num(nan=-math.inf), nothing]).amax(0)
+    return largest.masked_fill(values.isnan().all(0), torch.nan)
 
 
 def loss_change_points(pack: Pack) -> list[LossChangePoint]:
     """Return what the figure of loss change against K is drawn from; K is 0 where nothing was removed."""
     changes = pack.loss_changes
+    compared = {k: compared_queries(pack, changes, k) for k in _ks(pack)}
     points = []
     for row, model in enumerate(pack.models):
         if model.method == "subset":
             continue
-        for query, change in zip(pack.query_id.tolist(), changes[row].tolist(), strict=True):
+        shown = changes[row].masked_fill(~compared[model.k], torch.nan) if model.k else changes[row]
+        for query, change in zip(pack.query_id.tolist(), shown.tolist(), strict=True):
             if model.query in (None, query) and math.isfinite(change):
                 points.append(LossChangePoint(model.method, model.k, query, change))
     return points

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from datamodules.scores import Scores
 from lightning_attr.evaluation.records import Prediction, Scored, compare
+from lightning_attr.metrics import lds_difference_interval, lds_interval
 from lightning_attr.metrics.functional import linear_datamodelling_score, subset_sums
-from lightning_attr.metrics.intervals import lds_difference_interval, lds_interval
 from lightning_attr.pack import Pack
 
 

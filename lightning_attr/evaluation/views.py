@@ -8,7 +8,7 @@ import torch
 from matplotlib.figure import Figure
 
 from lightning_attr.evaluation.records import Evaluated
-from lightning_attr.metrics.figures import lds_figure, loss_change_figure, prediction_figure
+from lightning_attr.metrics import lds_figure, loss_change_figure, prediction_figure
 
 
 def scalars(evaluated: Evaluated) -> dict[str, float]:

@@ -13,8 +13,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from lightning_attr.metrics.bootstrap import Interval
 from lightning_attr.metrics.functional import expect, rank_correlation
-from lightning_attr.metrics.intervals import Interval, mean_interval
+from lightning_attr.metrics.intervals import mean_interval
 
 RANDOM = "random"
 """The method that removes random samples: the baseline that others must beat."""

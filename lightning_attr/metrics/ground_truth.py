@@ -124,7 +124,8 @@ def attributability(ks: Sequence[int], loss_changes: Tensor, floor: Tensor) -> l
     Args:
         ks: how many samples were removed, ascending.
         loss_changes: loss change of each query at each K, ``[Q, K]``; NaN, not measured, never counts.
-        floor: the loss change of each query that noise alone reaches, ``[Q]``; NaN, not known, is never exceeded.
+        floor: the loss change of each query that noise alone reaches, ``[Q]``, or ``[Q, K]`` where it differs between
+            the Ks; NaN, not known, is never exceeded.
 
     Returns:
         A K of each query; None where no removal that was measured exceeds the floor.
@@ -139,6 +140,6 @@ def attributability(ks: Sequence[int], loss_changes: Tensor, floor: Tensor) -> l
     if any(k >= following for k, following in pairwise(ks)):
         raise ValueError(f"ks is {list(ks)}, expected ascending numbers")
     expect("loss_changes", loss_changes, (None, len(ks)))
-    expect("floor", floor, (loss_changes.shape[0],))
-    beyond = (loss_changes > floor[:, None]).tolist()
+    expect("floor", floor, tuple(loss_changes.shape[: 2 if floor.ndim == 2 else 1]))
+    beyond = (loss_changes > (floor if floor.ndim == 2 else floor[:, None])).tolist()
     return [next((k for k, moved in zip(ks, row, strict=True) if moved), None) for row in beyond]

@@ -19,19 +19,6 @@ from lightning_attr.metrics.bootstrap import (
     resampled_ranks,
 )
 from lightning_attr.metrics.functional import expect, subset_sums
-from lightning_attr.metrics.ground_truth import Variances, attributability, lds_ceiling, variance_components
-
-__all__ = [
-    "Interval",
-    "Variances",
-    "attributability",
-    "difference_interval",
-    "lds_ceiling",
-    "lds_difference_interval",
-    "lds_interval",
-    "mean_interval",
-    "variance_components",
-]
 
 
 def mean_interval(values: Tensor, *, level: float = 0.95, resamples: int = 2000, seed: int = 0) -> Interval:

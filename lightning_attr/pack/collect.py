@@ -17,12 +17,9 @@ from datamodules.store import Store
 from lightning_attr.artifacts import file_digest, load_tensors
 from lightning_attr.denoisers import load_trained
 from lightning_attr.metrics.functional import feature_similarity, generation_deviation
-from lightning_attr.pack.pack import Model, Pack
+from lightning_attr.pack.pack import UNATTRIBUTED, Model, Pack
 
 LIBRARIES = ("lightning-attr", "torch", "diffusers")
-
-#: Methods that remove samples for no query's sake: a random share or number of them, or none.
-WITHOUT_QUERY = ("subset", "random", "full")
 
 
 def collect(
@@ -74,7 +71,7 @@ def _files(original: str, queries: str, store: str) -> dict[str, str]:
 
 
 class _Entry(NamedTuple):
-    """A finished entry: the record of its model, its file and what is in it."""
+    """A finished entry: the record of its model, its file and what the pack takes from it."""
 
     model: Model
     path: Path
@@ -105,11 +102,13 @@ def _read_entry(folder: Path, digests: Mapping[str, str]) -> _Entry:
         if (found := settings["digests"].get(name)) != expected:
             raise UserError(f"{path}: of another {name}: found digest {found}, expected {expected}")
     latents = tensors["original_latent"], tensors["retrained_latent"]
-    tensors |= {"deviation": generation_deviation(*latents), "similarity": feature_similarity(*latents)}
+    # Images and latents are not kept: those of all entries together may not fit into memory.
+    kept = {name: tensors[name] for name in ("query_id", "removed_id", "original_losses", "retrained_losses")}
+    kept |= {"deviation": generation_deviation(*latents), "similarity": feature_similarity(*latents)}
     method = settings["method"]
-    query = None if method in WITHOUT_QUERY else _removed_query(folder)
+    query = None if method in UNATTRIBUTED else _removed_query(folder)
     model = Model(_entry_name(folder), method, query, int(settings["k"]), int(settings["seed"]))
-    return _Entry(model, path, tensors, settings["draws"])
+    return _Entry(model, path, kept, settings["draws"])
 
 
 def _entry_name(folder: Path) -> str:

@@ -14,7 +14,7 @@ from sweeps import Miniature, alive, assert_same, is_training, wait_until, worke
 
 NAMES = ("top/unlearning/query-0/k-3", "random/k-3/0")
 SETTINGS = {"subsets": None, "full": None}
-STEPS = 60
+STEPS = 150
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 

@@ -27,7 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers")
     parser.add_argument(
-        "--unpack", type=Path, metavar="FOLDER", help="write the original, the queries and the samples' ids"
+        "--unpack", type=Path, metavar="FOLDER", help="write the original, queries and sample ids"
     )
     args = parser.parse_args(arguments)
     pack = Pack.load(args.pack)

@@ -70,7 +70,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--limit", type=int, help="only the images with the lowest ids")
     parser.add_argument(
-        "--ids", type=Path, metavar="FILE", help="only the images whose ids are in this file, one a line"
+        "--ids", type=Path, metavar="FILE", help="only images whose ids this file has, one a line"
     )
     parser.add_argument("--device", default="cpu", help="where to encode")
     return parser
