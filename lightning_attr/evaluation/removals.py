@@ -110,7 +110,9 @@ def attributability_of_queries(pack: Pack) -> list[Attributable]:
     if not methods or not (pack.rows("full") or pack.rows("random")):
         return []
     changes = pack.loss_changes
-    moved = torch.stack([_largest(torch.stack([per_query(pack, changes, method, k) for method in methods])) for k in ks], dim=1)
+    moved = torch.stack(
+        [_largest(torch.stack([per_query(pack, changes, method, k) for method in methods])) for k in ks], dim=1
+    )
     seeds = _largest(changes[pack.rows("full")].abs())
     random = torch.stack([_largest(changes[_rows(pack, "random", k)]) for k in ks], dim=1)
     beyond_seeds = _smallest(ks, moved, seeds[:, None].expand_as(moved))

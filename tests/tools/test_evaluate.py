@@ -15,8 +15,10 @@ from datamodules.errors import UserError
 from datamodules.scores import Scores
 from lightning_attr.artifacts import read_json
 from lightning_attr.console import run
+from lightning_attr.evaluation import evaluate
 from lightning_attr.evaluation.removals import per_query
 from lightning_attr.metrics.functional import linear_datamodelling_score
+from lightning_attr.pack import Pack
 from tools.evaluate.__main__ import main
 
 
@@ -125,15 +127,68 @@ def test_noise_floor_and_attributability(case: Case, evaluated: dict[str, Any]) 
             k: max(float(per_query(case.pack, case.pack.loss_changes, method, k)[row]) for method in ("truth", "noise"))
             for k in KS
         }
-        assert found["k"] == next((k for k in KS if changes[k] > floor[row]), None)
-    assert {found["k"] for found in evaluated["attributability"]} <= {*KS, None}
-    assert any(found["k"] for found in evaluated["attributability"])
+        assert found["beyond_seeds"] == next((k for k in KS if changes[k] > floor[row]), None)
+        random = {k: max(case.pack.loss_changes[at, row] for at in random_rows(case.pack, k)) for k in KS}
+        assert found["beyond_random"] == next((k for k in KS if changes[k] > random[k]), None)
+    for measure in ("beyond_seeds", "beyond_random"):
+        assert any(found[measure] for found in evaluated["attributability"])
+
+
+def random_rows(pack: Pack, k: int) -> list[int]:
+    return [row for row in pack.rows("random") if pack.models[row].k == k]
+
+
+def test_attributability_of_what_there_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Other seeds alone, random removals alone of one K, or both."""
+    made = World()
+    made.top("truth", made.influence)
+    made.full(2)
+    (tmp_path / "seeds").mkdir()
+    found = Case(tmp_path / "seeds", made).evaluate()["attributability"]
+    assert {each["beyond_random"] for each in found} == {"unknown"}
+    assert any(each["beyond_seeds"] in KS for each in found)
+    assert "unknown" in capsys.readouterr().out
+    made = World()
+    made.top("truth", made.influence)
+    made.random(3)
+    pack = made.pack()
+    gone = random_rows(pack, KS[0])
+    pack.losses[gone] = torch.nan
+    pack.losses[random_rows(pack, KS[1]), 0] = torch.nan
+    pack.save(tmp_path / "random")
+    main([str(tmp_path / "random"), "--json", str(tmp_path / "out.json")])
+    found = read_json(tmp_path / "out.json")["attributability"]
+    assert {each["beyond_seeds"] for each in found} == {"unknown"}
+    assert all(math.isnan(each["floor"]) for each in found)
+    # No random removal of the first K was measured, and for the first query none at all.
+    assert [each["beyond_random"] for each in found] == ["unknown", *[KS[1]] * (QUERIES - 1)]
+
+
+def test_random_removal_is_of_the_queries_of_the_methods(tmp_path: Path) -> None:
+    made = World()
+    made.top("truth", made.influence)
+    made.random(2)
+    pack = made.pack()
+    dropped = [row for row, model in enumerate(pack.models) if model.k == KS[0] and model.query in (6, 8, 10)]
+    pack.losses[dropped] = torch.nan
+    evaluated = evaluate(pack, {})
+    found = {(row.method, row.k): row for row in evaluated.removals}
+    assert [found["random", k].queries for k in KS] == [3, QUERIES]
+    expected = pack.loss_changes[random_rows(pack, KS[0]), :3].mean()
+    assert found["random", KS[0]].loss_change.interval.estimate == pytest.approx(float(expected))
+    drawn = {
+        k: {point.query_id for point in evaluated.loss_changes if (point.method, point.k) == ("random", k)} for k in KS
+    }
+    assert drawn == {KS[0]: {0, 2, 4}, KS[1]: set(pack.query_id.tolist())}
+    random = World()
+    random.random(2)
+    assert [row.queries for row in evaluate(random.pack(), {}).removals] == [QUERIES] * 2
 
 
 def test_nothing_matters_below_a_high_floor(tmp_path: Path) -> None:
     loud = Case(tmp_path, world(subsets=8, noise=100.0))
     found = loud.evaluate("truth")
-    assert [each["k"] for each in found["attributability"]] == [None] * QUERIES
+    assert [each["beyond_seeds"] for each in found["attributability"]] == [None] * QUERIES
     assert found["variances"]["rest"] > 20 * found["variances"]["data"]
 
 
@@ -145,6 +200,15 @@ def test_variances(evaluated: dict[str, Any]) -> None:
     assert variances["seed"] < 0.005
 
 
+def test_variances_of_losses_that_never_differ(case: Case, capsys: pytest.CaptureFixture[str]) -> None:
+    made = World(noise=0)
+    made.influence *= 0
+    made.subsets(4)
+    made.pack().save(case.root / "constant")
+    assert case.evaluate(pack="constant")["variances"] == {"data": 0, "seed": 0, "rest": 0}
+    assert "variance of a query's loss by data" in capsys.readouterr().out
+
+
 def test_scores_of_some_queries(case: Case, capsys: pytest.CaptureFixture[str]) -> None:
     case.save("some", case.made.influence[:5])
     found = case.evaluate("some", "noise")
@@ -154,9 +218,13 @@ def test_scores_of_some_queries(case: Case, capsys: pytest.CaptureFixture[str]) 
 
 
 def test_few_queries_are_not_compared(case: Case) -> None:
+    """Nor are they the best, unless all methods know few."""
     case.save("few", case.made.influence[:4])
     found = case.evaluate("few", "noise")
-    assert (scored(found, "few")[1], scored(found, "noise")[1]) == ("best", "unknown")
+    assert (scored(found, "few")[1], scored(found, "noise")[1]) == ("unknown", "best")
+    case.save("fewer", case.made.influence[:3] + case.made.normal(3, SAMPLES))
+    found = case.evaluate("few", "fewer")
+    assert (scored(found, "few")[1], scored(found, "fewer")[1]) == ("best", "unknown")
 
 
 def test_files_of_single_queries_are_one_method(case: Case) -> None:

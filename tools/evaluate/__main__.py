@@ -26,9 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--out", type=Path, metavar="FOLDER", help="make a run of it: metrics.json, figures, TensorBoard"
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers")
-    parser.add_argument(
-        "--unpack", type=Path, metavar="FOLDER", help="write the original, queries and sample ids"
-    )
+    parser.add_argument("--unpack", type=Path, metavar="FOLDER", help="write the original, queries and sample ids")
     args = parser.parse_args(arguments)
     pack = Pack.load(args.pack)
     if args.unpack is not None:

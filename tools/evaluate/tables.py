@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lightning_attr.evaluation import Evaluated
-from lightning_attr.evaluation.records import Compared, Removal
+from lightning_attr.evaluation.records import Compared, Removal, Smallest, share_of_ceiling
 from lightning_attr.metrics import Interval
 
 
@@ -33,7 +33,7 @@ def lds_table(evaluated: Evaluated) -> Table:
         table.add_row(
             Text(each.method),
             write(interval, 3),
-            _share(interval, evaluated.ceiling),
+            share_of_ceiling(interval, evaluated.ceiling),
             standing,
             f"{each.queries} of {evaluated.queries}",
         )
@@ -76,11 +76,17 @@ def _compared(compared: Compared, decimals: int) -> tuple[str, str]:
 
 
 def attributability_table(evaluated: Evaluated) -> Table:
-    """For every query the smallest removal that matters."""
-    table = _table("Attributability", "query", "smallest K that matters", "noise floor")
+    """For every query the smallest removal that matters, by either measure of noise."""
+    title = "Attributability, smallest K whose removal moves the loss"
+    table = _table(title, "query", "beyond other seeds", "beyond random removal", "noise floor")
     for each in evaluated.attributability:
-        table.add_row(str(each.query), "no set of these sizes" if each.k is None else str(each.k), f"{each.floor:.3g}")
+        floor = f"{each.floor:.3g}" if math.isfinite(each.floor) else "unknown"
+        table.add_row(str(each.query), _smallest(each.beyond_seeds), _smallest(each.beyond_random), floor)
     return table
+
+
+def _smallest(k: Smallest) -> str:
+    return "no set of these sizes" if k is None else str(k)
 
 
 def ground_truth_table(evaluated: Evaluated) -> Table:
@@ -91,7 +97,8 @@ def ground_truth_table(evaluated: Evaluated) -> Table:
     if evaluated.variances is not None:
         total = sum(evaluated.variances)
         for name, value in evaluated.variances._asdict().items():
-            table.add_row(f"variance of a query's loss by {name}", f"{value:.3g} ({value / total:.0%})")
+            share = f" ({value / total:.0%})" if total > 0 else ""
+            table.add_row(f"variance of a query's loss by {name}", f"{value:.3g}{share}")
     if evaluated.ceiling is not None:
         table.add_row("ceiling of LDS", write(evaluated.ceiling, 3))
     return table
@@ -105,12 +112,6 @@ def write(interval: Interval, decimals: int) -> str:
     if not math.isfinite(interval.low):
         return estimate
     return f"{estimate} [{interval.low:+.{decimals}f}, {interval.high:+.{decimals}f}]"
-
-
-def _share(interval: Interval, ceiling: Interval | None) -> str:
-    if ceiling is None or not ceiling.estimate > 0 or not math.isfinite(interval.estimate):
-        return ""
-    return f"{interval.estimate / ceiling.estimate:.0%}"
 
 
 def _order(estimate: float) -> float:

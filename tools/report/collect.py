@@ -18,6 +18,7 @@ from datamodules.scores import Scores
 from datamodules.store import Store
 from lightning_attr.artifacts import load_tensors, read_json
 from lightning_attr.evaluation import Evaluated
+from lightning_attr.evaluation.records import Attributable
 from lightning_attr.metrics.functional import generation_deviation, loss_change
 from tools.report.stages import Stage, find_stages, find_stores, find_sweeps, without_entries
 
@@ -225,7 +226,8 @@ def _read_metrics(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict) or not isinstance(content.get("metrics"), dict):
         raise UserError(f"{path}: found no metrics in it, expected what an Evaluation writes")
     pack = content.get("pack", dict.fromkeys(Evaluated._fields))
-    if not isinstance(pack, dict) or not pack.keys() >= set(Evaluated._fields):
+    whole = isinstance(pack, dict) and pack.keys() >= set(Evaluated._fields)
+    if not whole or any(each.keys() != set(Attributable._fields) for each in pack["attributability"] or ()):
         raise UserError(f"{path}: found no evaluation under pack, expected what an Evaluation writes")
     return content
 

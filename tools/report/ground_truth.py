@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 
+from lightning_attr.evaluation.records import Smallest, share_of_ceiling
+from lightning_attr.metrics import Interval
 from tools.report.figures import Axis, Scale, Tick, ticks
 
 COLOURS = 5
@@ -92,6 +94,15 @@ class Scatter:
 
 
 @dataclass(frozen=True)
+class Attributable:
+    """The queries whose smallest removal that matters is of one size, by either measure of noise."""
+
+    removed: str
+    beyond_seeds: list[int]
+    beyond_random: list[int]
+
+
+@dataclass(frozen=True)
 class GroundTruth:
     """An evaluation against a pack."""
 
@@ -100,7 +111,7 @@ class GroundTruth:
     lds: Lds | None
     curves: Curves | None
     scatter: Scatter | None
-    attributability: list[tuple[int | None, list[int]]]
+    attributability: list[Attributable]
 
 
 def ground_truths(packs: Mapping[str, Mapping[str, Any]]) -> list[GroundTruth]:
@@ -150,9 +161,8 @@ def _standing(standing: str) -> str:
 
 
 def _share(interval: Mapping[str, float], ceiling: Mapping[str, float] | None) -> str:
-    if ceiling is None or not ceiling["estimate"] > 0 or not math.isfinite(interval["estimate"]):
-        return ""
-    return f"{interval['estimate'] / ceiling['estimate']:.0%} of ceiling".replace("-", "−")
+    share = share_of_ceiling(Interval(**interval), Interval(**ceiling) if ceiling is not None else None)
+    return f"{share} of ceiling".replace("-", "−") if share else ""
 
 
 def _span(interval: Mapping[str, float], axis: Axis, scale: Scale) -> Span:
@@ -265,9 +275,14 @@ def _axis_of(values: Sequence[float]) -> Axis:
     return Axis(min(values) - room, max(values) + room)
 
 
-def _by_k(attributability: Sequence[Mapping[str, Any]]) -> list[tuple[int | None, list[int]]]:
-    """Group queries by the smallest removal that matters, those that none matters to last."""
-    groups: dict[int | None, list[int]] = {}
-    for each in attributability:
-        groups.setdefault(each["k"], []).append(each["query"])
-    return sorted(groups.items(), key=lambda group: (group[0] is None, group[0] or 0))
+def _by_k(attributability: Sequence[Mapping[str, Any]]) -> list[Attributable]:
+    """Group queries by the smallest removal that matters; those that none matters to, or may, last."""
+    measures = ("beyond_seeds", "beyond_random")
+    found: set[Smallest] = {each[measure] for each in attributability for measure in measures}
+    ks = sorted(k for k in found if isinstance(k, int))
+    rows: dict[Smallest, str] = {**{k: f"{k:,}" for k in ks}, None: "no set of these sizes", "unknown": "unknown"}
+    return [
+        Attributable(words, *([each["query"] for each in attributability if each[name] == k] for name in measures))
+        for k, words in rows.items()
+        if k in found
+    ]

@@ -305,6 +305,8 @@ def test_attributability_is_the_first_k_beyond_the_floor() -> None:
     floor = torch.tensor([0.1, 0.1, 0.1, 0.1, 0.1, math.nan])
     assert attributability([16, 64, 256], changes, floor) == [16, 64, None, 256, None, None]
     assert attributability([], changes[:, :0], floor) == [None] * 6
+    by_k = torch.tensor([0.3, 0.1, math.nan]).expand(6, 3)
+    assert attributability([16, 64, 256], changes, by_k) == [None, 64, None, None, None, 64]
 
 
 def test_wrong_inputs_are_named() -> None:
@@ -314,6 +316,8 @@ def test_wrong_inputs_are_named() -> None:
         attributability([16, 64], torch.zeros(1, 3), torch.zeros(1))
     with pytest.raises(ValueError, match=r"floor has shape \[2\], expected \[1\]"):
         attributability([16], torch.zeros(1, 1), torch.zeros(2))
+    with pytest.raises(ValueError, match=r"floor has shape \[1, 2\], expected \[1, 1\]"):
+        attributability([16], torch.zeros(1, 1), torch.zeros(1, 2))
     with pytest.raises(ValueError, match=r"values has shape \[1, 3\], expected \[any\]"):
         mean_interval(torch.zeros(1, 3))
     with pytest.raises(ValueError, match=r"b has shape \[2\], expected \[3\]"):

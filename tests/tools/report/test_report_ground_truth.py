@@ -86,21 +86,24 @@ def test_scatter_has_every_model(section: Element) -> None:
 
 def test_attributability_names_every_query(section: Element) -> None:
     rows = section.all("table")[-1].all("tbody")[0].all("tr")
-    found = {}
-    for row in rows:
-        for query in re.findall(r"\d+", row.all("td")[0].text):
-            found[int(query)] = row.all("th")[0].text
-    expected = {each["query"]: str(each["k"] or "no set of these sizes") for each in against_pack()["attributability"]}
-    assert found == expected
-    links = [link.attributes["href"] for link in section.all("table")[-1].all("a")]
-    assert links == [f"#query-{query}" for query in expected if query in QUERIES]
+    attributability = against_pack()["attributability"]
+    for column, measure in enumerate(("beyond_seeds", "beyond_random")):
+        found = {}
+        for row in rows:
+            for query in re.findall(r"\d+", row.all("td")[column].text):
+                found[int(query)] = row.all("th")[0].text
+        assert found == {each["query"]: str(each[measure] or "no set of these sizes") for each in attributability}
+        links = {link.attributes["href"] for row in rows for link in row.all("td")[column].all("a")}
+        assert links == {f"#query-{query}" for query in found if query in QUERIES}
 
 
 def test_queries_that_nothing_matters_to_come_last(copied: Builder) -> None:
-    pairs = [(0, None), (2, 8), (4, None), (6, 2)]
-    attributability = [{"query": query, "k": k, "floor": 0.1} for query, k in pairs]
+    smallest = [(0, None, 8), (2, 8, 8), (4, None, "unknown"), (6, 2, None)]
+    names = ("query", "beyond_seeds", "beyond_random")
+    attributability = [{**dict(zip(names, each, strict=True)), "floor": 0.1} for each in smallest]
     rows = evaluated(copied, attributability=attributability).all("table")[-1].all("tbody")[0].all("tr")
-    assert [row.text for row in rows] == ["2 6", "8 2", "no set of these sizes 0 4"]
+    cells = [[cell.text for cell in [*row.all("th"), *row.all("td")]] for row in rows]
+    assert cells == [["2", "6", ""], ["8", "2", "0 2"], ["no set of these sizes", "0 4", "6"], ["unknown", "", "4"]]
 
 
 def test_a_pack_alone_shows_what_it_has(copied: Builder) -> None:
@@ -154,7 +157,7 @@ def test_entries_of_a_sweep_are_not_shown_one_by_one(copied: Builder) -> None:
     assert "The sweep sweep has not been evaluated: its models are not shown." in collect(copied.root).notes
 
 
-@pytest.mark.parametrize("pack", [[], {"queries": 3}])
+@pytest.mark.parametrize("pack", [[], {"queries": 3}, {**against_pack(), "attributability": [{"query": 0, "k": 2}]}])
 def test_an_evaluation_that_is_none(copied: Builder, pack: object) -> None:
     path = Path(copied.root / "evaluate/metrics.json")
     write_json(path, {**read_json(path), "pack": pack})
