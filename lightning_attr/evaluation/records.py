@@ -54,8 +54,8 @@ class Attributable(NamedTuple):
     beyond_seeds: Smallest
     """Beyond the floor. It is strict where the models of a sweep share their seed, and with it most of their noise."""
     beyond_random: Smallest
-    """Beyond every random removal of the same K. Of R random models and one other, drawn alike, the other moves the
-    loss most once in R + 1 times; with several methods and Ks tried, by chance more often.
+    """Beyond the mean and two standard deviations of random removals, of all K. One method at one K exceeds that by
+    chance about once in twenty to forty times; with several methods and Ks tried, more often.
     """
     floor: float
     """The largest loss change, up or down, by another training seed alone; NaN where there is none."""

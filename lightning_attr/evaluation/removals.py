@@ -104,7 +104,7 @@ def noise_floor(pack: Pack) -> Removal | None:
 def attributability_of_queries(pack: Pack) -> list[Attributable]:
     """Return the smallest removals, by any attribution method, that move a query's loss more than noise does.
 
-    Noise is every other training seed, or every random removal of the same K.
+    Noise is every other training seed, or random removal: two standard deviations above its mean.
     """
     ks, methods = _ks(pack), attribution_methods(pack)
     if not methods or not (pack.rows("full") or pack.rows("random")):
@@ -114,8 +114,8 @@ def attributability_of_queries(pack: Pack) -> list[Attributable]:
         [_largest(torch.stack([per_query(pack, changes, method, k) for method in methods])) for k in ks], dim=1
     )
     seeds = _largest(changes[pack.rows("full")].abs())
-    random = torch.stack([_largest(changes[_rows(pack, "random", k)]) for k in ks], dim=1)
-    beyond_seeds = _smallest(ks, moved, seeds[:, None].expand_as(moved))
+    random = _two_deviations_above(changes[pack.rows("random")])
+    beyond_seeds = _smallest(ks, moved, seeds)
     beyond_random = _smallest(ks, moved, random)
     measured = ~moved.isnan().all(1)
     records = zip(pack.query_id.tolist(), beyond_seeds, beyond_random, seeds.tolist(), strict=True)
@@ -123,10 +123,21 @@ def attributability_of_queries(pack: Pack) -> list[Attributable]:
 
 
 def _smallest(ks: Sequence[int], moved: Tensor, floor: Tensor) -> list[Smallest]:
-    """Return the attributability of each query, from [Q, K]; unknown where there is nothing to compare."""
-    comparable = ~(moved - floor).isnan().all(1)
+    """Return the attributability of each query, of [Q, K] and [Q]; unknown where there is nothing to compare."""
+    comparable = ~(moved - floor[:, None]).isnan().all(1)
     smallest = attributability(ks, moved, floor)
     return [k if known else "unknown" for k, known in zip(smallest, comparable.tolist(), strict=True)]
+
+
+def _two_deviations_above(changes: Tensor) -> Tensor:
+    """Return the mean plus two standard deviations of each query, [Q] of [R, Q]; NaN with fewer than three values.
+
+    The removals of all K are taken together: what K random samples matter is little beside the spread of the models.
+    """
+    known = (~changes.isnan()).sum(0)
+    mean = changes.nanmean(0)
+    variance = (changes - mean).square().nansum(0) / (known - 1).clamp(min=1)
+    return (mean + 2 * variance.sqrt()).masked_fill(known < 3, torch.nan)
 
 
 def _largest(values: Tensor) -> Tensor:

@@ -69,9 +69,7 @@ def _parser() -> argparse.ArgumentParser:
         "--on-error", choices=("skip", "fail"), default="fail", help="what to do about an image that cannot be stored"
     )
     parser.add_argument("--limit", type=int, help="only the images with the lowest ids")
-    parser.add_argument(
-        "--ids", type=Path, metavar="FILE", help="only images whose ids this file has, one a line"
-    )
+    parser.add_argument("--ids", type=Path, metavar="FILE", help="only images whose ids this file has, one a line")
     parser.add_argument("--device", default="cpu", help="where to encode")
     return parser
 
