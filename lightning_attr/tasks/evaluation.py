@@ -30,6 +30,7 @@ from lightning_attr.metrics import (
 )
 from lightning_attr.metrics.functional import loss_change
 from lightning_attr.pack import Pack
+from lightning_attr.tasks.analysis import require_one_rank
 
 Item = dict[str, Any]
 
@@ -82,6 +83,10 @@ class Evaluation(pl.LightningModule):
         self.measures = nn.ModuleDict()
         self.points: list[LossChangePoint] = []
         self.evaluated: Evaluated | None = None
+
+    def setup(self, stage: str) -> None:
+        """Refuse several ranks: there is nothing to share."""
+        require_one_rank(self)
 
     def test_dataloader(self) -> DataLoader[Item]:
         """One item for each leave-K-out run and scores file, and one for the pack."""

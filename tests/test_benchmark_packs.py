@@ -1,0 +1,46 @@
+"""The packs that come with the project are whole, and are those of the shipped sweeps."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from lightning_attr.pack import Pack
+from tools.evaluate.__main__ import main
+
+ROOT = Path(__file__).parents[1]
+PACK = ROOT / "benchmarks/coco64/pack"
+
+
+@pytest.fixture(scope="module")
+def pack() -> Pack:
+    return Pack.load(PACK)
+
+
+def test_holds_the_entries_of_the_sweep(pack: Pack) -> None:
+    sweep = yaml.safe_load((ROOT / "configs/coco64/sweep.yaml").read_text())["sweep"]
+    top, random, subsets = sweep["top"], sweep["random"], sweep["subsets"]
+    per_method = len(top["queries"]) * len(top["k"])
+    assert Counter(model.method for model in pack.models) == {
+        **dict.fromkeys(top["scores"], per_method),
+        "random": len(random["k"]) * random["count"],
+        "subset": subsets["count"] * subsets["seeds"],
+        "full": sweep["full"]["seeds"],
+    }
+    assert pack.settings["draws"]["timesteps"] == sweep["evaluation"]["timesteps"] == pack.losses.shape[2]
+    assert torch.isfinite(pack.losses).all()
+    removed = (~pack.masks).sum(1).tolist()
+    assert removed == [model.k for model in pack.models]
+
+
+def test_says_what_the_readme_says(capsys: pytest.CaptureFixture[str]) -> None:
+    main([str(PACK)])
+    printed = capsys.readouterr().out
+    readme = (ROOT / "README.md").read_text()
+    (ceiling,) = [line for line in printed.splitlines() if "ceiling of LDS" in line]
+    estimate = ceiling.split("│")[2].strip()
+    assert f"│ {estimate} │" in readme
