@@ -70,7 +70,7 @@ class Sizes:
     epochs: int = 2
     swept: int = 256
     images: int = 512
-    retrained: int = 12
+    retrained: int = 8
     steps: int | None = None
     repeats: int = 7
 
