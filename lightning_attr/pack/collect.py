@@ -18,8 +18,7 @@ from lightning_attr.artifacts import file_digest, load_tensors
 from lightning_attr.denoisers import load_trained
 from lightning_attr.metrics.functional import feature_similarity, generation_deviation
 from lightning_attr.pack.pack import UNATTRIBUTED, Model, Pack
-
-LIBRARIES = ("lightning-attr", "torch", "diffusers")
+from lightning_attr.runs import LIBRARIES
 
 
 def collect(

@@ -19,14 +19,12 @@ from datamodules.selection import Exclude, Subset, kept_positions
 from datamodules.store import Store
 from lightning_attr.cli import check_yaml
 from lightning_attr.noise import Draws
+from lightning_attr.pack import UNATTRIBUTED
 
 Settings = Mapping[str, Any]
 
 #: Callbacks that only watch the training of the original.
 WATCHERS = ("callbacks.SampleGrid",)
-
-#: What entries that follow no attribution method have instead of its name.
-RESERVED = ("random", "subset", "full")
 
 
 @dataclass(frozen=True)
@@ -153,10 +151,10 @@ def _check(sweep: Sweep) -> None:
     store = Store(store_path(sweep))
     if sweep.top is not None:
         for method in sweep.top.scores:
-            if method in RESERVED or not re.fullmatch(r"[\w.+-]+", method):
+            if method in UNATTRIBUTED or not re.fullmatch(r"[\w.+-]+", method):
                 raise UserError(
                     f"top.scores: found method {method!r}, expected a name of letters, digits and .+-_ that is none of "
-                    f"{', '.join(RESERVED)}"
+                    f"{', '.join(UNATTRIBUTED)}"
                 )
         _at_least("top.k", sweep.top.k, 1)
     if sweep.random is not None:
