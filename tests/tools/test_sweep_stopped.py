@@ -53,8 +53,8 @@ def test_a_worker_that_is_killed(sweep: Miniature, undisturbed: Miniature) -> No
     os.kill(first, signal.SIGKILL)
     assert_complete(sweep, process, undisturbed)
     assert not alive(second)
-    for name in NAMES:
-        assert "resuming from" in (sweep.entry(name) / "log.txt").read_text()
+    # The other entry may have been at its end before its process was stopped.
+    assert "resuming from" in (sweep.entry(NAMES[0]) / "log.txt").read_text()
 
 
 def test_the_command_that_is_killed_and_stopped(sweep: Miniature, undisturbed: Miniature) -> None:
