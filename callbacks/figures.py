@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from textwrap import fill
 
 import lightning.pytorch as pl
 from lightning.pytorch.loggers import TensorBoardLogger
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from PIL import Image
 from torch.utils.tensorboard import SummaryWriter
 
 
 @dataclass(frozen=True)
 class SampleImage:
-    """A JPEG and the words under it."""
+    """A JPEG, the words under it, and a mark on it where there is something special about it."""
 
     jpeg: bytes
     words: str
+    mark: str = ""
 
 
 def summary_writer(trainer: pl.Trainer) -> SummaryWriter | None:
@@ -40,5 +43,35 @@ def image_grid(images: Sequence[SampleImage], title: str, columns: int = 4) -> F
         axis.axis("off")
     for axis, image in zip(axes, images, strict=False):
         axis.imshow(Image.open(io.BytesIO(image.jpeg)))
-        axis.set_title(fill(image.words, 30), fontsize=7)
+        axis.set_title(fill(image.words, 30), fontsize=7, parse_math=False)  # captions are foreign text
     return figure
+
+
+def image_rows(rows: Mapping[str, Sequence[SampleImage]], subject: SampleImage) -> Figure:
+    """Draw named rows of images below the image that they are about; marked images have a frame and their mark.
+
+    Names go above their rows: there may be many, and they may be long.
+    """
+    columns = max(map(len, rows.values()), default=1)
+    figure = Figure(figsize=(0.95 * columns + 0.3, 1.35 * len(rows) + 1.4), layout="constrained")
+    axes = figure.subplots()
+    axes.axis("off")
+    # One set of axes for all images: a hundred of them would take a minute to lay out.
+    step = 1.42
+    _place(axes, subject, 0, -step)
+    axes.text(1.08, -step + 0.5, fill(subject.words, 9 * columns), va="center", fontsize=9, parse_math=False)
+    for row, (name, images) in enumerate(rows.items()):
+        axes.text(0, row * step - 0.06, name, fontsize=8, weight="bold", parse_math=False)
+        for column, image in enumerate(images):
+            _place(axes, image, column, row * step)
+            axes.text(column + 0.46, row * step + 0.96, image.words, ha="center", va="top", fontsize=6)
+    axes.set(xlim=(0, columns), ylim=(len(rows) * step, -step - 0.1), aspect="equal")
+    return figure
+
+
+def _place(axes: Axes, image: SampleImage, left: float, top: float) -> None:
+    axes.imshow(Image.open(io.BytesIO(image.jpeg)), extent=(left, left + 0.92, top + 0.92, top))
+    if image.mark:
+        axes.add_patch(Rectangle((left, top), 0.92, 0.92, fill=False, edgecolor="C0", linewidth=2))
+        box = {"facecolor": "C0", "edgecolor": "none", "pad": 1.5}
+        axes.text(left + 0.88, top + 0.05, image.mark, ha="right", va="top", fontsize=7, color="white", bbox=box)

@@ -4,7 +4,7 @@ from datamodules.errors import StoreError, UserError
 from datamodules.grouped import GroupedLatents
 from datamodules.latents import LatentDataModule
 from datamodules.records import Field, Meta, Sample, Schema
-from datamodules.scores import Scores
+from datamodules.scores import Scores, TopScores, load_scores
 from datamodules.selection import Exclude, Subset, kept_positions
 from datamodules.store import Store
 from datamodules.writer import StoreWriter
@@ -22,6 +22,8 @@ __all__ = [
     "StoreError",
     "StoreWriter",
     "Subset",
+    "TopScores",
     "UserError",
     "kept_positions",
+    "load_scores",
 ]

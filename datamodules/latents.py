@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cached_property
 from typing import Literal
 
@@ -11,7 +12,7 @@ from lightning.pytorch.accelerators import CUDAAccelerator
 from numpy.typing import NDArray
 
 from datamodules.errors import UserError
-from datamodules.loading import Keys, LatentLoader, PredictBatches, Share, TrainBatches
+from datamodules.loading import GivenKeys, Keys, LatentLoader, PredictBatches, Share, TrainBatches
 from datamodules.selection import Exclude, Subset, kept_positions
 from datamodules.store import Store
 
@@ -60,6 +61,8 @@ class LatentDataModule(LightningDataModule):
         self.exclude = exclude
         self.subset = subset
         self.order = order
+        #: Positions of the batches of this rank's prediction where a task chooses them, such as those still to be done.
+        self.predict_batches: Sequence[NDArray[np.int64]] | None = None
         self.allow_zero_length_dataloader_with_multiple_devices = True
 
     @cached_property
@@ -99,8 +102,11 @@ class LatentDataModule(LightningDataModule):
         return self._loader(PredictBatches(store), np.arange(len(store)), "stored")
 
     def predict_dataloader(self) -> LatentLoader:
-        """All samples once, in the order of their ids."""
-        return self._loader(PredictBatches(self._opened), self.positions, "stored")
+        """All samples once, in the order of their ids, or the batches that a task has chosen."""
+        dataset = PredictBatches(self._opened)
+        if self.predict_batches is None:
+            return self._loader(dataset, self.positions, "stored")
+        return self._load(dataset, GivenKeys(self._opened.ids, self.predict_batches))
 
     @cached_property
     def _opened(self) -> Store:
@@ -114,5 +120,8 @@ class LatentDataModule(LightningDataModule):
         self, dataset: TrainBatches | PredictBatches, positions: NDArray[np.int64], order: Literal["shuffled", "stored"]
     ) -> LatentLoader:
         keys = Keys(dataset.store.ids[positions], positions, self.batch_size, order, self.seed, self._share)
+        return self._load(dataset, keys)
+
+    def _load(self, dataset: TrainBatches | PredictBatches, keys: Keys) -> LatentLoader:
         on_cuda = self.trainer is not None and isinstance(self.trainer.accelerator, CUDAAccelerator)
         return LatentLoader(dataset, keys, self.num_workers, pin_memory=on_cuda)

@@ -5,7 +5,7 @@ Shapes: B samples, V views, C, H, W latent channels, height, width; K captions, 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -163,6 +163,27 @@ class Keys(Sampler[Key]):
             return self.share.cut(self.positions, self.batch_size, strided=False)
         shuffle = shuffled(self.ids, "order", self.seed, epoch)
         return self.share.cut(self.positions[shuffle], self.batch_size, strided=True)
+
+
+class GivenKeys(Keys):
+    """Keys of batches that are given, the same in every epoch.
+
+    Args:
+        ids: Ids of all samples of the store.
+        batches: Positions of each batch; there must be at least one, which may be empty.
+    """
+
+    def __init__(self, ids: Ints, batches: Sequence[Ints]) -> None:
+        positions = np.concatenate(batches)
+        super().__init__(ids[positions], positions, max(len(batch) for batch in batches), "stored")
+        self.batches = list(batches)
+
+    def __len__(self) -> int:
+        """Return the number of batches."""
+        return len(self.batches)
+
+    def _epoch_batches(self, epoch: int) -> list[Ints]:
+        return self.batches
 
 
 def _single(array: NDArray[Any]) -> Tensor:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,14 +10,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 from xxhash import xxh3_128
 
 from datamodules.errors import UserError
+from datamodules.tensors import read_safetensors, write_atomically
 
 _TENSORS = ("query_id", "sample_id", "scores")
+_TOP_TENSORS = ("index", "query_id", "value")
 
 
 @dataclass(frozen=True)
@@ -52,21 +52,26 @@ class Scores:
             if len(getattr(self, name).unique()) != len(getattr(self, name)):
                 raise UserError(f"scores.{name}: found an id twice, expected each once")
 
+    @property
+    def depth(self) -> int:
+        """How many samples of each query are ranked: all of them."""
+        return len(self.sample_id)
+
+    def ranked(self, query_id: int, k: int) -> list[tuple[int, float]]:
+        """Ids and scores of the `k` highest-scored samples of a query, as :meth:`top` orders them."""
+        row, ids = self.scores[_row(self, query_id, k)].numpy(), self.sample_id.numpy()
+        if np.isnan(row).any():
+            raise UserError(f"scores: found NaN for query {query_id}, expected numbers")
+        order = np.lexsort((ids, -row))[:k]
+        return list(zip(ids[order].tolist(), row[order].tolist(), strict=True))
+
     def top(self, query_id: int, k: int) -> list[int]:
         """Ids of the `k` highest-scored samples of a query, best first; of equal scores, the smaller id first.
 
         Raises:
             UserError: The query is not among them, a score of it is NaN, or there are fewer than `k` samples.
         """
-        rows = (self.query_id == query_id).nonzero().flatten()
-        if len(rows) == 0:
-            raise UserError(f"scores: found no query {query_id}, expected one of {_shown(self.query_id)}")
-        if not 0 <= k <= len(self.sample_id):
-            raise UserError(f"scores: found top {k}, expected 0 to {len(self.sample_id)}, the number of samples")
-        row, ids = self.scores[int(rows[0])].numpy(), self.sample_id.numpy()
-        if np.isnan(row).any():
-            raise UserError(f"scores: found NaN for query {query_id}, expected numbers")
-        return [int(sample) for sample in ids[np.lexsort((ids, -row))[:k]]]
+        return [sample for sample, _ in self.ranked(query_id, k)]
 
     @classmethod
     def stack(cls, parts: Sequence[Scores]) -> Scores:
@@ -91,42 +96,130 @@ class Scores:
 
     def save(self, path: str | Path) -> None:
         """Write a safetensors file, whole or not at all."""
-        path = Path(path)
-        tensors = {name: getattr(self, name) for name in _TENSORS}
-        metadata = {
-            "method": self.method,
-            "settings": json.dumps(dict(self.settings), sort_keys=True),
-        }
-        data = save(tensors, metadata | {"checksum": _checksum(tensors, metadata)})
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        _save(path, self, _TENSORS)
 
     @classmethod
     def load(cls, path: str | Path) -> Scores:
         """Read what :meth:`save` wrote.
 
         Raises:
-            UserError: The file is missing, damaged, or holds no scores.
+            UserError: The file is missing, damaged, or holds no scores, or only those of the highest-scored samples.
         """
-        if not Path(path).is_file():
-            raise UserError(f"{path}: no such file, expected scores")
-        try:
-            with safe_open(path, framework="pt") as file:
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
-                metadata = dict(file.metadata() or {})
-        except (SafetensorError, OSError) as error:
-            raise UserError(f"{path}: damaged or not a safetensors file ({error})") from error
-        checksum = metadata.pop("checksum", None)
-        if sorted(tensors) != sorted(_TENSORS) or sorted(metadata) != ["method", "settings"]:
-            raise UserError(f"{path}: found {sorted(tensors)}, expected scores: {sorted(_TENSORS)}")
-        if checksum != _checksum(tensors, metadata):
-            raise UserError(f"{path}: damaged, its checksum does not match its contents")
-        return cls(**tensors, method=metadata["method"], settings=json.loads(metadata["settings"]))
+        scores = load_scores(path)
+        if isinstance(scores, TopScores):
+            raise UserError(f"{path}: found the top {scores.depth} of each query only, expected scores of all samples")
+        return scores
+
+
+@dataclass(frozen=True)
+class TopScores:
+    """The highest-scored samples of each query; what remains of scores where queries by samples is too large.
+
+    Args:
+        index: int64 [Q, K], ids of the samples, best first; of equal scores, the smaller id first.
+        value: float32 [Q, K], their scores.
+        query_id: int64 [Q].
+        method: Name of the method that made them.
+        settings: What else they depend on; anything that JSON can hold.
+
+    Raises:
+        UserError: Shapes do not fit together, an id occurs twice in a row, or a row is not in order.
+    """
+
+    index: Tensor
+    value: Tensor
+    query_id: Tensor
+    method: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name, dtype in (("index", torch.int64), ("value", torch.float32), ("query_id", torch.int64)):
+            object.__setattr__(self, name, torch.as_tensor(getattr(self, name)).detach().to("cpu", dtype).contiguous())
+        if self.index.ndim != 2 or self.index.shape != self.value.shape or len(self.index) != len(self.query_id):
+            raise UserError(
+                f"scores: found index {tuple(self.index.shape)} and value {tuple(self.value.shape)}, "
+                f"expected ({len(self.query_id)}, K) twice: queries by ranks"
+            )
+        for query, ids, values in zip(self.query_id.tolist(), self.index, self.value, strict=True):
+            if len(set(ids.tolist())) < len(ids):
+                raise UserError(f"scores: found a sample twice for query {query}, expected each once")
+            if not (values[:-1] >= values[1:]).all():
+                raise UserError(f"scores: found scores of query {query} that do not fall, expected the best first")
+        if len(set(self.query_id.tolist())) < len(self.query_id):
+            raise UserError("scores.query_id: found an id twice, expected each once")
+
+    @property
+    def depth(self) -> int:
+        """How many samples of each query are ranked."""
+        return self.index.shape[1]
+
+    def ranked(self, query_id: int, k: int) -> list[tuple[int, float]]:
+        """Ids and scores of the `k` highest-scored samples of a query, best first.
+
+        Raises:
+            UserError: The query is not among them, or fewer than `k` samples are ranked.
+        """
+        row = _row(self, query_id, k)
+        return list(zip(self.index[row, :k].tolist(), self.value[row, :k].tolist(), strict=True))
+
+    def top(self, query_id: int, k: int) -> list[int]:
+        """Ids of the `k` highest-scored samples of a query, best first, as :meth:`Scores.top` gives them."""
+        return [sample for sample, _ in self.ranked(query_id, k)]
+
+    def save(self, path: str | Path) -> None:
+        """Write a safetensors file, whole or not at all."""
+        _save(path, self, _TOP_TENSORS)
+
+
+def merge_top(index: Tensor, value: Tensor, sample_id: Tensor, scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Merge more samples into the highest-scored ones so far: index and value [Q, at most k], in order.
+
+    Args:
+        index: Ids of the samples so far, [Q, K], best first.
+        value: Their scores, [Q, K], no NaN.
+        sample_id: Ids of the further samples [B], ascending, and each above all those so far.
+        scores: Their scores, [Q, B], no NaN.
+        k: How many to keep.
+    """
+    # Equal scores keep their order here, in which the smaller id comes first already.
+    value, order = torch.cat([value, scores], dim=1).sort(dim=1, descending=True, stable=True)
+    index = torch.cat([index, sample_id.expand(len(index), -1)], dim=1)
+    return index.gather(1, order[:, :k]), value[:, :k]
+
+
+def load_scores(path: str | Path) -> Scores | TopScores:
+    """Read scores of either form.
+
+    Raises:
+        UserError: The file is missing, damaged, or holds no scores.
+    """
+    if not Path(path).is_file():
+        raise UserError(f"{path}: no such file, expected scores")
+    tensors, metadata = read_safetensors(path)
+    checksum = metadata.pop("checksum", None)
+    forms: dict[tuple[str, ...], type[Scores] | type[TopScores]] = {_TENSORS: Scores, _TOP_TENSORS: TopScores}
+    form = forms.get(tuple(sorted(tensors)))
+    if form is None or sorted(metadata) != ["method", "settings"]:
+        raise UserError(f"{path}: found {sorted(tensors)}, expected scores: {list(_TENSORS)} or {list(_TOP_TENSORS)}")
+    if checksum != _checksum(tensors, metadata):
+        raise UserError(f"{path}: damaged, its checksum does not match its contents")
+    return form(**tensors, method=metadata["method"], settings=json.loads(metadata["settings"]))
+
+
+def _save(path: str | Path, scores: Scores | TopScores, names: Sequence[str]) -> None:
+    tensors = {name: getattr(scores, name) for name in names}
+    metadata = {"method": scores.method, "settings": json.dumps(dict(scores.settings), sort_keys=True)}
+    write_atomically(path, save(tensors, metadata | {"checksum": _checksum(tensors, metadata)}))
+
+
+def _row(scores: Scores | TopScores, query_id: int, k: int) -> int:
+    """Row of a query of which `k` samples are asked for."""
+    rows = (scores.query_id == query_id).nonzero().flatten()
+    if len(rows) == 0:
+        raise UserError(f"scores: found no query {query_id}, expected one of {_shown(scores.query_id)}")
+    if not 0 <= k <= scores.depth:
+        raise UserError(f"scores: found top {k}, expected 0 to {scores.depth}, the number of samples that are ranked")
+    return int(rows[0])
 
 
 def _checksum(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from datamodules.errors import UserError
 from datamodules.hashing import shuffled
-from datamodules.scores import Scores
+from datamodules.scores import load_scores
 from datamodules.store import Store
 
 Ints = NDArray[np.int64]
@@ -58,6 +58,8 @@ class Subset:
         ids: These.
         fraction: A random share of the store, above 0 and at most 1.
         first: The first so many of the store.
+        scores: Scores files: all samples that are among the highest-scored ones of any of their queries.
+        top: How many of each query.
         seed: Of `fraction`.
 
     Raises:
@@ -67,14 +69,19 @@ class Subset:
     ids: list[int] | None = None
     fraction: float | None = None
     first: int | None = None
+    scores: str | list[str] | None = None
+    top: int | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
-        _one_way("subset", ids=self.ids, fraction=self.fraction, first=self.first)
+        _one_way("subset", ids=self.ids, fraction=self.fraction, first=self.first, scores=self.scores)
+        if (self.scores is None) != (self.top is None):
+            raise UserError(f"subset: found scores {self.scores} and top {self.top}, expected both or neither")
         if self.fraction is not None and not 0 < self.fraction <= 1:
             raise UserError(f"subset.fraction: found {self.fraction}, expected above 0 and at most 1")
-        if self.first is not None and self.first < 1:
-            raise UserError(f"subset.first: found {self.first}, expected at least 1")
+        for name, value in (("first", self.first), ("top", self.top)):
+            if value is not None and value < 1:
+                raise UserError(f"subset.{name}: found {value}, expected at least 1")
 
 
 def kept_positions(store: Store, exclude: Exclude | None = None, subset: Subset | None = None) -> Ints:
@@ -96,6 +103,9 @@ def _subset_positions(store: Store, subset: Subset) -> Ints:
         return np.unique(store.positions(subset.ids))
     if subset.first is not None:
         return np.arange(_at_most("subset.first", subset.first, len(store)))
+    if subset.scores is not None:
+        assert subset.top is not None
+        return np.unique(store.positions(_candidates(_paths(subset.scores), subset.top)))
     assert subset.fraction is not None
     count = max(1, round(subset.fraction * len(store)))
     return np.sort(shuffled(store.ids, "subset", subset.seed)[:count])
@@ -111,8 +121,22 @@ def _excluded(store: Store, exclude: Exclude, chosen: Ints) -> Ints:
     assert exclude.scores is not None
     assert exclude.top is not None
     _at_most("exclude.top", exclude.top, len(store))
-    paths = [exclude.scores] if isinstance(exclude.scores, str) else exclude.scores
-    return store.positions(_top_ids(paths, exclude.query, exclude.top))
+    return store.positions(_top_ids(_paths(exclude.scores), exclude.query, exclude.top))
+
+
+def _paths(scores: str | list[str]) -> list[str]:
+    return [scores] if isinstance(scores, str) else scores
+
+
+def _candidates(paths: Sequence[str], top: int) -> list[int]:
+    """All samples that are among the `top` of a query; with repetitions."""
+    found: list[int] = []
+    for path in paths:
+        scores = load_scores(path)
+        k = _at_most(f"subset.top of {path}", top, scores.depth)
+        for query_id in scores.query_id.tolist():
+            found += scores.top(query_id, k)
+    return found
 
 
 def _top_ids(paths: Sequence[str], query: int | list[int] | None, top: int) -> list[int]:
@@ -121,11 +145,11 @@ def _top_ids(paths: Sequence[str], query: int | list[int] | None, top: int) -> l
     asked = None if query is None else {query} if isinstance(query, int) else set(query)
     seen: set[int] = set()
     for path in paths:
-        scores = Scores.load(path)
+        scores = load_scores(path)
         queries = set(scores.query_id.tolist())
         seen |= queries
         for query_id in sorted(queries if asked is None else queries & asked):
-            rankings.append(scores.top(query_id, _at_most(f"exclude.top of {path}", top, len(scores.sample_id))))
+            rankings.append(scores.top(query_id, _at_most(f"exclude.top of {path}", top, scores.depth)))
     if asked is not None and (missing := sorted(asked - seen)):
         raise UserError(
             f"exclude.query: found no query {missing[0]} in {', '.join(paths)}, expected one of {sorted(seen)}"

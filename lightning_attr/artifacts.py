@@ -6,31 +6,28 @@ Artefacts are safetensors files. Neither safetensors nor torch notices a flipped
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 import xxhash
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
 from datamodules.errors import UserError
 from datamodules.store import Store
+from datamodules.tensors import read_safetensors, write_atomically
 
-
-def write_atomically(path: str | Path, data: bytes) -> None:
-    """Write a file that is there as a whole or not at all, whatever kills the process."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+__all__ = [
+    "file_digest",
+    "load_tensors",
+    "read_json",
+    "save_tensors",
+    "tensors_digest",
+    "write_atomically",
+    "write_json",
+]
 
 
 def write_json(path: str | Path, value: Any) -> None:
@@ -65,14 +62,7 @@ def load_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     Raises:
         UserError: The file is missing, damaged, or not one of ours.
     """
-    if not Path(path).is_file():
-        raise UserError(f"{path}: no such file")
-    try:
-        with safe_open(path, framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
-            metadata = file.metadata() or {}
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{path}: damaged or not a safetensors file ({error})") from error
+    tensors, metadata = read_safetensors(path)
     if "checksum" not in metadata or "settings" not in metadata:
         raise UserError(f"{path}: found no checksum in its header, expected an artefact of lightning-attr")
     if _checksum(tensors, metadata["settings"]) != metadata["checksum"]:

@@ -20,7 +20,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from omegaconf.errors import OmegaConfBaseException
 
 import lightning_attr.tasks  # noqa: F401 (makes the tasks known by their class names)
-from callbacks import AtomicCheckpointIO, GracefulStop, RunCheckpoint
+from callbacks import AtomicCheckpointIO, GracefulStop, RunCheckpoint, TopImages
 from datamodules.errors import UserError
 from lightning_attr.console import err
 from lightning_attr.denoisers import one_line, read_checkpoint
@@ -115,7 +115,10 @@ class AttributionCLI(LightningCLI):
             trainer = super().instantiate_trainer(**kwargs)
         except (MisconfigurationException, ValueError) as error:
             raise (error if isinstance(error, UserError) else UserError(f"trainer: {one_line(error)}")) from error
-        trainer.callbacks.insert(0, GracefulStop())  # type: ignore[attr-defined]
+        callbacks = trainer.callbacks  # type: ignore[attr-defined]
+        callbacks.insert(0, GracefulStop())
+        if self.subcommand == "predict" and not any(isinstance(callback, TopImages) for callback in callbacks):
+            callbacks.append(TopImages())
         return trainer
 
     def _run_subcommand(self, subcommand: str) -> None:

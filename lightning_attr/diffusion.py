@@ -5,11 +5,13 @@ Shapes: B samples, C x H x W a latent, L tokens of E features a text state.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from datamodules.errors import UserError
 
 
 def expand_right(values: Tensor, like: Tensor) -> Tensor:
@@ -38,7 +40,13 @@ def prediction_target(latent: Tensor, noise: Tensor, alphas_cumprod: Tensor, pre
 
 
 def denoising_loss(
-    denoiser: nn.Module, scheduler: Any, latent: Tensor, text: Tensor, timesteps: Tensor, noise: Tensor
+    denoiser: nn.Module,
+    scheduler: Any,
+    latent: Tensor,
+    text: Tensor,
+    timesteps: Tensor,
+    noise: Tensor,
+    region: Tensor | None = None,
 ) -> Tensor:
     """Return the loss of every sample, [B]: the mean squared error of the prediction over C, H and W.
 
@@ -49,12 +57,39 @@ def denoising_loss(
         text: Text states, [B, L, E].
         timesteps: int64 [B].
         noise: [B, C, H, W].
+        region: How much each place counts, [H, W]; the mean is weighted by it. None is all alike.
     """
     alphas_cumprod = scheduler.alphas_cumprod.to(latent.device)[timesteps]
     noisy = add_noise(latent, noise, alphas_cumprod)
     target = prediction_target(latent, noise, alphas_cumprod, scheduler.config.prediction_type)
     prediction: Tensor = denoiser(noisy, timesteps, text).sample
-    return (prediction - target).square().flatten(1).mean(1)
+    return mean_square(prediction - target, region)
+
+
+def squared_output(
+    denoiser: nn.Module,
+    scheduler: Any,
+    latent: Tensor,
+    text: Tensor,
+    timesteps: Tensor,
+    noise: Tensor,
+    region: Tensor | None = None,
+) -> Tensor:
+    """Return the mean square of every sample's prediction, [B]: the output function of D-TRAK (section 3).
+
+    The arguments are those of :func:`denoising_loss`; the target plays no part.
+    """
+    alphas_cumprod = scheduler.alphas_cumprod.to(latent.device)[timesteps]
+    prediction: Tensor = denoiser(add_noise(latent, noise, alphas_cumprod), timesteps, text).sample
+    return mean_square(prediction, region)
+
+
+def mean_square(values: Tensor, region: Tensor | None = None) -> Tensor:
+    """Return the mean of the squares of ``values`` [B, C, H, W] over all but the first axis, weighted by [H, W]."""
+    squares = values.square()
+    if region is None:
+        return squares.flatten(1).mean(1)
+    return (squares.mean(1) * region).flatten(1).sum(1) / region.sum()
 
 
 def seeded_generators(seeds: Sequence[int]) -> list[torch.Generator]:
@@ -97,14 +132,62 @@ def generate(
     """
     generators = seeded_generators(seeds)
     noise = initial_noise(generators, shape)
-    latent = noise.to(text.device)
+    latent = start = noise.to(text.device)
+    for step in _trajectory(denoiser, scheduler, text, null_text, start, generators, steps, guidance):
+        latent = step[1]
+        on_step()
+    return latent, noise
+
+
+@torch.no_grad()
+def predicted_original(
+    denoiser: nn.Module,
+    scheduler: Any,
+    text: Tensor,
+    null_text: Tensor,
+    seeds: Sequence[int],
+    shape: Sequence[int],
+    at: int,
+    *,
+    steps: int,
+    guidance: float,
+) -> Tensor:
+    """Return the clean latent that sampling has in view at its step nearest to timestep ``at``, [B, C, H, W].
+
+    The other arguments are those of :func:`generate`.
+
+    Raises:
+        UserError: The scheduler predicts no clean latent.
+    """
+    generators = seeded_generators(seeds)
+    noise = initial_noise(generators, shape).to(text.device)
+    nearest, result = None, None
+    for timestep, _, original in _trajectory(denoiser, scheduler, text, null_text, noise, generators, steps, guidance):
+        if nearest is None or abs(timestep - at) < abs(nearest - at):
+            nearest, result = timestep, original
+    if result is None:
+        raise UserError(f"scheduler: {type(scheduler).__name__} predicts no clean latent, which JourneyTRAK needs")
+    return result
+
+
+def _trajectory(
+    denoiser: nn.Module,
+    scheduler: Any,
+    text: Tensor,
+    null_text: Tensor,
+    latent: Tensor,
+    generators: Sequence[torch.Generator],
+    steps: int,
+    guidance: float,
+) -> Iterator[tuple[int, Tensor, Tensor | None]]:
+    """Yield (timestep, latent after its step, clean latent predicted at it) of every sampling step."""
     null = null_text.to(text).expand_as(text)
     scheduler.set_timesteps(steps)
     for timestep in scheduler.timesteps:
         prediction = _guided(denoiser, scheduler.scale_model_input(latent, timestep), timestep, text, null, guidance)
-        latent = scheduler.step(prediction, timestep, latent, generator=generators).prev_sample
-        on_step()
-    return latent, noise
+        stepped = scheduler.step(prediction, timestep, latent, generator=generators)
+        latent = stepped.prev_sample
+        yield int(timestep), latent, getattr(stepped, "pred_original_sample", None)
 
 
 def _guided(

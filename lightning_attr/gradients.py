@@ -1,79 +1,324 @@
 """True per-sample gradients of the selected weights.
 
 A linear layer sees its input X [B, L, in] and the gradient at its output G [B, L, out]; its per-sample weight gradient
-is the product ``G^T X`` [B, out, in]. Hooks capture both in one backward pass, with neither ``vmap`` nor weight
-gradients. Other layers fall back to ``torch.func``, which is slower and needs the loss as a function of one sample.
+is the product ``G^T X`` [B, out, in]. So does a convolution, X being the patches under its kernel. Hooks capture both in
+one backward pass, with neither ``vmap`` nor weight gradients. Where the input is the text state itself, as at
+cross-attention's keys and values, it is the same at every draw: the gradients at the output are summed over draws, and
+one product remains. Other weights, such as those of norms, fall back to ``torch.func``, which is slower and needs the
+loss as a function of one sample.
+
+Shapes: B samples, V views, K captions, D draws, L tokens.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from lightning_attr.diffusion import denoising_loss, squared_output
+from lightning_attr.noise import Draws, batch_noise, draw_timesteps
+
 PerSampleGradients = dict[str, Tensor]
 
+#: What may be differentiated, by name: functions of the signature of ``denoising_loss``.
+OUTPUT_FUNCTIONS: Mapping[str, Callable[..., Tensor]] = {"loss": denoising_loss, "squared_output": squared_output}
 
-def linear_weights(network: nn.Module, names: Mapping[str, nn.Parameter]) -> dict[str, nn.Linear] | None:
-    """Return the linear layer of every name, or None if one of the parameters is not of a linear layer."""
-    layers = {}
+
+@dataclass(frozen=True)
+class Output:
+    """What of the model is differentiated.
+
+    Args:
+        function: ``loss``, or ``squared_output``: the mean square of the prediction (D-TRAK).
+        draws: Where it is measured; the gradient is the mean over them.
+        normalised: Divide the gradient at each draw by its norm, so that no timestep outweighs the others.
+    """
+
+    function: Literal["loss", "squared_output"] = "loss"
+    draws: Draws = field(default_factory=Draws)
+    normalised: bool = False
+
+
+Layer = nn.Linear | nn.Conv2d
+
+
+class Call(NamedTuple):
+    """One call of a layer: its input [B, ..., in] and, after the backward pass, the gradient at its output."""
+
+    layer: Layer
+    input: Tensor
+    gradient: Tensor
+
+    def factors(self) -> tuple[Tensor, Tensor]:
+        """Return X [B, L, in] and G [B, L, out], whose product ``G^T X`` is the gradient by the weight, flattened.
+
+        A convolution is a linear map of the patches under its kernel, one for each place of its output.
+        """
+        if isinstance(self.layer, nn.Conv2d):
+            return _patches(self.layer, self.input).transpose(1, 2), self.gradient.flatten(2).transpose(1, 2)
+        size = len(self.gradient)
+        x_BLI, g_BLO = self.input, self.gradient
+        return x_BLI.reshape(size, -1, x_BLI.shape[-1]), g_BLO.reshape(size, -1, g_BLO.shape[-1])
+
+
+def _patches(layer: nn.Conv2d, x: Tensor) -> Tensor:
+    assert not isinstance(layer.padding, str)
+    return nn.functional.unfold(x, layer.kernel_size, layer.dilation, layer.padding, layer.stride)
+
+
+@dataclass
+class SampleGradients:
+    """Per-sample gradients by weight name, the products of layers on the text state not yet formed.
+
+    Attributes:
+        text: The text states of all captions, [B, K * L, in].
+        at_output: The gradients at the outputs of the layers on ``text``, [B, K * L, out] by weight name.
+        dense: The gradients by all other weights, [B, *shape] by name.
+    """
+
+    text: Tensor
+    at_output: dict[str, Tensor] = field(default_factory=dict)
+    dense: PerSampleGradients = field(default_factory=dict)
+
+    def named(self) -> Iterator[tuple[str, Tensor]]:
+        """Yield the gradient by each weight, [B, *shape], one at a time: together they may not fit memory."""
+        for name, gradient in self.at_output.items():
+            yield name, gradient.transpose(1, 2) @ self.text
+        yield from self.dense.items()
+
+    def flat(self) -> Tensor:
+        """Return the gradients by all weights in one row per sample, [B, P], in the order of :meth:`named`."""
+        return torch.cat([gradient.flatten(1) for _, gradient in self.named()], dim=1)
+
+
+def linear_weights(network: nn.Module, names: Mapping[str, nn.Parameter]) -> dict[str, Layer] | None:
+    """Return the layer of every name, or None if one of the parameters is not of a linear map: of a norm, say."""
+    layers: dict[str, Layer] = {}
     for name in names:
         layer = network.get_submodule(name.rpartition(".")[0])
-        if type(layer) is not nn.Linear:
+        if not is_linear(layer):
             return None
+        assert isinstance(layer, Layer)
         layers[name] = layer
     return layers
 
 
-@contextmanager
-def captured(layers: set[nn.Linear]) -> Iterator[list[tuple[nn.Linear, Tensor, Tensor]]]:
-    """Record (layer, input, output) of every call of ``layers`` inside the context."""
-    calls: list[tuple[nn.Linear, Tensor, Tensor]] = []
+def is_linear(layer: nn.Module) -> bool:
+    """Return whether a layer's weight gradient is a product of its input and the gradient at its output."""
+    if type(layer) is nn.Conv2d:
+        return layer.groups == 1 and layer.padding_mode == "zeros" and not isinstance(layer.padding, str)
+    return type(layer) is nn.Linear
+
+
+def sample_gradients(
+    denoiser: nn.Module,
+    scheduler: Any,
+    selected: Mapping[str, nn.Parameter],
+    batch: Mapping[str, Tensor],
+    output: Output,
+    views: int | None = None,
+    captions: int | None = None,
+    region: Tensor | None = None,
+) -> SampleGradients:
+    """Return the gradient of the output of every sample: mean over draws, views, and the captions that it has.
+
+    The arguments are those of :func:`draw_gradients`.
+    """
+    by_draw = draw_gradients(denoiser, scheduler, selected, batch, output, views, captions, region)
+    total = next(by_draw)
+    for one in by_draw:
+        _add(total, one)
+    return scaled(total, torch.full_like(total.text[:, 0, 0], 1 / len(output.draws)))
+
+
+def draw_gradients(
+    denoiser: nn.Module,
+    scheduler: Any,
+    selected: Mapping[str, nn.Parameter],
+    batch: Mapping[str, Tensor],
+    output: Output,
+    views: int | None = None,
+    captions: int | None = None,
+    region: Tensor | None = None,
+) -> Iterator[SampleGradients]:
+    """Yield the gradient of the output of every sample at each draw: mean over views and the captions that it has.
+
+    Args:
+        denoiser: The network.
+        scheduler: Its noise scheduler.
+        selected: The weights, of any layers; linear ones are fast.
+        batch: ``latent`` [B, V, C, H, W] and ``text`` [B, K, L, E] in any precision, ``captions`` and ``id`` int64 [B].
+        output: What to differentiate, and where.
+        views: Only the first so many views.
+        captions: Only the first so many captions of each sample.
+        region: How much each place of the latent counts, [H, W].
+    """
+    dtype = next(iter(selected.values())).dtype
+    latent, text = batch["latent"][:, :views].to(dtype), batch["text"][:, :captions].to(dtype)
+    timesteps = draw_timesteps(output.draws, len(scheduler.alphas_cumprod)).to(latent.device)
+    has_caption = torch.arange(text.shape[1], device=text.device) < batch["captions"].to(text.device)[:, None]
+    share_BK = (has_caption / (has_caption.sum(1, keepdim=True) * latent.shape[1])).to(dtype)
+    texts, ids = [text[:, caption].contiguous() for caption in range(text.shape[1])], batch["id"].tolist()
+    gradients = _differentiate(denoiser, scheduler, selected, output, region)
+    for draw, timestep in enumerate(timesteps):
+        by_caption = []
+        for caption, states in enumerate(texts):
+            total = SampleGradients(states)
+            for view in range(latent.shape[1]):
+                noise = batch_noise(output.draws, draw, latent.shape[2:], ids, view, caption).to(latent)
+                one = gradients((latent[:, view], states, timestep.expand(len(ids)), noise))
+                _add(total, scaled(one, share_BK[:, caption]))
+            by_caption.append(total)
+        joined = _join(by_caption)
+        yield scaled(joined, _inverse_norms(joined)) if output.normalised else joined
+
+
+def _differentiate(
+    denoiser: nn.Module,
+    scheduler: Any,
+    selected: Mapping[str, nn.Parameter],
+    output: Output,
+    region: Tensor | None,
+) -> Callable[[tuple[Tensor, ...]], SampleGradients]:
+    """Return the function (latent, text, timesteps, noise) -> gradients: by hooks where all weights are linear."""
+    layers = linear_weights(denoiser, selected)
+    function = OUTPUT_FUNCTIONS[output.function]
+
+    def values(network: nn.Module, inputs: tuple[Tensor, ...]) -> Tensor:
+        return function(network, scheduler, *inputs, region)
+
+    def gradients(inputs: tuple[Tensor, ...]) -> SampleGradients:
+        text = inputs[1]
+        if layers is None:
+            return SampleGradients(text, dense=functional_gradients(denoiser, selected, values, inputs))
+        return captured_gradients(layers, lambda: values(denoiser, inputs), text)
+
+    return gradients
+
+
+def captured_gradients(layers: Mapping[str, Layer], values: Callable[[], Tensor], text: Tensor) -> SampleGradients:
+    """Return the gradient of every sample's own value by weights and biases of linear layers, in one backward pass.
+
+    Whether a layer's input is the text state is seen from the tensor that it gets, not from its name.
+
+    Args:
+        layers: The linear layer of each parameter name (``....weight`` or ``....bias``).
+        values: Runs the network on a batch and returns its per-sample values, [B].
+        text: The text states that the network is given, [B, L, E].
+    """
+    result = SampleGradients(text)
+    for call in captured(set(layers.values()), values):
+        for name, layer in layers.items():
+            if layer is not call.layer:
+                continue
+            if call.input is text and name.endswith("weight"):
+                _accumulate(result.at_output, name, call.gradient)
+            else:
+                _accumulate(result.dense, name, _contract(name, call))
+    return result
+
+
+def captured(layers: set[Layer], values: Callable[[], Tensor]) -> list[Call]:
+    """Run ``values`` and its backward pass, and return every call of ``layers`` with the gradient at its output."""
+    calls: list[tuple[Layer, Tensor, Tensor]] = []
 
     def record(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        assert isinstance(layer, nn.Linear)
+        assert isinstance(layer, Layer)
         # The output must carry a gradient even where neither the input nor the weight asks for one.
         output = output if output.requires_grad else output.detach().requires_grad_()
-        calls.append((layer, inputs[0].detach(), output))
+        calls.append((layer, inputs[0], output))
         return output
 
-    handles = [layer.register_forward_hook(record) for layer in layers]
+    with _hooked(layers, record), torch.enable_grad():
+        total = values().sum()
+    gradients = torch.autograd.grad(total, [output for _, _, output in calls])
+    return [Call(layer, x, gradient) for (layer, x, _), gradient in zip(calls, gradients, strict=True)]
+
+
+@contextmanager
+def _hooked(layers: set[Layer], hook: Callable[..., Tensor]) -> Iterator[None]:
+    handles = [layer.register_forward_hook(hook) for layer in layers]
     try:
-        yield calls
+        yield
     finally:
         for handle in handles:
             handle.remove()
 
 
-def linear_gradients(layers: Mapping[str, nn.Linear], losses: Callable[[], Tensor]) -> PerSampleGradients:
-    """Return the gradient of every sample's own loss by the weights and biases of linear layers.
+def linear_gradients(layers: Mapping[str, Layer], values: Callable[[], Tensor]) -> PerSampleGradients:
+    """Return what :func:`captured_gradients` does, all products formed: [B, out, in] for a weight, [B, out] for a bias.
 
-    Args:
-        layers: The linear layer of each parameter name (``....weight`` or ``....bias``).
-        losses: Runs the network on a batch and returns its per-sample losses, [B].
-
-    Returns:
-        By name: [B, out, in] for a weight, [B, out] for a bias. A layer that was called several times gets the sum.
+    A layer that was called several times gets the sum.
     """
-    with captured(set(layers.values())) as calls, torch.enable_grad():
-        total = losses().sum()
-    gradients = torch.autograd.grad(total, [output for _, _, output in calls])
     result: PerSampleGradients = {}
-    for name, layer in layers.items():
-        for (called, x_BLI, _), g_BLO in zip(calls, gradients, strict=True):
-            if called is layer:
-                gradient = _contract(name, x_BLI, g_BLO)
-                result[name] = result[name] + gradient if name in result else gradient
+    for call in captured(set(layers.values()), values):
+        for name, layer in layers.items():
+            if layer is call.layer:
+                _accumulate(result, name, _contract(name, call))
     return result
 
 
-def _contract(name: str, x_BLI: Tensor, g_BLO: Tensor) -> Tensor:
-    g_BLO = g_BLO.reshape(len(g_BLO), -1, g_BLO.shape[-1])
+def _contract(name: str, call: Call) -> Tensor:
+    x_BLI, g_BLO = call.factors()
     if name.endswith("bias"):
         return g_BLO.sum(1)
-    return g_BLO.transpose(1, 2) @ x_BLI.reshape(len(x_BLI), -1, x_BLI.shape[-1])
+    product = g_BLO.transpose(1, 2) @ x_BLI.detach()
+    return product.reshape(len(product), *call.layer.weight.shape)
+
+
+def _accumulate(sums: dict[str, Tensor], name: str, value: Tensor) -> None:
+    sums[name] = sums[name] + value if name in sums else value
+
+
+def _add(total: SampleGradients, one: SampleGradients) -> None:
+    for sums, parts in ((total.at_output, one.at_output), (total.dense, one.dense)):
+        for name, value in parts.items():
+            _accumulate(sums, name, value)
+
+
+def scaled(gradients: SampleGradients, factor_B: Tensor) -> SampleGradients:
+    """Return every sample's gradient times a factor of its own, [B]."""
+
+    def times(parts: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {name: value * factor_B.reshape(-1, *[1] * (value.ndim - 1)) for name, value in parts.items()}
+
+    return SampleGradients(gradients.text, times(gradients.at_output), times(gradients.dense))
+
+
+def _inverse_norms(gradients: SampleGradients) -> Tensor:
+    """Return one over the norm of every sample's gradient, [B]; zero where it is zero."""
+    norms = squared_norms(gradients).sqrt()
+    return torch.where(norms > 0, 1 / norms, 0)
+
+
+def squared_norms(gradients: SampleGradients) -> Tensor:
+    """Return the squared norm of every sample's gradient, [B]: of ``G^T X`` it is the sum of ``(G G^T) * (X X^T)``."""
+    norms = gradients.text.new_zeros(len(gradients.text))
+    if gradients.at_output:
+        g_BLO = torch.cat(list(gradients.at_output.values()), dim=2)
+        products = (g_BLO @ g_BLO.transpose(1, 2)) * (gradients.text @ gradients.text.transpose(1, 2))
+        norms = norms + products.flatten(1).sum(1).clamp(min=0)
+    for value in gradients.dense.values():
+        norms = norms + value.flatten(1).square().sum(1)
+    return norms
+
+
+def _join(by_caption: list[SampleGradients]) -> SampleGradients:
+    """Put the tokens of all captions side by side, and sum the rest."""
+    if len(by_caption) == 1:
+        return by_caption[0]
+    joined = SampleGradients(torch.cat([one.text for one in by_caption], dim=1))
+    for name in by_caption[0].at_output:
+        joined.at_output[name] = torch.cat([one.at_output[name] for one in by_caption], dim=1)
+    for one in by_caption:
+        for name, value in one.dense.items():
+            _accumulate(joined.dense, name, value)
+    return joined
 
 
 def functional_gradients(

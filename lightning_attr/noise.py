@@ -30,17 +30,21 @@ class Draws:
         mode: ``shared``: one set of noises for all samples and queries. ``own``: noises of their own for each sample,
             view and caption, the published protocol of attribution by unlearning.
         seed: Another seed gives other noises.
+        window: The timesteps lie evenly in ``[first, end)``; None is the whole schedule.
     """
 
     timesteps: int = 10
     noises: int = 1
     mode: Literal["shared", "own"] = "shared"
     seed: int = 0
+    window: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
         """Refuse an empty set of draws."""
         if self.timesteps < 1 or self.noises < 1:
             raise UserError(f"draws: found {self.timesteps} timesteps and {self.noises} noises, expected at least one")
+        if self.window is not None and not 0 <= self.window[0] < self.window[1]:
+            raise UserError(f"draws.window: found {list(self.window)}, expected [first, end] with 0 <= first < end")
 
     def __len__(self) -> int:
         """Return D, the number of draws."""
@@ -59,10 +63,13 @@ def draw_timesteps(draws: Draws, num_train_timesteps: int) -> Tensor:
     Raises:
         UserError: The schedule has fewer timesteps than the draws ask for.
     """
-    if draws.timesteps > num_train_timesteps:
-        raise UserError(f"draws.timesteps: found {draws.timesteps}, expected at most {num_train_timesteps}")
-    spacing = num_train_timesteps // draws.timesteps
-    return (torch.arange(draws.timesteps) * spacing).repeat(draws.noises)
+    first, end = draws.window or (0, num_train_timesteps)
+    if end > num_train_timesteps:
+        raise UserError(f"draws.window: found an end of {end}, expected at most {num_train_timesteps}")
+    if draws.timesteps > end - first:
+        raise UserError(f"draws.timesteps: found {draws.timesteps}, expected at most {end - first}")
+    spacing = (end - first) // draws.timesteps
+    return (first + torch.arange(draws.timesteps) * spacing).repeat(draws.noises)
 
 
 def shared_noise(draws: Draws, indices: Sequence[int], shape: Sequence[int]) -> Tensor:

@@ -3,9 +3,16 @@
 from lightning_attr.encoders.base import ImageEncoder, TextEncoder
 from lightning_attr.encoders.hashed_words import HashedWords
 from lightning_attr.encoders.patch_pca import PatchPCA
-from lightning_attr.encoders.pretrained import AutoencoderKLEncoder, CLIPText
+from lightning_attr.encoders.pretrained import AutoencoderKLEncoder, CLIPText, VisionFeatures
 from lightning_attr.encoders.registry import image_encoder, parse_image_encoder, parse_text_encoder, text_encoder
-from lightning_attr.encoders.store import ENCODER_STATES, jpeg, null_text, store_image_encoder, store_text_encoder
+from lightning_attr.encoders.store import (
+    ENCODER_STATES,
+    jpeg,
+    null_text,
+    store_image_encoder,
+    store_text_encoder,
+    thumb_images,
+)
 
 __all__ = [
     "ENCODER_STATES",
@@ -15,6 +22,7 @@ __all__ = [
     "ImageEncoder",
     "PatchPCA",
     "TextEncoder",
+    "VisionFeatures",
     "image_encoder",
     "jpeg",
     "null_text",
@@ -23,4 +31,5 @@ __all__ = [
     "store_image_encoder",
     "store_text_encoder",
     "text_encoder",
+    "thumb_images",
 ]

@@ -1,16 +1,17 @@
-"""Real encoders: any `AutoencoderKL` of diffusers, any CLIP text encoder of transformers.
+"""Real encoders: any `AutoencoderKL` of diffusers, any CLIP text encoder and any vision transformer of transformers.
 
 They are loaded by hub name or from a local folder, and only from safetensors files, which cannot run code.
 Their weights stay outside the store; a digest of the weights in `config()` tells when others lie under the same name.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib import import_module
 from typing import Any, Self
 
 import torch
 import xxhash
+from PIL.Image import Image
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
@@ -94,13 +95,7 @@ class CLIPText:
     """
 
     def __init__(self, source: str, pipeline: bool = False, weights: str | None = None) -> None:
-        try:
-            transformers = import_module("transformers")
-        except ImportError as error:
-            raise UserError(
-                f"text encoder {source}: transformers cannot be imported ({error}); "
-                "install it with: pip install 'lightning-attr[hf]'"
-            ) from error
+        transformers = _transformers("text encoder", source)
         self.source, self.pipeline = source, pipeline
         model_folder, tokenizer_folder = ("text_encoder", "tokenizer") if pipeline else ("", "")
         with _loading("CLIP text encoder", source):
@@ -144,6 +139,66 @@ class CLIPText:
         )
         states: Tensor = self._model(batch.input_ids.to(self._model.device)).last_hidden_state
         return states
+
+
+class VisionFeatures:
+    """Image features of DINO, DINOv2 or CLIP: one vector that tells what an image shows.
+
+    Of models that pair images with texts it is the image's embedding in the space that both share, of others the last
+    state of the class token. Images are resized, cropped and standardised as the model's own preprocessing says, by
+    Pillow on every machine: other resizing would give other features.
+
+    Args:
+        source: hub name or local folder that holds the model and its preprocessing.
+
+    Raises:
+        UserError: transformers is not installed, or the model cannot be loaded or lacks weights.
+    """
+
+    def __init__(self, source: str) -> None:
+        transformers = _transformers("vision model", source)
+        self.source = source
+        with _loading("vision model", source):
+            self._processor: Any = transformers.AutoImageProcessor.from_pretrained(source, backend="pil")
+            self._model, loading = transformers.AutoModel.from_pretrained(
+                source, use_safetensors=True, dtype=torch.float32, output_loading_info=True
+            )
+        # What a file lacks is drawn at random. DINO's files lack the pooler, which is not used here.
+        if missing := sorted(name for name in loading["missing_keys"] if not name.startswith("pooler.")):
+            raise UserError(f"vision model {source}: found no weights {missing[0]}, expected all that the model has")
+        self._model.requires_grad_(False).eval()
+        self.weights = _checked_digest(self._model, source, None)
+
+    def to(self, device: torch.device | str, /) -> Self:
+        """Move the model to `device`."""
+        self._model.to(device)
+        return self
+
+    @torch.no_grad()
+    def encode(self, images: Sequence[Image]) -> Tensor:
+        """RGB images to float32 features [B, F]."""
+        pixels = self._processor(images=list(images), return_tensors="pt").pixel_values.to(self._model.device)
+        if not hasattr(self._model, "get_image_features"):
+            states: Tensor = self._model(pixel_values=pixels).last_hidden_state
+            return states[:, 0]
+        features: Any = self._model.get_image_features(pixel_values=pixels)
+        embedding: Tensor = features if isinstance(features, Tensor) else features.pooler_output  # since transformers 5
+        return embedding
+
+
+def _transformers(what: str, source: str) -> Any:
+    """Import transformers, which is slow and optional.
+
+    Raises:
+        UserError: it is not installed.
+    """
+    try:
+        return import_module("transformers")
+    except ImportError as error:
+        raise UserError(
+            f"{what} {source}: transformers cannot be imported ({error}); "
+            "install it with: pip install 'lightning-attr[hf]'"
+        ) from error
 
 
 @contextmanager

@@ -5,9 +5,11 @@ from __future__ import annotations
 import io
 
 import numpy as np
-from PIL import Image
+from numpy.typing import ArrayLike
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
+from datamodules.errors import UserError
 from datamodules.store import Store
 from lightning_attr.encoders.base import ImageEncoder, TextEncoder
 from lightning_attr.encoders.registry import image_encoder, text_encoder
@@ -44,3 +46,21 @@ def jpeg(image: np.ndarray[tuple[int, ...], np.dtype[np.uint8]]) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, "JPEG", quality=92)
     return buffer.getvalue()
+
+
+def thumb_images(store: Store, ids: ArrayLike) -> list[Image.Image]:
+    """Return the thumbnails of samples [B] as RGB images, in the order asked.
+
+    Raises:
+        UserError: The store has no such sample, or no picture of it.
+    """
+    return [_thumb_image(store, int(position)) for position in store.positions(ids)]
+
+
+def _thumb_image(store: Store, position: int) -> Image.Image:
+    try:
+        return Image.open(io.BytesIO(store.thumb(position))).convert("RGB")
+    except UnidentifiedImageError as error:
+        raise UserError(
+            f"{store.path}: found no picture in the thumb of sample {store.ids[position]}, expected a JPEG"
+        ) from error

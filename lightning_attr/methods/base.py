@@ -1,21 +1,61 @@
 """The interface of an attribution method that scores many queries in one pass over the store.
 
-Shapes: Q queries, B samples, V views, K captions; a batch is what ``LatentDataModule`` gives to ``predict``.
+Shapes: Q queries, B samples, V views, K captions, R numbers kept of a sample; a batch is what ``LatentDataModule``
+gives to ``predict``.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, is_dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
+
+from datamodules.errors import UserError
+from datamodules.store import Store
+from lightning_attr.denoisers import TrainedModel
 
 Batch = Mapping[str, Tensor]
 
 
+@dataclass(frozen=True)
+class Context:
+    """What a method may look at.
+
+    Attributes:
+        queries: ``latent`` [Q, 1, C, H, W], ``text`` [Q, 1, L, E], ``captions`` and ``id`` int64 [Q].
+        query_store: Where they are from.
+        store: The samples.
+        model: The model that made the queries; None where the run names no checkpoint.
+        device: Where to compute.
+    """
+
+    queries: Batch
+    query_store: Store
+    store: Store
+    model: TrainedModel | None
+    device: torch.device
+
+    def trained(self) -> TrainedModel:
+        """Return the model, for a method that cannot do without.
+
+        Raises:
+            UserError: The run names no checkpoint.
+        """
+        if self.model is None:
+            raise UserError("model.checkpoints: found none, expected the checkpoint that the method looks at")
+        return self.model
+
+
 class Method(ABC):
-    """Scores samples for queries; the constructor's arguments are its settings."""
+    """Scores samples for queries; the constructor's arguments are its settings, and attributes of the same names.
+
+    ``prepare`` comes first, then ``measure`` for every batch of the store, then ``score`` over all that was measured.
+    What ``measure`` returns is kept in chunks on disk, so that a long pass goes on after a stop.
+    """
 
     @property
     def name(self) -> str:
@@ -24,8 +64,31 @@ class Method(ABC):
 
     def settings(self) -> dict[str, Any]:
         """Return the constructor's arguments, as plain values."""
-        return dict(vars(self))
+        return {name: plain(value) for name, value in vars(self).items() if not name.startswith("_")}
+
+    def prepare(self, context: Context) -> None:  # noqa: B027 (some methods need no preparation)
+        """Get ready for the queries; attributes that it sets begin with an underscore."""
 
     @abstractmethod
-    def score(self, queries: Batch, batch: Batch) -> Tensor:
-        """Return the scores of a batch of samples for all queries, float32 [Q, B]; higher = more influential."""
+    def measure(self, batch: Batch) -> Tensor:
+        """Return what is kept of each sample of a batch, [B, R]; for most methods its score for every query."""
+
+    def score(self, chunks: Sequence[Tensor]) -> Iterator[Tensor]:
+        """Yield the scores [Q, B] of every chunk of what was measured, in its order; higher = more influential.
+
+        Args:
+            chunks: What ``measure`` returned, [B, R] each, read from disk when asked for; may be read several times.
+        """
+        for rows in chunks:
+            yield rows.T
+
+
+def plain(value: Any) -> Any:
+    """Return a setting as JSON can hold it."""
+    if isinstance(value, Method):
+        return {"method": value.name, **value.settings()}
+    if is_dataclass(value) and not isinstance(value, type):
+        return {name: plain(each) for name, each in asdict(value).items()}
+    if isinstance(value, list | tuple):
+        return [plain(each) for each in value]
+    return value

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lightning_attr.methods.base import Batch, Method
+from lightning_attr.methods.base import Batch, Context, Method
 from lightning_attr.noise import keyed_generator
 
 
@@ -19,9 +19,15 @@ class Random(Method):
     def __init__(self, seed: int = 0) -> None:
         self.seed = seed
 
-    def score(self, queries: Batch, batch: Batch) -> Tensor:
-        """Return uniform scores [Q, B]."""
-        return torch.tensor([[self._draw(query, sample) for sample in batch["id"]] for query in queries["id"]])
+    def prepare(self, context: Context) -> None:
+        """Note the ids of the queries."""
+        self._query_id = context.queries["id"].tolist()
 
-    def _draw(self, query: Tensor, sample: Tensor) -> float:
-        return float(keyed_generator("random", self.seed, int(query), int(sample)).random())
+    def measure(self, batch: Batch) -> Tensor:
+        """Return uniform scores [B, Q]."""
+        return torch.tensor(
+            [[self._draw(query, sample) for query in self._query_id] for sample in batch["id"].tolist()]
+        )
+
+    def _draw(self, query: int, sample: int) -> float:
+        return float(keyed_generator("random", self.seed, query, sample).random())

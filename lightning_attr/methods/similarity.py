@@ -1,32 +1,121 @@
-"""Cosine similarity of latents or of text states: the baseline that needs no model."""
+"""Cosine similarity of images or captions: the baselines that look at no trained denoiser.
+
+Shapes: Q queries, B samples, R views or captions of a sample, F features.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Literal
 
+import numpy as np
+import torch
 import torch.nn.functional as F
+from PIL import Image, ImageOps
 from torch import Tensor
 
-from lightning_attr.methods.base import Batch, Method
+from lightning_attr.encoders import VisionFeatures, thumb_images
+from lightning_attr.methods.base import Batch, Context, Method
+
+SIDE = 64
+"""Pixels a side at which pixels are compared: stores may hold thumbnails of several sizes."""
+
+
+def largest_cosines(query_QF: Tensor, sample_BRF: Tensor, counts_B: Tensor | None = None) -> Tensor:
+    """Return the cosine of each sample's most similar row with every query, float32 [B, Q].
+
+    Args:
+        query_QF: Features of the queries.
+        sample_BRF: Features of the samples.
+        counts_B: How many rows of each sample are its own, the rest being padding; None where all are.
+    """
+    cosine_BRQ = F.normalize(sample_BRF.float(), dim=2) @ F.normalize(query_QF.float(), dim=1).T
+    if counts_B is not None:
+        padding_BR = torch.arange(sample_BRF.shape[1], device=counts_B.device) >= counts_B[:, None]
+        cosine_BRQ = cosine_BRQ.masked_fill(padding_BR[:, :, None], -torch.inf)
+    return cosine_BRQ.amax(1)
+
+
+def pixels(pictures: Sequence[Image.Image]) -> Tensor:
+    """Return RGB pictures at a common size as numbers in [-1, 1], float32 [B, F]."""
+    resized = [picture.resize((SIDE, SIDE), Image.Resampling.BICUBIC) for picture in pictures]
+    return torch.from_numpy(np.stack([np.asarray(picture) for picture in resized])).flatten(1) / 127.5 - 1
 
 
 class Similarity(Method):
-    """Cosine of flattened features; a sample counts with its most similar view or caption.
+    """Cosine of flattened latents, text states or pixels; a sample counts with its most similar view or caption.
 
     Args:
-        feature: ``latent`` (the image; with ``PatchPCA`` the pixels in another basis) or ``text`` (the captions).
+        feature: ``latent`` (the image; with ``PatchPCA`` the pixels in another basis), ``text`` (the captions) or
+            ``pixel`` (the thumbnails, resized to 64 x 64).
     """
 
-    def __init__(self, feature: Literal["latent", "text"] = "latent") -> None:
-        self.feature: Literal["latent", "text"] = feature
+    def __init__(self, feature: Literal["latent", "text", "pixel"] = "latent") -> None:
+        self.feature: Literal["latent", "text", "pixel"] = feature
 
     @property
     def name(self) -> str:
-        """``similarity-latent`` or ``similarity-text``."""
+        """Such as ``similarity-latent``."""
         return f"similarity-{self.feature}"
 
-    def score(self, queries: Batch, batch: Batch) -> Tensor:
-        """Return the cosines [Q, B]."""
-        query_QF = F.normalize(queries[self.feature][:, 0].flatten(1).float(), dim=1)
-        sample_BVF = F.normalize(batch[self.feature].flatten(2).float(), dim=2)
-        return (sample_BVF @ query_QF.T).amax(1).T
+    def prepare(self, context: Context) -> None:
+        """Take the queries' features."""
+        if self.feature == "pixel":
+            self._pictures = _Pictures(context, lambda pictures: pixels(pictures).to(context.device))
+        else:
+            self._query_QF = context.queries[self.feature][:, 0].flatten(1).to(context.device)
+
+    def measure(self, batch: Batch) -> Tensor:
+        """Return the cosines [B, Q]."""
+        if self.feature == "pixel":
+            return self._pictures.cosines(batch)
+        counts_B = batch["captions"] if self.feature == "text" else None
+        return largest_cosines(self._query_QF, batch[self.feature].flatten(2), counts_B)
+
+
+class VisionSimilarity(Method):
+    """Cosine of what a vision model sees: DINO, DINOv2 or CLIP, through ``transformers`` (the extra ``hf``).
+
+    It looks at the thumbnails; a sample counts with its most similar view.
+
+    Args:
+        model: Hub name or local folder of the model, such as ``facebook/dinov2-small``.
+    """
+
+    def __init__(self, model: str) -> None:
+        self.model = model
+
+    @property
+    def name(self) -> str:
+        """``similarity-`` and the last part of the model's name."""
+        return f"similarity-{Path(self.model).name}"
+
+    def prepare(self, context: Context) -> None:
+        """Load the model, and look at the queries.
+
+        Raises:
+            UserError: ``transformers`` is not installed, or the model cannot be loaded.
+        """
+        self._pictures = _Pictures(context, VisionFeatures(self.model).to(context.device).encode)
+
+    def measure(self, batch: Batch) -> Tensor:
+        """Return the cosines [B, Q]."""
+        return self._pictures.cosines(batch)
+
+
+class _Pictures:
+    """Thumbnails of queries and samples, compared by their features.
+
+    A sample's views are the image and, where the store has a second one, its horizontal flip.
+    """
+
+    def __init__(self, context: Context, features: Callable[[Sequence[Image.Image]], Tensor]) -> None:
+        self._store, self._features = context.store, features
+        self._query_QF = features(thumb_images(context.query_store, context.queries["id"].cpu().numpy()))
+
+    def cosines(self, batch: Batch) -> Tensor:
+        """Return the cosines [B, Q]."""
+        pictures = thumb_images(self._store, batch["id"].cpu().numpy())
+        views = [pictures, [ImageOps.mirror(picture) for picture in pictures]][: batch["latent"].shape[1]]
+        return largest_cosines(self._query_QF, torch.stack([self._features(view) for view in views], dim=1))

@@ -6,6 +6,7 @@ from lightning_attr.tasks.evaluation import Evaluation
 from lightning_attr.tasks.grouped import GroupedLeaveKOut
 from lightning_attr.tasks.latent_diffusion import LatentDiffusion
 from lightning_attr.tasks.leave_k_out import LeaveKOut
+from lightning_attr.tasks.mirrored_unlearning import MirroredUnlearning
 from lightning_attr.tasks.sampler import Sampler
 from lightning_attr.tasks.unlearning import Unlearning
 
@@ -16,6 +17,7 @@ __all__ = [
     "GroupedLeaveKOut",
     "LatentDiffusion",
     "LeaveKOut",
+    "MirroredUnlearning",
     "Sampler",
     "Unlearning",
 ]

@@ -2,51 +2,150 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import lightning.pytorch as pl
+import numpy as np
 import torch
 from torch import Tensor
 
 from datamodules import LatentDataModule
 from datamodules.errors import UserError
-from datamodules.scores import Scores
+from datamodules.scores import Scores, TopScores, load_scores, merge_top
 from datamodules.store import Store
-from lightning_attr.artifacts import file_digest
+from lightning_attr.artifacts import file_digest, tensors_digest
+from lightning_attr.chunks import Chunks
+from lightning_attr.denoisers import TrainedModel, load_trained
 from lightning_attr.methods import Method
-from lightning_attr.ranks import gather
+from lightning_attr.methods.base import Context
+from lightning_attr.methods.ensemble import Ensemble
+from lightning_attr.runs import flatten
+from lightning_attr.tasks.latent_diffusion import check_shapes
 
 
 class Attribution(pl.LightningModule):
     """One pass of a method over the store. Writes ``scores.safetensors``.
 
+    What is measured of the samples is kept in ``chunks/`` until the scores are there: a stopped run goes on with the
+    first chunk that is missing, and ends with the same bits. Ranks share the chunks.
+
     Args:
         method: The attribution method.
         queries: The query store.
+        checkpoints: The models that made the queries, for methods that look at one; scores are the mean over them.
+        query_ids: Ids of the queries to score for; None is all.
+        topk: Keep so many of the highest-scored samples of each query only, so that memory does not grow with the
+            store; None keeps all.
     """
 
-    def __init__(self, method: Method, queries: str) -> None:
+    def __init__(
+        self,
+        method: Method,
+        queries: str,
+        checkpoints: list[str] = [],  # noqa: B006 (never changed; jsonargparse shows it in the help)
+        query_ids: list[int] | None = None,
+        topk: int | None = None,
+    ) -> None:
         super().__init__()
         self.method = method
         self.queries = queries
-        self._scores: dict[int, Tensor] = {}
+        self.checkpoints = checkpoints
+        self.query_ids = query_ids
+        self.topk = topk
 
     def setup(self, stage: str) -> None:
-        """Read the queries, and check that they are like the samples."""
-        queries = Store(self.queries)
-        store = Store(self._data.store)
-        for field in ("latent", "text"):
-            found, expected = queries.schema.fields[field].shape[1:], store.schema.fields[field].shape[1:]
-            if found != expected:
+        """Read queries and models, check that all fits together, and find out what is still to be measured."""
+        # Autograd cannot work on tensors that were made in inference mode, and many methods need gradients.
+        self.trainer.predict_loop.inference_mode = False
+        data = self._data
+        self.store, self.query_store = Store(data.store), Store(self.queries)
+        self._query_id = self._chosen_queries()
+        self._check(data)
+        self._ensemble = Ensemble(self.method, self._models())
+        self._settings = self._score_settings()
+        self._chunks = Chunks(
+            self.run / "chunks", self._chunk_settings(data), data.positions, data.batch_size,
+            self.trainer.strategy.root_device,
+        )  # fmt: skip
+        self._finished = self._is_finished()
+        share = self.trainer.global_rank, self.trainer.world_size
+        self._pending = [] if self._finished else self._chunks.pending(*share)
+        self._rows: list[Tensor] = []
+        batches = [batch for chunk in self._pending for batch in self._chunks.batches(chunk)]
+        # Lightning calls no hook of a rank that has no batch, but the other ranks wait for it.
+        data.predict_batches = batches or [np.empty(0, np.int64)]
+
+    @property
+    def run(self) -> Path:
+        """The folder of this run."""
+        return Path(self.trainer.default_root_dir)
+
+    @property
+    def scores_path(self) -> Path:
+        """The file that this run writes."""
+        return self.run / "scores.safetensors"
+
+    def on_predict_start(self) -> None:
+        """Prepare the method for the queries."""
+        if self._finished:
+            return
+        positions = self.query_store.positions(self._query_id)
+        read = {name: torch.from_numpy(self.query_store.read(name, positions)[:, :1]) for name in ("latent", "text")}
+        captions = torch.from_numpy(self.query_store.caption_counts[positions].astype(np.int64)).clamp(max=1)
+        queries = {**read, "captions": captions, "id": torch.tensor(self._query_id)}
+        context = Context(
+            queries={name: value.to(self.device) for name, value in queries.items()},
+            query_store=self.query_store,
+            store=self.store,
+            model=None,
+            device=self.device,
+        )
+        self._ensemble.prepare(context)
+
+    def predict_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        """Measure a batch; the last one of a chunk writes it."""
+        if not self._pending:
+            return
+        self._rows.append(self._ensemble.measure(batch))
+        chunk = self._pending[0]
+        if sum(len(rows) for rows in self._rows) == len(self._chunks.positions[chunk]):
+            self._chunks.write(chunk, torch.cat(self._rows))
+            self._rows = []
+            del self._pending[0]
+
+    def on_predict_epoch_end(self) -> None:
+        """Write ``scores.safetensors``, of what all ranks measured."""
+        self.trainer.strategy.barrier()
+        if self.trainer.is_global_zero:
+            if not self._finished:
+                self._scores().save(self.scores_path)
+            self._chunks.delete()
+
+    def _scores(self) -> Scores | TopScores:
+        query_id, name = torch.tensor(self._query_id), self.method.name
+        if self.topk is None:
+            scores = torch.cat([scores for _, scores in self._scored_chunks()], dim=1)
+            ids = torch.from_numpy(self.store.ids[self._data.positions])
+            return Scores(scores, query_id, ids, name, self._settings)
+        index, value = torch.empty(len(query_id), 0, dtype=torch.int64), torch.empty(len(query_id), 0)
+        for ids, scores in self._scored_chunks():
+            index, value = merge_top(index, value, ids, scores, self.topk)
+        return TopScores(index, value, query_id, name, self._settings)
+
+    def _scored_chunks(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield ids [B] and scores float32 [Q, B] of the samples of each chunk."""
+        for positions, scored in zip(self._chunks.positions, self._ensemble.score(self._chunks), strict=True):
+            ids, scores = torch.from_numpy(self.store.ids[positions]), scored.detach().float().cpu()
+            assert scores.shape == (len(self._query_id), len(ids))
+            for query, sample in (~scores.isfinite()).nonzero()[:1].tolist():
                 raise UserError(
-                    f"queries {self.queries}: found {field} {found}, expected {expected} as {store.path} has it"
+                    f"scores: found {float(scores[query, sample])} for query {self._query_id[query]} and sample "
+                    f"{int(ids[sample])}, expected finite numbers"
                 )
-        positions = queries.positions(queries.ids)
-        self._queries = {
-            "id": torch.tensor(queries.ids),
-            "latent": torch.from_numpy(queries.read("latent", positions)),
-            "text": torch.from_numpy(queries.read("text", positions)),
-        }
+            yield ids, scores
 
     @property
     def _data(self) -> LatentDataModule:
@@ -55,27 +154,63 @@ class Attribution(pl.LightningModule):
             raise UserError(f"data: found {type(data).__name__}, expected LatentDataModule")
         return data
 
-    def predict_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
-        """Score a batch; rows are kept by sample id."""
-        queries = {name: value.to(self.device) for name, value in self._queries.items()}
-        scores = self.method.score(queries, batch).cpu().float()
-        self._scores.update(zip(batch["id"].tolist(), scores.T, strict=True))
+    def _chosen_queries(self) -> list[int]:
+        if self.query_ids is None:
+            return [int(query) for query in self.query_store.ids]
+        if not self.query_ids or len(set(self.query_ids)) < len(self.query_ids):
+            raise UserError(f"model.query_ids: found {self.query_ids}, expected at least one id, each once")
+        self.query_store.positions(self.query_ids)
+        return self.query_ids
 
-    def on_predict_end(self) -> None:
-        """Write ``scores.safetensors``, of what all ranks scored."""
-        for scored in gather(self.trainer, self._scores):
-            self._scores.update(scored)
-        if self.trainer.is_global_zero:
-            self._write()
+    def _check(self, data: LatentDataModule) -> None:
+        for name in ("latent", "text"):
+            found, expected = (store.schema.fields[name].shape[1:] for store in (self.query_store, self.store))
+            if found != expected:
+                raise UserError(
+                    f"queries {self.queries}: found {name} {found}, expected {expected} as {self.store.path} has it"
+                )
+        if self.topk is not None and not 1 <= self.topk <= len(data.positions):
+            raise UserError(
+                f"model.topk: found {self.topk}, expected 1 to {len(data.positions)}, the number of samples"
+            )
+        if isinstance(limit := self.trainer.limit_predict_batches, int) or limit < 1:
+            raise UserError(f"trainer.limit_predict_batches: found {limit}, expected all samples to be scored")
 
-    def _write(self) -> None:
-        ids = sorted(self._scores)
-        digests = {"store": file_digest(self._data.store), "queries": file_digest(self.queries)}
-        scores = Scores(
-            scores=torch.stack([self._scores[sample] for sample in ids], dim=1),
-            query_id=self._queries["id"],
-            sample_id=torch.tensor(ids),
-            method=self.method.name,
-            settings={**self.method.settings(), "digests": digests},
-        )
-        scores.save(Path(self.trainer.default_root_dir) / "scores.safetensors")
+    def _models(self) -> list[TrainedModel]:
+        device = self.trainer.strategy.root_device
+        models = [load_trained(checkpoint) for checkpoint in self.checkpoints]
+        for model in models:
+            check_shapes(self.store, model.denoiser)
+        return [
+            replace(
+                model, denoiser=model.denoiser.requires_grad_(False).to(device), null_text=model.null_text.to(device)
+            )
+            for model in models
+        ]
+
+    def _score_settings(self) -> dict[str, Any]:
+        files = {"store": self._data.store, "queries": self.queries}
+        files |= {f"checkpoints.{index}": path for index, path in enumerate(self.checkpoints)}
+        # Files that the method reads, such as a curvature.
+        settings = self.method.settings()
+        files |= {key: path for key, path in flatten(settings) if isinstance(path, str) and Path(path).is_file()}
+        return {**settings, "digests": {name: file_digest(path) for name, path in files.items()}}
+
+    def _chunk_settings(self, data: LatentDataModule) -> dict[str, Any]:
+        return {
+            "method": self.method.name,
+            "settings": self._settings,
+            "query_id": self._query_id,
+            "samples": tensors_digest({"id": torch.from_numpy(self.store.ids[data.positions])}),
+            "batch_size": data.batch_size,
+            "precision": self.trainer.precision,
+        }
+
+    def _is_finished(self) -> bool:
+        """Return whether the scores are there, of a run that was stopped after it had written them."""
+        if not self.scores_path.exists():
+            return False
+        scores = load_scores(self.scores_path)
+        form = Scores if self.topk is None else TopScores
+        same = scores.settings == self._chunks.settings["settings"] and scores.query_id.tolist() == self._query_id
+        return same and isinstance(scores, form) and scores.method == self.method.name

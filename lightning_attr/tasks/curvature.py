@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -12,42 +12,66 @@ from datamodules import LatentDataModule
 from datamodules.errors import UserError
 from datamodules.store import Store
 from lightning_attr.artifacts import file_digest
-from lightning_attr.console import warn
-from lightning_attr.curvature import DiagonalCurvature, squared_sums
+from lightning_attr.curvature import KroneckerCurvature, save_factors
 from lightning_attr.denoisers import select_weights
 from lightning_attr.diffusion import denoising_loss
-from lightning_attr.gradients import linear_weights, per_sample_gradients
+from lightning_attr.gradients import captured
 from lightning_attr.noise import keyed_generator
 from lightning_attr.tasks.analysis import AnalysisTask
+from lightning_attr.tasks.curvature_sums import SUMS, DiagonalSums, Sums, layers_on, linear_layers, not_finite
 from lightning_attr.tasks.latent_diffusion import check_shapes
 
 
 class Curvature(AnalysisTask):
-    """The diagonal Fisher over the store, from true per-sample gradients, summed in float64.
+    """The Fisher over the store, from true per-sample gradients, summed in float64.
 
     Each epoch adds one draw per sample: a random timestep, noise, view and caption, keyed by the sample's id. The
     sums are buffers, so Lightning checkpoints and resumes them; they are over all ranks, and the same on each. Writes
-    ``curvature.safetensors``.
+    ``curvature.safetensors``; of K-FAC and EK-FAC also ``factors_kfac/`` or ``factors_ekfac/``, the same as kronfluence
+    lays it out.
+
+    EK-FAC sums its factors in the first half of ``trainer.max_epochs`` and the eigenvalues along them in the second.
 
     Args:
         checkpoint: A checkpoint of ``LatentDiffusion``.
+        kind: ``diagonal``, ``kfac`` or ``ekfac``; the last two are of linear layers only.
         weights: ``cross_kv``, ``cross_attention``, ``attention``, ``all``, or a regular expression.
         seed: Of the draws.
     """
 
-    def __init__(self, checkpoint: str, weights: str = "cross_kv", seed: int = 0) -> None:
+    def __init__(
+        self,
+        checkpoint: str,
+        kind: Literal["diagonal", "kfac", "ekfac"] = "diagonal",
+        weights: str = "cross_kv",
+        seed: int = 0,
+    ) -> None:
         super().__init__(checkpoint)
+        self.kind = kind
         self.weights = weights
         self.seed = seed
         self.selected = select_weights(self.denoiser, weights)
-        if linear_weights(self.denoiser, self.selected) is None:
-            warn("weights: not all of linear layers; per-sample gradients go through torch.func, which is slow")
-        size = sum(weight.numel() for weight in self.selected.values())
-        self.register_buffer("squared_sum", torch.zeros(size, dtype=torch.float64))
-        self.register_buffer("count", torch.zeros((), dtype=torch.int64))
-        self.squared_sum: Tensor
+        self.sums = self._sums()
         self.count: Tensor
-        self.sum_over_ranks(["squared_sum", "count"])
+        self.register_buffer("count", torch.zeros((), dtype=torch.int64))
+        self.sum_over_ranks(["count", *(f"sums.{name}" for name, _ in self.sums.named_buffers())])
+
+    def _sums(self) -> Sums:
+        if self.kind == "diagonal":
+            return DiagonalSums(self.denoiser, self.selected)
+        return SUMS[self.kind](self.denoiser, self.selected, self._on_text())
+
+    def _on_text(self) -> set[str]:
+        """Return the layers whose input is the text state: the network is run once to see."""
+        layers = linear_layers(self.denoiser, self.selected, self.kind)
+        latent, text = torch.zeros(1, *self.latent_shape), self.null_text[None].float()
+        timestep = torch.zeros(1, dtype=torch.int64)
+
+        def values() -> Tensor:
+            output: Tensor = self.denoiser(latent, timestep, text).sample
+            return output.flatten(1).sum(1)
+
+        return layers_on(text, captured(set(layers.values()), values), layers)
 
     @property
     def data(self) -> LatentDataModule:
@@ -58,24 +82,31 @@ class Curvature(AnalysisTask):
         return data
 
     def setup(self, stage: str) -> None:
-        """Check the store against the network."""
+        """Check the store against the network, and that the epochs divide into the parts of the fit."""
         super().setup(stage)
         check_shapes(Store(self.data.store), self.denoiser)
+        epochs, parts = self.trainer.max_epochs or 0, self.sums.parts
+        if parts > 1 and (epochs < parts or epochs % parts):
+            expected = f"expected a multiple of {parts} for kind {self.kind!r}, which is fitted in {parts} equal parts"
+            raise UserError(f"trainer.max_epochs: found {self.trainer.max_epochs}, {expected}")
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
-        """Add the squared gradients of a batch of every rank. There is no optimizer; the loss returned is zero.
+        """Add the share of a batch of every rank. There is no optimizer; the loss returned is zero.
 
         Adding at every step costs less than the gradients, and resuming is exact: no rank has sums of its own to lose.
         """
         latent, text = batch["latent"], batch["text"]
         timesteps, noise = self._draws(batch["id"].tolist(), latent.shape[1:])
         inputs = (latent, text, timesteps.to(latent.device), noise.to(latent.device))
-        gradients = per_sample_gradients(self.denoiser, self.selected, self._losses, inputs)
-        sums = squared_sums(gradients)
-        flat = torch.cat([sums[name].reshape(-1) for name in self.selected])
-        self.squared_sum += self.trainer.strategy.reduce(flat, reduce_op="sum")
+        self.sums.enter(self._part(), self.trainer.strategy.broadcast)
+        share = self.sums.of_batch(self.denoiser, self._losses, inputs)
+        self.sums.add(self.trainer.strategy.reduce(share, reduce_op="sum"))
         self.count += self.trainer.strategy.reduce(torch.full_like(self.count, len(latent)), reduce_op="sum")
         return 0 * self.unused
+
+    def _part(self) -> int:
+        """Return which of the equal parts of the fit this epoch belongs to."""
+        return self.current_epoch * self.sums.parts // self.trainer.max_epochs if self.sums.parts > 1 else 0  # type: ignore[operator]
 
     def _losses(self, network: nn.Module, batch: tuple[Tensor, ...]) -> Tensor:
         latent, text, timesteps, noise = batch
@@ -94,22 +125,21 @@ class Curvature(AnalysisTask):
         return
 
     def on_fit_end(self) -> None:
-        """Write ``curvature.safetensors``."""
-        mean = (self.squared_sum / self.count).cpu()
-        if not torch.isfinite(mean).all():
-            raise UserError("curvature: not finite; the checkpoint's weights give infinite gradients")
+        """Write ``curvature.safetensors``, and what kronfluence reads."""
+        curvature = self.sums.curvature(self.settings())
+        if not curvature.finite():
+            raise not_finite()
         if self.trainer.is_global_zero:
-            self.curvature(mean).save(self.run / "curvature.safetensors")
+            if isinstance(curvature, KroneckerCurvature):
+                save_factors(self.run / f"factors_{self.kind}", curvature)
+            curvature.save(self.run / "curvature.safetensors")
 
-    def curvature(self, mean: Tensor) -> DiagonalCurvature:
-        """Cut the flat mean of squares [P] into the selected weights."""
-        sizes = [weight.numel() for weight in self.selected.values()]
-        parts = zip(self.selected.items(), mean.split(sizes), strict=True)  # type: ignore[no-untyped-call]
-        settings: dict[str, Any] = {
+    def settings(self) -> dict[str, Any]:
+        """Return what the curvature depends on."""
+        return {
             "weights": self.weights,
             "draws": int(self.count),
             "samples": len(self.data.positions),
             "seed": self.seed,
             "digests": {**self.digests(), "store": file_digest(self.data.store)},
         }
-        return DiagonalCurvature({name: part.reshape(weight.shape) for (name, weight), part in parts}, settings)

@@ -12,11 +12,12 @@ from torch import Tensor
 from datamodules.errors import UserError
 from datamodules.store import Store
 from lightning_attr.artifacts import file_digest, save_tensors
-from lightning_attr.curvature import Damping, DiagonalCurvature
+from lightning_attr.curvature import Damping, curvature_digest, load_curvature
 from lightning_attr.denoisers import select_weights
 from lightning_attr.diffusion import denoising_loss
 from lightning_attr.noise import Draws, draw_timesteps, own_noise, shared_noise
 from lightning_attr.optim import NaturalGradient
+from lightning_attr.region import read_region
 from lightning_attr.tasks.analysis import AnalysisTask
 from lightning_attr.tasks.latent_diffusion import check_shapes
 
@@ -57,20 +58,22 @@ class DrawBatches:
 class Unlearning(AnalysisTask):
     """``theta + (step_size / N) F^-1 grad L(query)``, once or ``trainer.max_steps`` times (AbU, equation 6).
 
-    Without ``curvature`` it is plain gradient ascent, the paper's ablation. Writes ``weights.safetensors``, the changed
-    weights only.
+    With a diagonal curvature it is AbU, with EK-FAC it is AbU+, and without one plain gradient ascent, the paper's
+    ablation. Writes ``weights.safetensors``, the changed weights only.
 
     Args:
         checkpoint: A checkpoint of ``LatentDiffusion``.
         store: The store that it was trained on; N is its size.
         queries: A query store.
         query: The id of the query to unlearn.
-        curvature: A ``curvature.safetensors``; None is plain gradient ascent.
+        curvature: A ``curvature.safetensors`` of any kind; None is plain gradient ascent.
         weights: ``cross_kv``, ``cross_attention``, ``attention``, ``all``, or a regular expression.
         step_size: The paper's alpha.
         damping: Added to the curvature before it is inverted.
         draws: Where the query's loss is measured. In mode ``own``, every step takes fresh noises.
         batch_size: Draws in a micro-batch; the gradients of one step are accumulated over them.
+        region: A greyscale image, white where the query is asked about; its loss is measured there alone. None is all
+            of it.
     """
 
     def __init__(
@@ -85,6 +88,7 @@ class Unlearning(AnalysisTask):
         damping: Damping = Damping(),
         draws: Draws = Draws(),
         batch_size: int = 10,
+        region: str | None = None,
     ) -> None:
         super().__init__(checkpoint)
         self.store = store
@@ -96,7 +100,11 @@ class Unlearning(AnalysisTask):
         self.draws = draws
         self.batch_size = batch_size
         self.curvature_path = curvature
-        self.curvature = DiagonalCurvature.load(curvature) if curvature is not None else None
+        self.curvature = load_curvature(curvature) if curvature is not None else None
+        self.region_path = region
+        self.region: Tensor | None
+        white = read_region(region, self.latent_shape[1:]) if region is not None else None
+        self.register_buffer("region", white, persistent=False)
         self.selected = select_weights(self.denoiser, weights)
         for weight in self.selected.values():
             weight.requires_grad_()
@@ -116,8 +124,8 @@ class Unlearning(AnalysisTask):
     def _check_curvature(self) -> None:
         if self.curvature is None:
             return
-        found = self.curvature.settings["digests"]["checkpoint"]
-        if found != self.digests()["checkpoint"]:
+        found = self.curvature.settings.get("digests", {}).get("checkpoint")  # kronfluence keeps none
+        if found is not None and found != self.digests()["checkpoint"]:
             raise UserError(
                 f"curvature {self.curvature_path}: fitted on checkpoint {found}, expected {self.checkpoint}"
             )
@@ -183,7 +191,7 @@ class Unlearning(AnalysisTask):
         text = self.text.expand(len(indices), *self.text.shape)
         timesteps = self.timesteps.to(indices.device)[indices]
         noise = self._noise(indices.tolist()).to(latent.device)
-        return denoising_loss(self.denoiser, self.scheduler, latent, text, timesteps, noise)
+        return denoising_loss(self.denoiser, self.scheduler, latent, text, timesteps, noise, self.region)
 
     def _noise(self, indices: list[int]) -> Tensor:
         shape = self.latent.shape
@@ -239,6 +247,9 @@ class Unlearning(AnalysisTask):
     def digests(self) -> dict[str, str]:
         """Return the digests of everything that this task was given."""
         files = {"checkpoint": self.checkpoint, "store": self.store, "queries": self.queries}
-        if self.curvature_path is not None:
-            files["curvature"] = self.curvature_path
-        return {name: file_digest(path) for name, path in files.items()}
+        if self.region_path is not None:
+            files["region"] = self.region_path
+        digests = {name: file_digest(path) for name, path in files.items()}
+        return (
+            digests if self.curvature_path is None else digests | {"curvature": curvature_digest(self.curvature_path)}
+        )

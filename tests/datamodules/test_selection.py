@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from datamodules import Exclude, Scores, Store, StoreError, Subset, UserError, kept_positions
+from datamodules import Exclude, Scores, Store, StoreError, Subset, TopScores, UserError, kept_positions
 
 
 @pytest.fixture
@@ -76,6 +76,26 @@ def test_subset(store: Store) -> None:
         kept_positions(store, subset=Subset(ids=[3, 4]))
 
 
+def test_a_subset_of_candidates(store: Store, score_files: list[str], tmp_path: Path) -> None:
+    """The union of the queries' tops, not so many in all."""
+
+    def kept(scores: str | list[str], top: int) -> list[int]:
+        return store.ids[kept_positions(store, subset=Subset(scores=scores, top=top))].tolist()  # type: ignore[no-any-return]
+
+    first, second = score_files
+    assert kept(first, 2) == [0, 3, 444, 447]
+    assert kept(second, 2) == [0, 3]
+    assert kept(score_files, 3) == [0, 3, 6, 441, 444, 447]
+    assert len(kept(first, 150)) == 150
+    top = TopScores(torch.tensor([[9, 6]]), torch.tensor([[2.0, 1.0]]), torch.tensor([4]), "random")
+    top.save(tmp_path / "top")
+    assert kept([second, str(tmp_path / "top")], 2) == [0, 3, 6, 9]
+    assert left_out(store, Exclude(scores=str(tmp_path / "top"), top=1)) == [9]
+    assert left_out(store, Exclude(random=1), Subset(scores=first, top=1)) in ([0], [447])
+    with pytest.raises(UserError, match=r"subset.top of .*top: found 3, expected at most 2"):
+        kept(str(tmp_path / "top"), 3)
+
+
 def test_exclude_from_a_subset(store: Store) -> None:
     subset = Subset(first=10)
     assert len(left_out(store, Exclude(random=4), subset)) == 4
@@ -95,6 +115,10 @@ def test_exclude_from_a_subset(store: Store) -> None:
         (lambda: Subset(fraction=0.5, first=3), "subset: found fraction and first"),
         (lambda: Subset(fraction=1.5), "subset.fraction: found 1.5"),
         (lambda: Subset(first=0), "subset.first: found 0"),
+        (lambda: Subset(scores="a"), "expected both or neither"),
+        (lambda: Subset(first=3, top=2), "expected both or neither"),
+        (lambda: Subset(scores="a", top=0), "subset.top: found 0"),
+        (lambda: Subset(scores="a", top=1, first=3), "subset: found first and scores"),
     ],
 )
 def test_contradictions(make: Callable[[], object], message: str) -> None:

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from datamodules.errors import UserError
-from lightning_attr.curvature import Damping, DiagonalCurvature, squared_sums
+from lightning_attr.curvature import Damping, DiagonalCurvature, load_curvature, squared_sums
 from lightning_attr.optim import NaturalGradient
 
 FISHER = {"a.weight": torch.tensor([[1.0, 4.0], [2.0, 5.0]], dtype=torch.float64)}
@@ -49,7 +49,8 @@ def test_other_weights_are_refused() -> None:
 
 def test_save_and_load(tmp_path: Path) -> None:
     DiagonalCurvature(FISHER, SETTINGS).save(tmp_path / "curvature.safetensors")
-    loaded = DiagonalCurvature.load(tmp_path / "curvature.safetensors")
+    loaded = load_curvature(tmp_path / "curvature.safetensors")
+    assert isinstance(loaded, DiagonalCurvature)
     assert torch.equal(loaded.fisher["a.weight"], FISHER["a.weight"])
     assert loaded.settings["digests"] == {"checkpoint": "abc"}
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from datamodules.errors import UserError
-from datamodules.scores import Scores
+from datamodules.scores import Scores, TopScores, load_scores
 from datamodules.store import Store
 from lightning_attr.artifacts import load_tensors, read_json
 from lightning_attr.evaluation import Evaluated
@@ -25,10 +25,36 @@ from tools.report.stages import Stage, find_stages, find_stores, find_sweeps, wi
 LOSS_DELTAS = "unlearning"
 """The method whose scores are loss deltas."""
 
-_SCORES = {"scores", "query_id", "sample_id"}
+_SCORES = ({"scores", "query_id", "sample_id"}, {"index", "value", "query_id"})
 _LEAVE_K_OUT = {"query_id", "removed_id"} | {
     f"{model}_{what}" for model in ("original", "retrained") for what in ("losses", "latent", "image")
 }
+
+
+@dataclass(frozen=True)
+class Row:
+    """What a method says of one query.
+
+    Args:
+        sample_id: int64 [N].
+        score: float32 [N].
+        whole: Whether these are all samples, or the highest-scored only.
+    """
+
+    sample_id: Tensor
+    score: Tensor
+    whole: bool
+
+    def ranked(self) -> Row:
+        """Return the samples that have a finite score, best first; of equal scores, the first sample first."""
+        known = self.score.isfinite().nonzero().flatten()
+        order = known[self.score[known].argsort(descending=True, stable=True)]
+        return Row(self.sample_id[order], self.score[order], self.whole)
+
+    def agrees(self, other: Row) -> bool:
+        """Whether both say the same."""
+        same = torch.equal(self.sample_id, other.sample_id)
+        return same and torch.equal(self.score.nan_to_num(), other.score.nan_to_num())
 
 
 @dataclass(frozen=True)
@@ -38,14 +64,12 @@ class Ranking:
     Args:
         label: The method, and the file where several rankings share it.
         method: The method.
-        sample_id: int64 [N].
-        rows: float32 [N] by query id.
+        rows: What it says, by query id.
     """
 
     label: str
     method: str
-    sample_id: Tensor
-    rows: dict[int, Tensor]
+    rows: dict[int, Row]
 
 
 @dataclass(frozen=True)
@@ -85,7 +109,7 @@ class Run:
         stages: Its stages, in the order in which they were started.
         queries: The query store; None where it is not found.
         store: The training images; None where they are not found.
-        rankings: One per method and settings, unlearning first.
+        rankings: One per method and settings, unlearning first and random scores last.
         retrained: Models by method and K, the top first and random removal last.
         metrics: The metrics of every ``metrics.json`` by the name of its stage.
         packs: What they say against a pack, as ``Evaluated`` has it.
@@ -150,8 +174,8 @@ def _read_files(run: Path) -> tuple[list[_File], list[_File]]:
     retrained: list[_File] = []
     for path in without_entries(run, sorted(run.rglob("*.safetensors"))):
         names = _tensor_names(path)
-        if names == _SCORES:
-            loaded = Scores.load(path)
+        if names in _SCORES:
+            loaded = load_scores(path)
             scores.append(_File(path, loaded, loaded.settings.get("digests", {})))
         elif names >= _LEAVE_K_OUT:
             tensors, settings = load_tensors(path)
@@ -192,21 +216,33 @@ def _rankings(run: Run, files: Sequence[_File]) -> list[Ranking]:
     for group in groups.values():
         method = group[0].content.method
         label = method if methods[method] == 1 else f"{method} ({group[0].path.relative_to(run.path).with_suffix('')})"
-        rankings.append(Ranking(label, method, group[0].content.sample_id, _rows(run, group)))
-    return sorted(rankings, key=lambda ranking: ranking.method != LOSS_DELTAS)
+        rankings.append(Ranking(label, method, _rows(run, group)))
+    return sorted(rankings, key=lambda ranking: (ranking.method != LOSS_DELTAS, ranking.method == "random"))
 
 
-def _rows(run: Run, group: Sequence[_File]) -> dict[int, Tensor]:
-    rows: dict[int, Tensor] = {}
+def _rows(run: Run, group: Sequence[_File]) -> dict[int, Row]:
+    rows: dict[int, Row] = {}
     for file in group:
-        scores: Scores = file.content
-        if not torch.equal(scores.sample_id, group[0].content.sample_id):
+        if not torch.equal(_scored(file.content), _scored(group[0].content)):
             run.notes.append(f"{file.path} scores other images than {group[0].path} and is left out.")
             continue
-        for query, row in zip(scores.query_id.tolist(), scores.scores, strict=True):
-            if not torch.equal(rows.setdefault(query, row).nan_to_num(), row.nan_to_num()):
+        for query, row in _rows_of(file.content):
+            if not rows.setdefault(query, row).agrees(row):
                 run.notes.append(f"{file.path} has other scores for query {query} than a file before it; not shown.")
     return rows
+
+
+def _scored(scores: Scores | TopScores) -> Tensor:
+    """Ids of the samples that were scored, as far as the file names them."""
+    return scores.sample_id if isinstance(scores, Scores) else torch.empty(0)
+
+
+def _rows_of(scores: Scores | TopScores) -> Iterator[tuple[int, Row]]:
+    for place, query in enumerate(scores.query_id.tolist()):
+        if isinstance(scores, Scores):
+            yield query, Row(scores.sample_id, scores.scores[place], whole=True)
+        else:
+            yield query, Row(scores.index[place], scores.value[place], whole=False)
 
 
 def _retrained(tensors: Mapping[str, Tensor], settings: Mapping[str, Any]) -> Retrained:

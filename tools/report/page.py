@@ -8,9 +8,10 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from tools.report.agreement import agreement
 from tools.report.collect import LOSS_DELTAS, Run
 from tools.report.ground_truth import ground_truths
-from tools.report.views import comparisons, query_views, retrievals
+from tools.report.views import BESIDE, comparisons, query_views, retrievals, training_pictures
 
 
 def render(run: Run) -> str:
@@ -24,10 +25,14 @@ def render(run: Run) -> str:
         lstrip_blocks=True,
     )
     environment.filters["setting"] = write_setting
+    queries = list(query_views(run))
     return environment.get_template("page.html.jinja").render(
         name=run.path.resolve().name,
         run=run,
-        queries=list(query_views(run)),
+        queries=queries,
+        pictures=training_pictures(queries),
+        beside=BESIDE,
+        agreement=agreement(run.rankings),
         comparisons=comparisons(run.retrained),
         ground_truths=ground_truths(run.packs),
         retrievals=list(retrievals(run.metrics)),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +20,8 @@ from tools.report.pictures import Credit, Picture
 
 MOST = 12
 LEAST = 6
+BESIDE = 8
+"""How many images a ranking has where rankings stand side by side."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +38,11 @@ class Card:
 
 @dataclass(frozen=True)
 class RankingView:
-    """The ranking of one method for one query. ``unknown`` scores are NaN or infinite and have no rank."""
+    """The ranking of one method for one query.
+
+    ``unknown`` scores are NaN or infinite and have no rank. Of a ranking that is not ``whole``, the file keeps only the
+    highest scores: nobody knows which are the least.
+    """
 
     label: str
     is_loss_delta: bool
@@ -45,6 +52,7 @@ class RankingView:
     histogram: Histogram | None
     known: int
     unknown: int
+    whole: bool
 
     @property
     def word(self) -> str:
@@ -64,13 +72,17 @@ class Regeneration:
 
 @dataclass(frozen=True)
 class QueryView:
-    """One synthesized image and all that is known of it."""
+    """One synthesized image and all that is known of it.
+
+    ``shared`` says in how many rankings a training image is among the first ``BESIDE``, where it is in several.
+    """
 
     id: int
     prompt: str | None
     attributes: Mapping[str, Any]
     picture: Picture | None
     rankings: list[RankingView]
+    shared: Mapping[int, int]
     original: Picture | None
     regenerations: list[Regeneration]
     loss_scale: Scale
@@ -82,20 +94,30 @@ def query_views(run: Run) -> Iterator[QueryView]:
     models = run.retrained
     loss_scale = Scale.of(torch.cat([model.loss_change for model in models])) if models else Scale(0, 3)
     deviation_scale = Scale.of(torch.cat([model.deviation for model in models])) if models else Scale(0, 3)
+    training = Gallery(run.store)
+    pictures = Gallery(run.queries)
     for query in run.query_ids:
-        meta, picture = _read(run.queries, query)
+        meta, picture = pictures.read(query)
+        rankings = [_ranking(training, ranking, query) for ranking in run.rankings if query in ranking.rows]
         measured = [(model, model.query_id.index(query)) for model in models if query in model.query_id]
         yield QueryView(
             id=query,
             prompt=meta.captions[0] if meta and meta.captions else None,
             attributes=_ordered(meta.attributes) if meta else {},
             picture=picture,
-            rankings=[_ranking(run.store, ranking, query) for ranking in run.rankings if query in ranking.rows],
+            rankings=rankings,
+            shared=_shared(rankings),
             original=Picture.of_pixels(measured[0][0].original[measured[0][1]]) if measured else None,
             regenerations=[_regeneration(model, row) for model, row in measured],
             loss_scale=loss_scale,
             deviation_scale=deviation_scale,
         )
+
+
+def training_pictures(queries: Sequence[QueryView]) -> dict[int, Picture]:
+    """Return the pictures of all training images that are shown; many rankings show the same ones."""
+    cards = (card for query in queries for ranking in query.rankings for card in (*ranking.most, *ranking.least))
+    return {card.id: card.picture for card in cards if card.picture is not None}
 
 
 def _ordered(attributes: Mapping[str, Any]) -> dict[str, Any]:
@@ -109,45 +131,59 @@ def _regeneration(model: Retrained, row: int) -> Regeneration:
     return Regeneration(model.label, picture, float(model.loss_change[row]), float(model.deviation[row]))
 
 
-def _ranking(store: Store | None, ranking: Ranking, query: int) -> RankingView:
-    known = ranking.rows[query].isfinite()
-    row, ids = ranking.rows[query][known], ranking.sample_id[known]
-    order = row.argsort(descending=True, stable=True)
-    most = order[:MOST]
-    least = order[max(len(most), len(order) - LEAST) :].flip(0)
-    ranks = torch.empty_like(order)
-    ranks[order] = torch.arange(1, len(order) + 1)
+def _shared(rankings: Sequence[RankingView]) -> dict[int, int]:
+    counts = Counter(card.id for ranking in rankings for card in ranking.most[:BESIDE])
+    return {sample: count for sample, count in counts.items() if count > 1}
+
+
+def _ranking(gallery: Gallery, ranking: Ranking, query: int) -> RankingView:
+    row = ranking.rows[query]
+    ranked = row.ranked()
+    known = len(ranked.score)
+    most = range(min(MOST, known))
+    least = range(known - 1, max(MOST, known - LEAST) - 1, -1) if row.whole else range(0)
     cards = {
-        place: _card(store, int(ranks[place]), int(ids[place]), float(row[place]))
-        for place in torch.cat([most, least]).tolist()
+        place: gallery.card(place + 1, int(ranked.sample_id[place]), float(ranked.score[place]))
+        for place in (*most, *least)
     }
     return RankingView(
         label=ranking.label,
         is_loss_delta=ranking.method == LOSS_DELTAS,
-        scale=Scale.of(row),
-        most=[cards[place] for place in most.tolist()],
-        least=[cards[place] for place in least.tolist()],
-        histogram=Histogram.of(row, row[most]) if len(row) else None,
-        known=len(row),
-        unknown=int((~known).sum()),
+        scale=Scale.of(ranked.score),
+        most=[cards[place] for place in most],
+        least=[cards[place] for place in least],
+        histogram=Histogram.of(ranked.score, ranked.score[:MOST]) if known else None,
+        known=known,
+        unknown=len(row.score) - known,
+        whole=row.whole,
     )
 
 
-def _card(store: Store | None, rank: int, sample: int, score: float) -> Card:
-    meta, picture = _read(store, sample)
-    credits = []
-    if meta is not None and meta.licence:
-        credits.append(Credit.licence(meta.licence))
-    if meta is not None and meta.source:
-        credits.append(Credit.source(meta.source))
-    return Card(rank, sample, score, picture, meta.captions[0] if meta and meta.captions else "", credits)
+class Gallery:
+    """The pictures and words of a store, each read once; nothing of a store that was not found."""
 
+    def __init__(self, store: Store | None) -> None:
+        self._store = store
+        self._read: dict[int, tuple[Meta | None, Picture | None]] = {}
 
-def _read(store: Store | None, sample: int) -> tuple[Meta | None, Picture | None]:
-    if store is None:
-        return None, None
-    position = int(store.positions([sample])[0])
-    return store.meta(position), Picture.of_file(store.thumb(position))
+    def read(self, sample: int) -> tuple[Meta | None, Picture | None]:
+        """Return what the store keeps of a sample."""
+        if self._store is None:
+            return None, None
+        if sample not in self._read:
+            position = int(self._store.positions([sample])[0])
+            self._read[sample] = self._store.meta(position), Picture.of_file(self._store.thumb(position))
+        return self._read[sample]
+
+    def card(self, rank: int, sample: int, score: float) -> Card:
+        """Return a training image as a ranking shows it."""
+        meta, picture = self.read(sample)
+        credits = []
+        if meta is not None and meta.licence:
+            credits.append(Credit.licence(meta.licence))
+        if meta is not None and meta.source:
+            credits.append(Credit.source(meta.source))
+        return Card(rank, sample, score, picture, meta.captions[0] if meta and meta.captions else "", credits)
 
 
 @dataclass(frozen=True)

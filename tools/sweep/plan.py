@@ -14,7 +14,7 @@ import yaml
 from xxhash import xxh3_64_intdigest
 
 from datamodules.errors import UserError
-from datamodules.scores import Scores
+from datamodules.scores import load_scores
 from datamodules.selection import Exclude, Subset, kept_positions
 from datamodules.store import Store
 from lightning_attr.cli import check_yaml
@@ -252,7 +252,7 @@ def _rankings(sweep: Sweep, top: Top) -> Iterator[tuple[str, str, int, int]]:
     for method, pattern in top.scores.items():
         files: dict[int, str] = {}
         for path in matching(pattern):
-            for query_id in Scores.load(path).query_id.tolist():
+            for query_id in load_scores(path).query_id.tolist():
                 if files.setdefault(query_id, path) != path:
                     raise UserError(
                         f"sweep.top.scores.{method}: found query {query_id} in {files[query_id]} and in {path}, "
@@ -262,7 +262,7 @@ def _rankings(sweep: Sweep, top: Top) -> Iterator[tuple[str, str, int, int]]:
             if query not in files:
                 raise UserError(f"sweep.top.scores.{method}: found no query {query} in {pattern}")
             # Refuses what cannot be removed before anything is trained.
-            Scores.load(files[query]).top(query, max(top.k, default=0))
+            load_scores(files[query]).top(query, max(top.k, default=0))
             yield from ((method, files[query], query, k) for k in top.k)
 
 

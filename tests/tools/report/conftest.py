@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 from report_runs import Builder
 
+from datamodules.scores import Scores
+
 
 @pytest.fixture
 def builder(tmp_path: Path) -> Builder:
@@ -28,3 +30,9 @@ def copied(whole: Builder, tmp_path: Path) -> Builder:
     """The same in another folder, which tests may change; its manifests still name the first one."""
     shutil.copytree(whole.root, tmp_path / "moved")
     return Builder(tmp_path / "moved")
+
+
+@pytest.fixture
+def many(builder: Builder) -> dict[str, Scores]:
+    """A run of many methods and nothing else."""
+    return builder.many_methods()

@@ -25,6 +25,7 @@ QUERIES = (0, 1, 2, 4)
 HOSTILE = "<script>alert('caption')</script> & \"quotes\""
 LICENCE = "Attribution-ShareAlike License (http://creativecommons.org/licenses/by-sa/2.0/)"
 SOURCE = "http://farm8.example.org/7452/8930538048_z.jpg"
+METHODS = ("influence-ekfac", "gradient-dot", "trak", "d-trak", "journey-trak", "random")
 METRICS = {
     "unlearning/recall_at_10": {"mean": 0.625, "standard_error": 0.05, "known": 4, "unknown": 0},
     "unlearning/recall_at_5": {"mean": 0.3125, "standard_error": 0.04, "known": 4, "unknown": 0},
@@ -97,6 +98,21 @@ class Builder:
         scores = Scores(values, torch.tensor(queries), ids, method, {**settings, "digests": self.digests()})
         scores.save(path)
         return scores
+
+    def many_methods(self) -> dict[str, Scores]:
+        """Scores that resemble each other more or less, and differ much in size."""
+        self.training()
+        self.sampling()
+        generator = torch.Generator().manual_seed(0)
+        base = torch.randn(len(QUERIES), SAMPLES, generator=generator)
+        ids = torch.from_numpy(Store(self.train).ids.copy())
+        made = {}
+        for place, method in enumerate(METHODS):
+            noise = torch.randn(base.shape, generator=generator)
+            values = (noise if method == "random" else base + place * noise / 4) * 10.0 ** (-3 * place)
+            made[method] = Scores(values, torch.tensor(QUERIES), ids, method, {"digests": self.digests()})
+            made[method].save(self.root / "attribute" / method / "scores.safetensors")
+        return made
 
     def leave_k_out(self, method: str, rise: float, folder: str | None = None) -> dict[str, torch.Tensor]:
         path = self.stage(

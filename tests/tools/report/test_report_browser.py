@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from report_runs import Builder
+from report_runs import QUERIES, Builder
 
+from datamodules.scores import Scores
 from tools.report.collect import collect
 from tools.report.page import render
 
@@ -30,8 +31,9 @@ document.querySelectorAll('details').forEach(details => details.open = true);
 document.querySelectorAll('img').forEach(image => image.loading = 'eager');
 const root = document.documentElement;
 const broken = () => [...document.images].filter(image => !image.complete || !image.naturalWidth).length;
-const square = [...document.querySelectorAll('.grid img')].filter(image => image.offsetHeight > 0)
-  .every(image => Math.abs(image.offsetWidth - image.offsetHeight) <= 1);
+const square = [...document.querySelectorAll('.grid .picture, .beside .picture')]
+  .map(picture => picture.getBoundingClientRect()).filter(box => box.height > 0)
+  .every(box => Math.abs(box.width - box.height) <= 1);
 const tell = () => parent.postMessage(JSON.stringify({
   width: innerWidth, needed: root.scrollWidth, before, after: panels(), broken: broken(), square,
   loaded: performance.getEntriesByType('resource').map(entry => entry.name).filter(name => !name.startsWith('data:')),
@@ -98,6 +100,18 @@ def test_an_unfinished_run_fits(builder: Builder, tmp_path: Path, width: int) ->
     builder.stage("train", "fit", "LatentDiffusion", finish=False)
     found = probe(tmp_path, render(collect(builder.root)), width)
     assert (found["width"], found["needed"]) == (width, width)
+
+
+@pytest.mark.parametrize("width", [PHONE, DESK])
+def test_sixteen_rankings_fit(builder: Builder, many: dict[str, Scores], tmp_path: Path, width: int) -> None:
+    others = 16 - len(many)
+    for number in range(others):
+        builder.scores(builder.root / f"more/{number}.safetensors", f"a-method-with-a-long-name-{number}", QUERIES)
+    found = probe(tmp_path, render(collect(builder.root)), width)
+    assert found["width"] == width
+    assert found["needed"] <= width
+    assert found["square"]
+    assert found["before"] == [[True] + [False] * 15] * len(QUERIES)
 
 
 @pytest.mark.parametrize(("scheme", "dark"), [("0", True), ("1", False)])

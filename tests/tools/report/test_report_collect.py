@@ -33,7 +33,7 @@ def test_whole_run(whole: Builder) -> None:
     ]
     for query in QUERIES:
         scores = Scores.load(whole.root / "unlearn" / str(query) / "scores.safetensors")
-        assert torch.equal(run.rankings[0].rows[query], scores.scores[0])
+        assert torch.equal(run.rankings[0].rows[query].score, scores.scores[0])
     assert [model.label for model in run.retrained] == ["top 8", "similarity 8", "random 8"]
     names = ["train", "sample", *(f"unlearn/{query}" for query in QUERIES), "similarity", "evaluate"]
     assert {stage.name for stage in run.stages} == {
@@ -119,7 +119,7 @@ def test_scores_that_disagree_are_named(copied: Builder) -> None:
     Scores(first.scores + 1, first.query_id, first.sample_id, first.method, first.settings).save(path)
     run = collect(copied.root)
     assert run.notes == [f"{path} has other scores for query 0 than a file before it; not shown."]
-    assert torch.equal(run.rankings[0].rows[0], first.scores[0])
+    assert torch.equal(run.rankings[0].rows[0].score, first.scores[0])
 
 
 def test_parts_are_named_as_they_come(builder: Builder) -> None:

@@ -1,10 +1,8 @@
-import base64
 import io
 import math
 import re
 import subprocess
 import sys
-from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
 
@@ -12,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from report_pages import Element, Page, image, page_of, training_image
 from report_runs import HOSTILE, QUERIES, SAMPLES, Builder
 
 from datamodules.scores import Scores
@@ -24,77 +23,11 @@ from tools.report.page import render
 from tools.report.views import LEAST, MOST
 
 ROOT = Path(__file__).parents[3]
-VOID = {"img", "meta", "link", "input", "br", "hr"}
-
-
-class Element:
-    """A node of the page."""
-
-    def __init__(self, tag: str, attributes: dict[str, str]) -> None:
-        self.tag = tag
-        self.attributes = attributes
-        self.children: list[Element | str] = []
-
-    def all(self, tag: str | None = None, **attributes: str) -> "list[Element]":
-        """Descendants of a tag and with attributes (a class among others), in document order."""
-        found = []
-        for child in self.children:
-            if isinstance(child, Element):
-                if (tag is None or child.tag == tag) and all(
-                    value in child.attributes.get(name, "").split() for name, value in attributes.items()
-                ):
-                    found.append(child)
-                found += child.all(tag, **attributes)
-        return found
-
-    def id(self, name: str) -> "Element":
-        (found,) = [element for element in self.all() if element.attributes.get("id") == name]
-        return found
-
-    @property
-    def text(self) -> str:
-        return " ".join("".join(c if isinstance(c, str) else f" {c.text} " for c in self.children).split())
-
-
-class Page(HTMLParser):
-    """A tree of the page; every element must be closed by its own tag."""
-
-    def __init__(self, html: str) -> None:
-        super().__init__()
-        self.root = Element("document", {})
-        self.open = [self.root]
-        self.feed(html)
-        self.close()
-        assert self.open == [self.root]
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        element = Element(tag, {name: value or "" for name, value in attrs})
-        self.open[-1].children.append(element)
-        if tag not in VOID:
-            self.open.append(element)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.open[-1].children.append(Element(tag, {name: value or "" for name, value in attrs}))
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop().tag == tag
-
-    def handle_data(self, data: str) -> None:
-        self.open[-1].children.append(data)
-
-
-def page_of(root: Path) -> Element:
-    return Page(render(collect(root))).root
 
 
 @pytest.fixture(scope="module")
 def page(whole: Builder) -> Element:
     return page_of(whole.root)
-
-
-def image(element: Element) -> bytes:
-    (found,) = element.all("img")
-    return base64.b64decode(found.attributes["src"].partition("base64,")[2])
 
 
 @pytest.mark.parametrize("method", [1, 2])
@@ -116,8 +49,8 @@ def test_rankings_are_those_of_the_scores(whole: Builder, page: Element, query: 
             assert score == Scale.of(row).signed(float(row[position]))
             caption = store.meta(position).captions[0]
             assert caption in item.text
-            assert image(item) == store.thumb(position)
-            assert item.all("img")[0].attributes["alt"] == caption
+            assert training_image(page, item) == store.thumb(position)
+            assert item.all("svg")[0].attributes["aria-label"] == caption
 
 
 def test_query_and_what_it_was_made_from(whole: Builder, page: Element) -> None:
@@ -217,7 +150,7 @@ def test_foreign_text_is_text(whole: Builder) -> None:
     assert "<script" not in html
     assert "&lt;script&gt;" in html
     root = Page(html).root
-    assert any(HOSTILE in element.attributes["alt"] for element in root.all("img"))
+    assert any(HOSTILE in element.attributes["aria-label"] for element in root.all("svg", role="img"))
     assert not any("javascript:" in link.attributes["href"] for link in root.all("a"))
 
 
@@ -235,6 +168,9 @@ def test_page_is_self_contained(page: Element) -> None:
     """Only links lead out of it: nothing is loaded."""
     assert not page.all("script")
     for element in page.all():
+        if element.tag == "use":
+            assert page.id(element.attributes["href"].removeprefix("#")).tag == "image"
+            continue
         loaded = [
             element.attributes[name] for name in ("src", "srcset", "data", "action") if name in element.attributes
         ]

@@ -1,0 +1,45 @@
+"""What is added to a curvature before it is inverted."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor
+
+from datamodules.errors import UserError
+
+
+@dataclass(frozen=True)
+class Damping:
+    """What is added to the curvature before it is inverted.
+
+    Args:
+        value: The amount.
+        rule: ``fixed``: the amount itself. ``mean``: that fraction of the layer's mean eigenvalue; of a diagonal
+            curvature, whose entries are its eigenvalues, of the weight's mean entry.
+    """
+
+    value: float = 0.0
+    rule: Literal["fixed", "mean"] = "fixed"
+
+    def of(self, eigenvalues: Tensor) -> Tensor:
+        """Return the damping of one layer with these eigenvalues, a scalar."""
+        scale = eigenvalues.mean() if self.rule == "mean" else eigenvalues.new_ones(())
+        return self.value * scale
+
+    def added(self, eigenvalues: Tensor, what: str) -> Tensor:
+        """Return the damped eigenvalues, which can be divided by.
+
+        Args:
+            eigenvalues: Of one layer.
+            what: What to call them, such as ``entries of to_k.weight``.
+
+        Raises:
+            UserError: Some are zero, and there is no damping.
+        """
+        damped = eigenvalues + self.of(eigenvalues)
+        if not bool((damped > 0).all()):
+            zeros = int((damped <= 0).sum())
+            raise UserError(f"curvature: {zeros} {what} are zero; set a damping above 0")
+        return damped

@@ -1,0 +1,35 @@
+"""Read a curvature of any kind."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from datamodules.errors import UserError
+from lightning_attr.artifacts import file_digest, load_tensors
+from lightning_attr.curvature.diagonal import DiagonalCurvature
+from lightning_attr.curvature.kronecker import KroneckerCurvature
+from lightning_attr.curvature.kronfluence_layout import factors_digest, load_factors
+
+AnyCurvature = DiagonalCurvature | KroneckerCurvature
+
+
+def load_curvature(path: str | Path) -> AnyCurvature:
+    """Read a ``curvature.safetensors``, or a folder of factors as kronfluence lays them out.
+
+    Raises:
+        UserError: The file is missing, damaged or holds something else.
+    """
+    if Path(path).is_dir():
+        return load_factors(path)
+    tensors, settings = load_tensors(path)
+    kind = settings.get("kind")
+    if kind == "diagonal":
+        return DiagonalCurvature(tensors, settings)
+    if kind in ("kfac", "ekfac"):
+        return KroneckerCurvature.from_tensors(tensors, settings)
+    raise UserError(f"{path}: found kind {kind!r}, expected a curvature: diagonal, kfac or ekfac")
+
+
+def curvature_digest(path: str | Path) -> str:
+    """Return the digest of what :func:`load_curvature` reads."""
+    return factors_digest(path) if Path(path).is_dir() else file_digest(path)

@@ -1,0 +1,69 @@
+"""Several methods at once: the sum of their standardised scores."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import accumulate, pairwise
+
+import torch
+from torch import Tensor
+
+from datamodules.errors import UserError
+from lightning_attr.methods.base import Batch, Context, Method
+from lightning_attr.methods.ensemble import Columns
+
+
+class Combined(Method):
+    """The sum of the methods' scores, each standardised over the samples: mean 0 and deviation 1 for every query.
+
+    Args:
+        methods: The methods.
+    """
+
+    def __init__(self, methods: list[Method]) -> None:
+        if len(methods) < 2:
+            raise UserError(f"method.methods: found {len(methods)}, expected at least two")
+        self.methods = methods
+
+    @property
+    def name(self) -> str:
+        """The methods' names, joined by ``+``."""
+        return "+".join(method.name for method in self.methods)
+
+    def prepare(self, context: Context) -> None:
+        """Prepare every method."""
+        for method in self.methods:
+            method.prepare(context)
+
+    def measure(self, batch: Batch) -> Tensor:
+        """Return what the methods keep, side by side, [B, R], and last the number of columns of each."""
+        rows = [method.measure(batch) for method in self.methods]
+        widths = rows[0].new_tensor([[row.shape[1] for row in rows]]).expand(len(rows[0]), -1)
+        return torch.cat([*(row.to(rows[0]) for row in rows), widths], dim=1)
+
+    def score(self, chunks: Sequence[Tensor]) -> Iterator[Tensor]:
+        """Yield the sums; the scores are gone through twice, first for their means and deviations."""
+        widths = chunks[0][0, -len(self.methods) :].long().tolist()
+        edges = list(pairwise(accumulate(widths, initial=0)))
+        parts = [Columns(chunks, *edge) for edge in edges]
+        moments = [_moments(method.score(part)) for method, part in zip(self.methods, parts, strict=True)]
+        for scores in zip(*(method.score(part) for method, part in zip(self.methods, parts, strict=True)), strict=True):
+            yield (
+                torch.stack(
+                    [(one.double() - mean) / deviation for one, (mean, deviation) in zip(scores, moments, strict=True)]
+                )
+                .sum(0)
+                .float()
+            )
+
+
+def _moments(scores: Iterator[Tensor]) -> tuple[Tensor, Tensor]:
+    """Return mean and deviation over all samples, float64 [Q, 1] each; where all are equal, a deviation of 1."""
+    count, total, squares = 0, torch.zeros(()).double(), torch.zeros(()).double()
+    for one in scores:
+        count += one.shape[1]
+        total = total.to(one.device) + one.double().sum(1, keepdim=True)
+        squares = squares.to(one.device) + one.double().square().sum(1, keepdim=True)
+    mean = total / count
+    deviation = (squares / count - mean.square()).clamp(min=0).sqrt()
+    return mean, torch.where(deviation > 0, deviation, 1)

@@ -1,0 +1,97 @@
+"""One method on several models: the mean of its scores (TRAK, section 3)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from copy import deepcopy
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from datamodules.errors import UserError
+from lightning_attr.denoisers import TrainedModel
+from lightning_attr.methods.base import Batch, Context, Method
+
+
+class Ensemble(Method):
+    """A method on each of several models; every one measures every batch, and the scores are the mean over them.
+
+    Args:
+        method: The method, yet unprepared; the ensemble has its name and settings.
+        models: The models; with none, the method runs once without one.
+    """
+
+    def __init__(self, method: Method, models: Sequence[TrainedModel] = ()) -> None:
+        self._method = method
+        self._models: Sequence[TrainedModel | None] = models or [None]
+        self._members: list[Method] = []
+
+    @property
+    def name(self) -> str:
+        """Name of the method."""
+        return self._method.name
+
+    def settings(self) -> dict[str, Any]:
+        """Return the settings of the method."""
+        return self._method.settings()
+
+    def prepare(self, context: Context) -> None:
+        """Prepare the method for each model.
+
+        Raises:
+            UserError: There are several models, but the method looks at none.
+        """
+        self._members = []
+        for model in self._models:
+            watched = _Watched(**{**vars(context), "model": model})
+            member = deepcopy(self._method)
+            member.prepare(watched)
+            if len(self._models) > 1 and not watched.asked:
+                raise UserError(
+                    f"model.checkpoints: found {len(self._models)}, expected at most one: {self.name} looks at no model"
+                )
+            self._members.append(member)
+
+    def measure(self, batch: Batch) -> Tensor:
+        """Return the rows of all members side by side, [B, members * R]."""
+        return torch.cat([member.measure(batch) for member in self._members], dim=1)
+
+    def score(self, chunks: Sequence[Tensor]) -> Iterator[Tensor]:
+        """Yield the mean of the members' scores, [Q, B]."""
+        width = chunks[0].shape[1] // len(self._members)
+        scores = [
+            member.score(Columns(chunks, index * width, (index + 1) * width))
+            for index, member in enumerate(self._members)
+        ]
+        for parts in zip(*scores, strict=True):
+            yield torch.stack(parts).mean(0)
+
+
+@dataclass(frozen=True)
+class _Watched(Context):
+    """A context that notes whether the method asks for its model."""
+
+    asked: list[bool] = field(default_factory=list)
+
+    def trained(self) -> TrainedModel:
+        self.asked.append(True)
+        return super().trained()
+
+
+@dataclass(frozen=True)
+class Columns(Sequence[Tensor]):
+    """Some columns of every chunk: those from ``start`` to ``stop``."""
+
+    chunks: Sequence[Tensor]
+    start: int
+    stop: int
+
+    def __len__(self) -> int:
+        """Return the number of chunks."""
+        return len(self.chunks)
+
+    def __getitem__(self, index: Any) -> Any:
+        """Return these columns of a chunk."""
+        return self.chunks[index][:, self.start : self.stop]

@@ -1,0 +1,27 @@
+"""The influence function of the exact empirical Fisher, from the kernel of whole gradients."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lightning_attr.methods.trak import Trak
+
+
+class ExactInfluence(Trak):
+    """``grad L(query)^T (F + lambda)^-1 grad L(sample)``, F the mean outer product of the samples' gradients.
+
+    Neither a projection nor a structure is assumed. Whole gradients are kept of every sample, and where they are longer
+    than the store is large, the N x N matrix of their inner products: for stores that fit memory.
+
+    Args:
+        regularisation: lambda, as a fraction of the samples' mean squared norm.
+        settings: The arguments of ``GradientMethod``.
+    """
+
+    def __init__(self, regularisation: float = 0.1, **settings: Any) -> None:
+        super().__init__(projection=None, regularisation=regularisation, **settings)
+
+    @property
+    def name(self) -> str:
+        """``influence-exact``."""
+        return "influence-exact"

@@ -1,0 +1,124 @@
+"""What the methods have in common that compare per-sample gradients with those of queries."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping
+
+import torch
+from torch import Tensor
+
+from datamodules.errors import UserError
+from lightning_attr.console import warn
+from lightning_attr.denoisers import select_weights
+from lightning_attr.gradients import Output, SampleGradients, draw_gradients, linear_weights, sample_gradients
+from lightning_attr.methods.base import Batch, Context, Method
+from lightning_attr.region import read_region
+
+#: Queries whose gradients are computed together.
+QUERY_BATCH = 64
+
+
+class GradientMethod(Method):
+    """Compares gradients of an output of the model, by some of its weights, of queries and of samples.
+
+    Args:
+        output: What is differentiated.
+        weights: ``cross_kv``, ``cross_attention``, ``attention``, ``all``, or a regular expression.
+        captions: Only the first so many captions of each sample; None is all.
+        views: Only the first so many views of each sample; None is all.
+        per_draw: Compare the gradients at each draw, and sum what comes out, instead of the gradients' means over
+            draws. A sample then counts where it changes the model at the query's own timesteps and noises, which is
+            what shared draws are for.
+        query: What is differentiated for queries; None is the same as for samples. A ``draws.window`` asks about some
+            timesteps only.
+        region: A greyscale image; the brighter a place, the more of it is asked about. None is the whole query.
+    """
+
+    def __init__(
+        self,
+        output: Output = Output(),
+        weights: str = "cross_kv",
+        captions: int | None = 1,
+        views: int | None = 1,
+        per_draw: bool = False,
+        query: Output | None = None,
+        region: str | None = None,
+    ) -> None:
+        self.output = output
+        self.weights = weights
+        self.captions = captions
+        self.views = views
+        self.per_draw = per_draw
+        self.query = query
+        self.region = region
+        if per_draw and query is not None and len(query.draws) != len(output.draws):
+            raise UserError(
+                f"method.per_draw: found {len(query.draws)} draws of queries and {len(output.draws)} of samples, "
+                "expected as many"
+            )
+
+    def prepare(self, context: Context) -> None:
+        """Select the weights and take the gradients of the queries."""
+        self._model = context.trained()
+        self._selected = select_weights(self._model.denoiser, self.weights)
+        if linear_weights(self._model.denoiser, self._selected) is None:
+            warn("weights: not all of linear layers; per-sample gradients go through torch.func, which is slow")
+        self.prepare_queries(context)
+
+    @abstractmethod
+    def prepare_queries(self, context: Context) -> None:
+        """Make of the queries' gradients what ``measure`` or ``score`` needs."""
+
+    def gradients(self, batch: Batch) -> Iterator[SampleGradients]:
+        """Yield the gradients of a batch of samples: of each draw with ``per_draw``, else one, their mean."""
+        return self._take(batch, self.output, self.views, self.captions)
+
+    def query_gradients(self, context: Context) -> list[dict[str, Tensor]]:
+        """Return the gradients of all queries by weight name, [Q, *shape]: of each draw, or one, their mean."""
+        queries, region = self.query_batch(context), self.query_region(context)
+        batches = [
+            {name: value[start : start + QUERY_BATCH] for name, value in queries.items()}
+            for start in range(0, len(queries["id"]), QUERY_BATCH)
+        ]
+        output = self.query or self.output
+        taken = [[dict(one.named()) for one in self._take(batch, output, region=region)] for batch in batches]
+        return [
+            {name: torch.cat([part[name] for part in parts]) for name in parts[0]} for parts in zip(*taken, strict=True)
+        ]
+
+    def query_batch(self, context: Context) -> Batch:
+        """Return the queries as a batch of samples."""
+        # A query's ids and a sample's ids overlap; negative ids keep their own noises apart.
+        return {**context.queries, "id": -1 - context.queries["id"]}
+
+    def query_region(self, context: Context) -> Tensor | None:
+        """Return how much each place of the queries' latents counts, [H, W]."""
+        if self.region is None:
+            return None
+        return read_region(self.region, context.queries["latent"].shape[-2:]).to(context.device)
+
+    def _take(
+        self,
+        batch: Batch,
+        output: Output,
+        views: int | None = None,
+        captions: int | None = None,
+        region: Tensor | None = None,
+    ) -> Iterator[SampleGradients]:
+        arguments = (
+            self._model.denoiser,
+            self._model.scheduler,
+            self._selected,
+            batch,
+            output,
+            views,
+            captions,
+            region,
+        )
+        return draw_gradients(*arguments) if self.per_draw else iter([sample_gradients(*arguments)])
+
+
+def products(rows: Mapping[str, Tensor], gradients: SampleGradients) -> Tensor:
+    """Return the inner products of queries [Q, *shape] by name with per-sample gradients, [B, Q]."""
+    return torch.stack([each.flatten(1) @ rows[name].flatten(1).T for name, each in gradients.named()]).sum(0)

@@ -1,0 +1,69 @@
+"""TRAK: ridge regression on projected gradients (Park et al., ICML 2023, section 3)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_attr.gradients import SampleGradients
+from lightning_attr.methods.base import Batch, Context
+from lightning_attr.methods.ensemble import Columns
+from lightning_attr.methods.gradient_method import GradientMethod
+from lightning_attr.methods.kernel import ridge_scores
+from lightning_attr.projection import Projection
+
+
+class Trak(GradientMethod):
+    """``Phi_q (Phi^T Phi + lambda)^-1 Phi^T``, Phi the gradients, projected or not.
+
+    Without a projection it is the influence function of the exact empirical Fisher. With ``per_draw`` the features of
+    every draw have a regression of their own, and the scores are summed.
+
+    Args:
+        projection: How many numbers are kept of a sample's gradient; None is the whole gradient.
+        regularisation: lambda, as a fraction of the samples' mean squared norm.
+        projection_seed: Another seed is another projection.
+        settings: The arguments of ``GradientMethod``.
+    """
+
+    def __init__(
+        self, projection: int | None = 4096, regularisation: float = 0.1, projection_seed: int = 0, **settings: Any
+    ) -> None:
+        super().__init__(**settings)
+        self.projection = projection
+        self.regularisation = regularisation
+        self.projection_seed = projection_seed
+
+    def prepare_queries(self, context: Context) -> None:
+        """Take the queries' features."""
+        self._project = self._flat
+        if self.projection is not None:
+            self._project = Projection(self._selected, self.projection, self.projection_seed)
+        self._features = self.query_features(context)
+
+    def query_features(self, context: Context) -> list[Tensor]:
+        """Return the features of all queries, [Q, R]: of each draw, or of their mean."""
+        region = self.query_region(context)
+        taken = self._take(self.query_batch(context), self.query or self.output, region=region)
+        return [self._project(one).cpu() for one in taken]
+
+    @staticmethod
+    def _flat(gradients: SampleGradients) -> Tensor:
+        return gradients.flat()
+
+    def measure(self, batch: Batch) -> Tensor:
+        """Return the features of a batch, those of all draws side by side, [B, draws * R]."""
+        return torch.cat([self._project(one) for one in self.gradients(batch)], dim=1)
+
+    def score(self, chunks: Sequence[Tensor]) -> Iterator[Tensor]:
+        """Solve the regression of each draw, and yield the sum of the scores."""
+        width = self._features[0].shape[1]
+        by_draw = [
+            ridge_scores(query, Columns(chunks, draw * width, (draw + 1) * width), self.regularisation)
+            for draw, query in enumerate(self._features)
+        ]
+        for parts in zip(*by_draw, strict=True):
+            yield torch.stack(parts).sum(0)

@@ -1,0 +1,218 @@
+"""Unlearn one query as MUCS does: training goes on, while the query's loss is driven up to that of knowing nothing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor
+
+from datamodules import LatentDataModule
+from datamodules.errors import UserError
+from datamodules.store import Store
+from lightning_attr.artifacts import file_digest, save_tensors
+from lightning_attr.denoisers import select_weights
+from lightning_attr.diffusion import add_noise, mean_square, prediction_target
+from lightning_attr.noise import Draws, batch_noise, draw_timesteps, keyed_generator, training_noise
+from lightning_attr.tasks.analysis import AnalysisTask
+from lightning_attr.tasks.latent_diffusion import check_shapes
+
+
+def mirrored_loss(retain: Tensor, query: Tensor, null: Tensor, forget: float) -> Tensor:
+    """Return ``L_retain - forget * min(L_forget, L_null)``, a scalar; beyond the null loss the query has no pull."""
+    return retain - forget * torch.minimum(query, null)
+
+
+class MirroredUnlearning(AnalysisTask):
+    """AdamW on ``L_retain - forget * min(L_forget, L_null)`` until ``L_forget`` is ``until`` times ``L_null`` (MUCS).
+
+    ``L_retain`` is the training loss of a batch of the store, ``L_forget`` the query's loss, and ``L_null`` the query's
+    loss under a network that predicts zero, the mean square of its target: about 1 where the noise is predicted. That
+    is our reading of the paper's null loss, which must exist for unconditional models as well, so it cannot be the loss
+    without a caption. The minimum bounds the ascent: there is no pull beyond it. Writes ``weights.safetensors``, the
+    changed weights only, for the method ``Mucs``.
+
+    Args:
+        checkpoint: A checkpoint of ``LatentDiffusion``.
+        queries: A query store.
+        query: The id of the query to unlearn.
+        weights: ``cross_kv``, ``cross_attention``, ``attention``, ``all``, or a regular expression.
+        learning_rate: Of AdamW; the paper takes a tenth of training's.
+        forget: How much the query's loss counts against that of the store.
+        until: Stop when the query's loss is this share of the null loss; None takes all steps of the trainer.
+        query_draws: Random draws of the query in a step.
+        draws: Where the query's loss is measured to see whether to stop.
+        seed: Of the noise.
+    """
+
+    def __init__(
+        self,
+        checkpoint: str,
+        queries: str,
+        query: int,
+        weights: str = "all",
+        learning_rate: float = 1e-5,
+        forget: float = 0.2,
+        until: float | None = 0.95,
+        query_draws: int = 16,
+        draws: Draws = Draws(),
+        seed: int = 0,
+    ) -> None:
+        super().__init__(checkpoint)
+        self.queries = queries
+        self.query = query
+        self.weights = weights
+        self.learning_rate = learning_rate
+        self.forget = forget
+        self.until = until
+        self.query_draws = query_draws
+        self.draws = draws
+        self.seed = seed
+        self.selected = select_weights(self.denoiser, weights)
+        for weight in self.selected.values():
+            weight.requires_grad_()
+        self.timesteps = draw_timesteps(draws, len(self.scheduler.alphas_cumprod))
+        self.latent: Tensor
+        self.text: Tensor
+
+    @property
+    def data(self) -> LatentDataModule:
+        """The data of this run: what to retain."""
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        if not isinstance(data, LatentDataModule):
+            raise UserError(f"data: found {type(data).__name__}, expected LatentDataModule with what to retain")
+        return data
+
+    def setup(self, stage: str) -> None:
+        """Read the query, and check the stores against the network."""
+        queries = Store(self.queries)
+        for store in (queries, Store(self.data.store)):
+            check_shapes(store, self.denoiser)
+        position = queries.positions([self.query])
+        for name in ("latent", "text"):
+            value = torch.from_numpy(queries.read(name, position)[:, 0]).float()
+            self.register_buffer(name, value, persistent=False)
+
+    def on_train_batch_start(self, batch: dict[str, Tensor], batch_idx: int) -> int | None:
+        """End the run if the query is forgotten; asked before every step, so that a resumed run stops where it would.
+
+        Raises:
+            UserError: There is nothing to forget.
+        """
+        if self.until is None:
+            return None
+        share = self.forgotten()
+        self.log("unlearn/share_of_null_loss", share, prog_bar=True)
+        if not self.trainer.strategy.reduce_boolean_decision(share >= self.until):
+            return None
+        if self.global_step == 0:
+            raise UserError(
+                f"query {self.query}: its loss is {share:.3f} of the null loss before any step, expected less than "
+                f"model.until, {self.until}"
+            )
+        self.trainer.should_stop = True
+        return -1
+
+    @torch.no_grad()
+    def forgotten(self) -> float:
+        """Return the query's loss on the fixed draws as a share of the null loss."""
+        shape = self.latent.shape[1:]
+        # A query's ids and a sample's ids overlap; negative ids keep their noises apart.
+        ids = [-1 - self.query]
+        noise = torch.cat([batch_noise(self.draws, draw, shape, ids, 0, 0) for draw in range(len(self.draws))])
+        loss, null = self._query_losses(self.timesteps, noise)
+        return float(loss.mean() / null.mean())
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        """Return the loss of a batch and of random draws of the query.
+
+        The query's draws are the same on every rank, and the divisor is as in training: DDP's mean over ranks is then
+        the gradient of the mean over all of their samples.
+        """
+        losses = self._retain_losses(batch)
+        local = torch.stack([losses.detach().sum(), losses.new_tensor(len(losses))])
+        total, divisor = self.trainer.strategy.reduce(local, reduce_op="mean")
+        loss, null = (values.mean() for values in self._query_losses(*self._random_draws()))
+        for name, value in (("retain", total / divisor), ("query", loss.detach())):
+            if not torch.isfinite(value):
+                raise UserError(
+                    f"query {self.query}: the {name} loss is {value.item()} at step {self.global_step}, expected a "
+                    "finite one; lower model.learning_rate"
+                )
+            self.log(f"unlearn/{name}_loss", value)
+        return mirrored_loss(losses.sum() / divisor, loss, null, self.forget)
+
+    def _retain_losses(self, batch: dict[str, Tensor]) -> Tensor:
+        latent, ids = batch["latent"], batch["id"].tolist()
+        steps = len(self.scheduler.alphas_cumprod)
+        noise, timesteps, _ = training_noise(self.seed, self.current_epoch, ids, latent.shape[1:], steps)
+        return self._losses(latent, batch["text"], timesteps.to(latent.device), noise.to(latent.device))[0]
+
+    def _random_draws(self) -> tuple[Tensor, Tensor]:
+        """Return timesteps int64 [D] and noises [D, C, H, W] of this step."""
+        generator = keyed_generator("mirrored", self.seed, self.query, self.global_step)
+        timesteps = generator.integers(len(self.scheduler.alphas_cumprod), size=self.query_draws)
+        noise = generator.standard_normal((self.query_draws, *self.latent.shape[1:]), dtype=np.float32)
+        return torch.from_numpy(timesteps), torch.from_numpy(noise)
+
+    def _query_losses(self, timesteps: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        count, device = len(timesteps), self.latent.device
+        latent = self.latent.expand(count, *self.latent.shape[1:])
+        text = self.text.expand(count, *self.text.shape[1:])
+        return self._losses(latent, text, timesteps.to(device), noise.to(device))
+
+    def _losses(self, latent: Tensor, text: Tensor, timesteps: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the losses of the network, and of one that predicts zero, both [B]."""
+        alphas_cumprod = self.scheduler.alphas_cumprod.to(latent.device)[timesteps]
+        target = prediction_target(latent, noise, alphas_cumprod, self.scheduler.config.prediction_type)
+        prediction: Tensor = self.denoiser(add_noise(latent, noise, alphas_cumprod), timesteps, text).sample
+        return mean_square(prediction - target), mean_square(target)
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """AdamW, as in training."""
+        return torch.optim.AdamW(list(self.selected.values()), self.learning_rate, weight_decay=0.0)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the changed weights."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["weights"] = {name: weight.detach() for name, weight in self.selected.items()}
+
+    @torch.no_grad()
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Restore the changed weights."""
+        for name, value in checkpoint["weights"].items():
+            self.selected[name].copy_(value)
+
+    def on_fit_end(self) -> None:
+        """Write ``weights.safetensors``.
+
+        Raises:
+            UserError: The trainer's steps did not suffice.
+        """
+        self.to(self.trainer.strategy.root_device)
+        share = self.forgotten()
+        if self.until is not None and share < self.until:
+            raise UserError(
+                f"query {self.query}: its loss is {share:.3f} of the null loss after {self.global_step} steps, "
+                f"expected model.until, {self.until}; raise trainer.max_steps"
+            )
+        if self.trainer.is_global_zero:
+            save_tensors(self.run / "weights.safetensors", self.selected, self.settings())
+
+    def settings(self) -> dict[str, Any]:
+        """Return what the changed weights depend on."""
+        names = ("query", "weights", "learning_rate", "forget", "until", "query_draws", "seed")
+        return {
+            **{name: getattr(self, name) for name in names},
+            "steps": self.global_step,
+            "batch_size": self.data.batch_size,
+            "draws": vars(self.draws),
+            "digests": self.digests(),
+        }
+
+    def digests(self) -> dict[str, str]:
+        """Return the digests of everything that this task was given."""
+        files = {"checkpoint": self.checkpoint, "store": self.data.store, "queries": self.queries}
+        return {name: file_digest(path) for name, path in files.items()}
