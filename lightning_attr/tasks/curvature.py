@@ -71,7 +71,7 @@ class Curvature(AnalysisTask):
             output: Tensor = self.denoiser(latent, timestep, text).sample
             return output.flatten(1).sum(1)
 
-        return layers_on(text, captured(set(layers.values()), values), layers)
+        return layers_on(text, captured({*layers.values()}, values), layers)
 
     @property
     def data(self) -> LatentDataModule:

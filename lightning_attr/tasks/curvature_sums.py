@@ -150,10 +150,10 @@ class KFACSums(Sums):
         self, network: nn.Module, losses: Losses, inputs: tuple[Tensor, ...]
     ) -> list[tuple[str, Tensor, Tensor]]:
         """Return layer, input and gradient at the output of every call; inputs shared by layers are one tensor."""
-        names = {layer: name for name, layer in self.layers.items()}
+        names: dict[nn.Module, str] = {layer: name for name, layer in self.layers.items()}
         extended: dict[tuple[str, int], Tensor] = {}
         result = []
-        for call in captured(set(self.layers.values()), lambda: losses(network, inputs)):
+        for call in captured({*self.layers.values()}, lambda: losses(network, inputs)):
             name = names[call.layer]
             key = (self.inputs[name], id(call.input))
             if key not in extended:
@@ -284,13 +284,13 @@ def linear_layers(network: nn.Module, selected: Mapping[str, nn.Parameter], kind
         UserError: A weight is of another layer, or a bias comes without its weight.
     """
     layers = {}
-    for name, weight in selected.items():
-        layer = linear_weights(network, {name: weight})
-        if layer is None:
+    for name in selected:
+        layer = network.get_submodule(layer_of(name))
+        if type(layer) is not nn.Linear:
             raise UserError(f"weights: found {name}, expected weights of linear layers alone for kind {kind!r}")
         if f"{layer_of(name)}.weight" not in selected:
             raise UserError(f"weights: found {name} alone, expected the weight with the bias for kind {kind!r}")
-        layers[layer_of(name)] = layer[name]
+        layers[layer_of(name)] = layer
     return layers
 
 
