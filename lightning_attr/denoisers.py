@@ -22,6 +22,7 @@ WEIGHT_PATTERNS: Mapping[str, str] = {
     "cross_kv": r"\battn2\.to_[kv]\.",
     "cross_attention": r"\battn2\.",
     "attention": r"\battn[12]\.",
+    "matrices": r"^(?!.*norm).*\.weight$",  # of all linear layers and convolutions
     "all": r"",
 }
 

@@ -133,8 +133,8 @@ def generate(
     generators = seeded_generators(seeds)
     noise = initial_noise(generators, shape)
     latent = start = noise.to(text.device)
-    for step in _trajectory(denoiser, scheduler, text, null_text, start, generators, steps, guidance):
-        latent = step[1]
+    for _, stepped, _ in _trajectory(denoiser, scheduler, text, null_text, start, generators, steps, guidance):
+        latent = stepped
         on_step()
     return latent, noise
 

@@ -1,11 +1,13 @@
 """True per-sample gradients of the selected weights.
 
 A linear layer sees its input X [B, L, in] and the gradient at its output G [B, L, out]; its per-sample weight gradient
-is the product ``G^T X`` [B, out, in]. So does a convolution, X being the patches under its kernel. Hooks capture both in
-one backward pass, with neither ``vmap`` nor weight gradients. Where the input is the text state itself, as at
+is the product ``G^T X`` [B, out, in]. So does a convolution, X being the patches under its kernel. Hooks capture both
+in one backward pass, with neither ``vmap`` nor weight gradients. Where the input is the text state itself, as at
 cross-attention's keys and values, it is the same at every draw: the gradients at the output are summed over draws, and
-one product remains. Other weights, such as those of norms, fall back to ``torch.func``, which is slower and needs the
-loss as a function of one sample.
+one product remains. Where a weight is of another kind, such as a norm's, all go through ``torch.func``, which is slower
+and needs the loss as a function of one sample.
+
+Under autocast the network runs in low precision; what is made of the gradients afterwards does not.
 
 Shapes: B samples, V views, K captions, D draws, L tokens.
 """
@@ -54,21 +56,29 @@ class Call(NamedTuple):
     input: Tensor
     gradient: Tensor
 
-    def factors(self) -> tuple[Tensor, Tensor]:
-        """Return X [B, L, in] and G [B, L, out], whose product ``G^T X`` is the gradient by the weight, flattened.
-
-        A convolution is a linear map of the patches under its kernel, one for each place of its output.
-        """
+    def input_rows(self) -> Tensor:
+        """Return X [B, L, in]: of a convolution the patches under its kernel, one for each place of its output."""
         if isinstance(self.layer, nn.Conv2d):
-            return _patches(self.layer, self.input).transpose(1, 2), self.gradient.flatten(2).transpose(1, 2)
-        size = len(self.gradient)
-        x_BLI, g_BLO = self.input, self.gradient
-        return x_BLI.reshape(size, -1, x_BLI.shape[-1]), g_BLO.reshape(size, -1, g_BLO.shape[-1])
+            return _patches(self.layer, self.input.detach()).transpose(1, 2)
+        return self.input.detach().reshape(len(self.input), -1, self.input.shape[-1])
+
+    def gradient_rows(self) -> Tensor:
+        """Return G [B, L, out]; ``G^T X`` is the gradient by the weight, flattened."""
+        if isinstance(self.layer, nn.Conv2d):
+            return self.gradient.flatten(2).transpose(1, 2)
+        return self.gradient.reshape(len(self.gradient), -1, self.gradient.shape[-1])
 
 
 def _patches(layer: nn.Conv2d, x: Tensor) -> Tensor:
     assert not isinstance(layer.padding, str)
     return nn.functional.unfold(x, layer.kernel_size, layer.dilation, layer.padding, layer.stride)
+
+
+def outside_autocast(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Let a function compute in the precision of its arguments, also under autocast: bfloat16 scores tie."""
+    for device in ("cpu", "cuda"):
+        function = torch.autocast(device, enabled=False)(function)
+    return function
 
 
 @dataclass
@@ -91,6 +101,7 @@ class SampleGradients:
             yield name, gradient.transpose(1, 2) @ self.text
         yield from self.dense.items()
 
+    @outside_autocast
     def flat(self) -> Tensor:
         """Return the gradients by all weights in one row per sample, [B, P], in the order of :meth:`named`."""
         return torch.cat([gradient.flatten(1) for _, gradient in self.named()], dim=1)
@@ -133,7 +144,7 @@ def sample_gradients(
     total = next(by_draw)
     for one in by_draw:
         _add(total, one)
-    return scaled(total, torch.full_like(total.text[:, 0, 0], 1 / len(output.draws)))
+    return scaled(total, total.text.new_full([len(total.text)], 1 / len(output.draws)))
 
 
 def draw_gradients(
@@ -236,7 +247,8 @@ def captured(layers: set[Layer], values: Callable[[], Tensor]) -> list[Call]:
 
     with _hooked(layers, record), torch.enable_grad():
         total = values().sum()
-    gradients = torch.autograd.grad(total, [output for _, _, output in calls])
+    # An output that the values do not depend on has the gradient zero.
+    gradients = torch.autograd.grad(total, [output for _, _, output in calls], materialize_grads=True)
     return [Call(layer, x, gradient) for (layer, x, _), gradient in zip(calls, gradients, strict=True)]
 
 
@@ -255,19 +267,14 @@ def linear_gradients(layers: Mapping[str, Layer], values: Callable[[], Tensor]) 
 
     A layer that was called several times gets the sum.
     """
-    result: PerSampleGradients = {}
-    for call in captured(set(layers.values()), values):
-        for name, layer in layers.items():
-            if layer is call.layer:
-                _accumulate(result, name, _contract(name, call))
-    return result
+    no_text = torch.empty(0)  # is the input of no layer
+    return captured_gradients(layers, values, no_text).dense
 
 
 def _contract(name: str, call: Call) -> Tensor:
-    x_BLI, g_BLO = call.factors()
     if name.endswith("bias"):
-        return g_BLO.sum(1)
-    product = g_BLO.transpose(1, 2) @ x_BLI.detach()
+        return call.gradient_rows().sum(1)
+    product = call.gradient_rows().transpose(1, 2) @ call.input_rows()
     return product.reshape(len(product), *call.layer.weight.shape)
 
 
@@ -296,6 +303,7 @@ def _inverse_norms(gradients: SampleGradients) -> Tensor:
     return torch.where(norms > 0, 1 / norms, 0)
 
 
+@outside_autocast
 def squared_norms(gradients: SampleGradients) -> Tensor:
     """Return the squared norm of every sample's gradient, [B]: of ``G^T X`` it is the sum of ``(G G^T) * (X X^T)``."""
     norms = gradients.text.new_zeros(len(gradients.text))

@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from functools import lru_cache
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from datamodules.errors import UserError
-from lightning_attr.gradients import SampleGradients
+from lightning_attr.gradients import SampleGradients, outside_autocast
 from lightning_attr.noise import keyed_generator
 
 
@@ -39,26 +38,31 @@ class Projection:
         self.ranks = {
             name: _ranks(_matrix_shape(weight), dimension // len(weights)) for name, weight in weights.items()
         }
+        self._signs: dict[tuple[str, int], Tensor] = {}
 
+    @outside_autocast
     def __call__(self, gradients: SampleGradients) -> Tensor:
-        """Return the projected gradients, [B, R]."""
+        """Return the projected gradients, [B, R]; which weights are on the text must be the same at every call."""
         parts = []
         for name, g_BLO in gradients.at_output.items():
             rows, columns = self.ranks[name]
             # All layers on the text share the matrix of its side, and so its projection.
-            parts.append(self._left(name, g_BLO, rows).transpose(1, 2) @ self._right("text", gradients.text, columns))
+            right_BLS = self._project(gradients.text, "text", columns)
+            parts.append(self._project(g_BLO, f"{name}/out", rows).mT @ right_BLS)
         for name, value in gradients.dense.items():
             rows, columns = self.ranks[name]
             matrix_BOI = value.reshape(len(value), value.shape[1], -1)
-            right = self._right(name, matrix_BOI, columns)
-            parts.append(self._left(name, right.transpose(1, 2), rows).transpose(1, 2))
+            right_BOS = self._project(matrix_BOI, f"{name}/in", columns)
+            parts.append(self._project(right_BOS.mT, f"{name}/out", rows).mT)
         return torch.cat([part.flatten(1) for part in parts], dim=1)
 
-    def _left(self, name: str, values: Tensor, rank: int) -> Tensor:
-        return values @ _signs(self.seed, f"{name}/out", values.shape[-1], rank).to(values)
-
-    def _right(self, name: str, values: Tensor, rank: int) -> Tensor:
-        return values @ _signs(self.seed, f"{name}/in", values.shape[-1], rank).to(values)
+    def _project(self, values: Tensor, key: str, rank: int) -> Tensor:
+        """Project the last axis of ``values``; at full rank they stay as they are."""
+        if rank == values.shape[-1]:
+            return values
+        if (key, rank) not in self._signs:
+            self._signs[key, rank] = rademacher(self.seed, key, values.shape[-1], rank).to(values)
+        return values @ self._signs[key, rank]
 
 
 def _matrix_shape(weight: Tensor) -> tuple[int, int]:
@@ -75,11 +79,7 @@ def _ranks(shape: tuple[int, int], dimension: int) -> tuple[int, int]:
     return min(rows, max(1, dimension // right)), right
 
 
-@lru_cache(maxsize=1024)
-def _signs(seed: int, key: str, size: int, rank: int) -> Tensor:
-    """Return a Rademacher matrix [size, rank], scaled so that inner products are kept; the identity at full rank."""
-    if rank == size:
-        return torch.eye(size)
+def rademacher(seed: int, key: str, size: int, rank: int) -> Tensor:
+    """Return a matrix of random signs, float32 [size, rank], scaled so that it keeps inner products on average."""
     bits = keyed_generator("projection", seed, key).integers(0, 2, (size, rank), dtype=np.int8)
-    signs = torch.from_numpy(2 * bits.astype(np.float32) - 1)
-    return signs / math.sqrt(rank)
+    return torch.from_numpy(2 * bits.astype(np.float32) - 1) / math.sqrt(rank)

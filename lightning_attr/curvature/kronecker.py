@@ -1,6 +1,7 @@
 """K-FAC and EK-FAC: a layer's Fisher as a Kronecker product, and its inverse applied as factors.
 
-A linear layer sees an input x and gets a gradient g at its output, at each of its tokens. K-FAC (Martens and Grosse,
+A linear layer sees an input x and gets a gradient g at its output, at each of its tokens; a convolution's tokens are
+the places of its output, and x the patch under its kernel. K-FAC (Martens and Grosse,
 2015) takes the layer's Fisher for ``E[x x^T] (x) E[g g^T]``, means over tokens; its eigenvectors are products of the
 factors' and its eigenvalues products of theirs. EK-FAC (George et al., 2018) keeps the eigenvectors and replaces the
 eigenvalues by what the per-sample gradients have along them, ``E[(U_g^T G U_x)^2]`` with G = ``sum over tokens of
@@ -90,8 +91,8 @@ class KroneckerCurvature:
         """Return ``(F + damping)^-1 g`` for the named gradients, in the gradients' type.
 
         Args:
-            gradients: [..., O, I] of ``LAYER.weight``, [..., O] of ``LAYER.bias``; any leading axes. A layer's weight
-                and bias are one matrix, so that they come together.
+            gradients: [..., O, I] of ``LAYER.weight``, or [..., O, C, H, W] of a convolution's, and [..., O] of
+                ``LAYER.bias``; any leading axes. A layer's weight and bias are one matrix, so that they come together.
             damping: Added to the eigenvalues of each layer.
 
         Raises:
@@ -102,14 +103,15 @@ class KroneckerCurvature:
         for layer in dict.fromkeys(layer_of(name) for name in gradients):
             if layer not in self.layers:
                 raise missing(layer, self.settings)
-            joined = join(gradients.get(f"{layer}.weight"), gradients.get(f"{layer}.bias"), layer)
             curvature = self.layers[layer]
+            weight, bias = gradients.get(f"{layer}.weight"), gradients.get(f"{layer}.bias")
+            joined = join(as_matrix(weight, curvature), bias, layer)
             check_shape(layer, joined, curvature.eigenvalues.shape)
             inverse = curvature.inverse(joined, damping, layer)
             if f"{layer}.bias" in gradients:
                 result[f"{layer}.bias"] = inverse[..., -1]
                 inverse = inverse[..., :-1]
-            result[f"{layer}.weight"] = inverse
+            result[f"{layer}.weight"] = inverse.reshape(gradients[f"{layer}.weight"].shape)
         return {name: result[name] for name in gradients}
 
     def finite(self) -> bool:
@@ -164,6 +166,12 @@ def layer_curvature(
 def layer_of(name: str) -> str:
     """Return the layer that a parameter belongs to."""
     return name.rpartition(".")[0]
+
+
+def as_matrix(weight: Tensor | None, curvature: LayerCurvature) -> Tensor | None:
+    """Return the gradient by a layer's weight as [..., O, I], where it is a convolution's [..., O, C, H, W]."""
+    columns = curvature.eigenvalues.shape[-1]
+    return weight.flatten(-3) if weight is not None and weight.ndim >= 4 and weight.shape[-1] < columns - 1 else weight
 
 
 def join(weight: Tensor | None, bias: Tensor | None, layer: str) -> Tensor:

@@ -88,7 +88,9 @@ def plain(value: Any) -> Any:
     if isinstance(value, Method):
         return {"method": value.name, **value.settings()}
     if is_dataclass(value) and not isinstance(value, type):
-        return {name: plain(each) for name, each in asdict(value).items()}
+        return plain(asdict(value))
+    if isinstance(value, Mapping):
+        return {name: plain(each) for name, each in value.items()}
     if isinstance(value, list | tuple):
         return [plain(each) for each in value]
     return value

@@ -46,20 +46,18 @@ class Combined(Method):
         widths = chunks[0][0, -len(self.methods) :].long().tolist()
         edges = list(pairwise(accumulate(widths, initial=0)))
         parts = [Columns(chunks, *edge) for edge in edges]
-        moments = [_moments(method.score(part)) for method, part in zip(self.methods, parts, strict=True)]
-        for scores in zip(*(method.score(part) for method, part in zip(self.methods, parts, strict=True)), strict=True):
-            yield (
-                torch.stack(
-                    [(one.double() - mean) / deviation for one, (mean, deviation) in zip(scores, moments, strict=True)]
-                )
-                .sum(0)
-                .float()
-            )
+        pairs = list(zip(self.methods, parts, strict=True))
+        moments = [_moments(method.score(part)) for method, part in pairs]
+        for by_method in zip(*(method.score(part) for method, part in pairs), strict=True):
+            standardised = [
+                (one.double() - mean) / deviation for one, (mean, deviation) in zip(by_method, moments, strict=True)
+            ]
+            yield torch.stack(standardised).sum(0).float()
 
 
 def _moments(scores: Iterator[Tensor]) -> tuple[Tensor, Tensor]:
     """Return mean and deviation over all samples, float64 [Q, 1] each; where all are equal, a deviation of 1."""
-    count, total, squares = 0, torch.zeros(()).double(), torch.zeros(()).double()
+    count, total, squares = 0, torch.zeros(()), torch.zeros(())
     for one in scores:
         count += one.shape[1]
         total = total.to(one.device) + one.double().sum(1, keepdim=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from lightning_attr.gradients import Output
@@ -13,11 +14,14 @@ class DTrak(Trak):
 
     Args:
         output: What is differentiated.
+        query: What is differentiated for queries; its function is that of ``output``. None is the same as for samples.
         settings: The arguments of ``Trak``.
     """
 
-    def __init__(self, output: Output = Output("squared_output"), **settings: Any) -> None:
-        super().__init__(output=output, **settings)
+    def __init__(self, output: Output = Output("squared_output"), query: Output | None = None, **settings: Any) -> None:
+        # Who asks for other draws of queries names no function, and the default is the loss.
+        query = None if query is None else replace(query, function=output.function)
+        super().__init__(output=output, query=query, **settings)
 
     @property
     def name(self) -> str:

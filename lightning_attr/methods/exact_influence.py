@@ -8,10 +8,10 @@ from lightning_attr.methods.trak import Trak
 
 
 class ExactInfluence(Trak):
-    """``grad L(query)^T (F + lambda)^-1 grad L(sample)``, F the mean outer product of the samples' gradients.
+    """``grad L(query)^T (F + lambda)^-1 grad L(sample)``, F the sum of the outer products of the samples' gradients.
 
     Neither a projection nor a structure is assumed. Whole gradients are kept of every sample, and where they are longer
-    than the store is large, the N x N matrix of their inner products: for stores that fit memory.
+    than the store is large, the N x N matrix of their inner products must fit memory.
 
     Args:
         regularisation: lambda, as a fraction of the samples' mean squared norm.

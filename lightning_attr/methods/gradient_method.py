@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,7 +12,14 @@ from torch import Tensor
 from datamodules.errors import UserError
 from lightning_attr.console import warn
 from lightning_attr.denoisers import select_weights
-from lightning_attr.gradients import Output, SampleGradients, draw_gradients, linear_weights, sample_gradients
+from lightning_attr.gradients import (
+    Output,
+    SampleGradients,
+    draw_gradients,
+    linear_weights,
+    outside_autocast,
+    sample_gradients,
+)
 from lightning_attr.methods.base import Batch, Context, Method
 from lightning_attr.region import read_region
 
@@ -74,17 +82,19 @@ class GradientMethod(Method):
         """Yield the gradients of a batch of samples: of each draw with ``per_draw``, else one, their mean."""
         return self._take(batch, self.output, self.views, self.captions)
 
+    def gradients_of_queries(self, context: Context) -> Iterator[Iterator[SampleGradients]]:
+        """Yield for some queries at a time what :meth:`gradients` yields for a batch of samples."""
+        queries, region = self.query_batch(context), self.query_region(context)
+        for start in range(0, len(queries["id"]), QUERY_BATCH):
+            batch = {name: value[start : start + QUERY_BATCH] for name, value in queries.items()}
+            yield self._take(batch, self.query or self.output, region=region)
+
     def query_gradients(self, context: Context) -> list[dict[str, Tensor]]:
         """Return the gradients of all queries by weight name, [Q, *shape]: of each draw, or one, their mean."""
-        queries, region = self.query_batch(context), self.query_region(context)
-        batches = [
-            {name: value[start : start + QUERY_BATCH] for name, value in queries.items()}
-            for start in range(0, len(queries["id"]), QUERY_BATCH)
-        ]
-        output = self.query or self.output
-        taken = [[dict(one.named()) for one in self._take(batch, output, region=region)] for batch in batches]
+        by_batch = [[dict(one.named()) for one in each] for each in self.gradients_of_queries(context)]
         return [
-            {name: torch.cat([part[name] for part in parts]) for name in parts[0]} for parts in zip(*taken, strict=True)
+            {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+            for parts in zip(*by_batch, strict=True)
         ]
 
     def query_batch(self, context: Context) -> Batch:
@@ -106,19 +116,16 @@ class GradientMethod(Method):
         captions: int | None = None,
         region: Tensor | None = None,
     ) -> Iterator[SampleGradients]:
-        arguments = (
-            self._model.denoiser,
-            self._model.scheduler,
-            self._selected,
-            batch,
-            output,
-            views,
-            captions,
-            region,
-        )
-        return draw_gradients(*arguments) if self.per_draw else iter([sample_gradients(*arguments)])
+        take = draw_gradients if self.per_draw else _mean_alone
+        model = self._model
+        return take(model.denoiser, model.scheduler, self._selected, batch, output, views, captions, region)
 
 
+def _mean_alone(*arguments: Any) -> Iterator[SampleGradients]:
+    yield sample_gradients(*arguments)
+
+
+@outside_autocast
 def products(rows: Mapping[str, Tensor], gradients: SampleGradients) -> Tensor:
     """Return the inner products of queries [Q, *shape] by name with per-sample gradients, [B, Q]."""
     return torch.stack([each.flatten(1) @ rows[name].flatten(1).T for name, each in gradients.named()]).sum(0)

@@ -32,14 +32,17 @@ class GradientSimilarity(GradientMethod):
     def prepare_queries(self, context: Context) -> None:
         """Keep the queries' gradients and their norms."""
         self._rows = self.query_gradients(context)
-        self._norms = torch.stack([rows[name].flatten(1).square().sum(1) for rows in self._rows for name in rows]).sum(
-            0
-        )
+        parts = [part.flatten(1) for rows in self._rows for part in rows.values()]
+        self._squared_norms = torch.stack([part.square().sum(1) for part in parts]).sum(0)
 
     def measure(self, batch: Batch) -> Tensor:
         """Return the scores, [B, Q]."""
-        scores, norms = torch.zeros(()), torch.zeros(())
-        for rows, gradients in zip(self._rows, self.gradients(batch), strict=True):
-            scores = scores.to(gradients.text) + products(rows, gradients)
-            norms = norms.to(gradients.text) + squared_norms(gradients)
-        return scores / (norms.sqrt()[:, None] * self._norms.sqrt()) if self.kind == "cosine" else scores
+        by_draw = [
+            (products(rows, gradients), squared_norms(gradients))
+            for rows, gradients in zip(self._rows, self.gradients(batch), strict=True)
+        ]
+        dots_BQ, squares_B = (torch.stack(parts).sum(0) for parts in zip(*by_draw, strict=True))
+        if self.kind == "dot":
+            return dots_BQ
+        norms_BQ = squares_B.sqrt()[:, None] * self._squared_norms.sqrt()
+        return torch.where(norms_BQ > 0, dots_BQ / norms_BQ, 0)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lightning_attr.curvature import Damping, load_curvature
-from lightning_attr.methods.base import Batch, Context
+from lightning_attr.methods.base import Batch, Context, plain
 from lightning_attr.methods.gradient_method import GradientMethod, products
 
 
@@ -37,7 +37,7 @@ class Influence(GradientMethod):
 
     def settings(self) -> dict[str, Any]:
         """Return the settings, with those of the curvature in the place of its file's name."""
-        return {**super().settings(), "curvature": {**self._curvature.settings, "kind": self._curvature.kind}}
+        return {**super().settings(), "curvature": plain({**self._curvature.settings, "kind": self._curvature.kind})}
 
     def prepare_queries(self, context: Context) -> None:
         """Apply the inverse curvature to the queries' gradients."""
@@ -46,4 +46,4 @@ class Influence(GradientMethod):
     def measure(self, batch: Batch) -> Tensor:
         """Return the scores, [B, Q]."""
         parts = [products(rows, gradients) for rows, gradients in zip(self._rows, self.gradients(batch), strict=True)]
-        return torch.stack(parts).mean(0)
+        return torch.stack(parts).sum(0)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from datamodules.errors import UserError
 from lightning_attr.diffusion import predicted_original
-from lightning_attr.gradients import Output
 from lightning_attr.methods.base import Batch, Context
 from lightning_attr.methods.trak import Trak
 from lightning_attr.noise import Draws
@@ -16,18 +16,19 @@ class JourneyTrak(Trak):
     """TRAK whose query features are taken on the sampling's way: at the image predicted at a timestep, noised again.
 
     Args:
-        timestep: Where on the way; the sampling step nearest to it is taken.
+        timestep: Where on the way; the sampling step nearest to it is taken, and noise is added as of ``timestep``.
         noises: How many times the predicted image is noised again.
-        settings: The arguments of ``Trak``, but ``query``.
+        settings: The arguments of ``Trak``, but ``query`` and ``per_draw``.
     """
 
     def __init__(self, timestep: int = 400, noises: int = 20, **settings: Any) -> None:
         if settings.pop("query", None) is not None or settings.get("per_draw"):
-            raise UserError("method: found query or per_draw, which JourneyTrak settles itself")
+            raise UserError("method: found query or per_draw, expected neither: JourneyTrak settles them itself")
         super().__init__(**settings)
         self.timestep = timestep
         self.noises = noises
-        self.query = Output(draws=Draws(1, noises, seed=self.output.draws.seed, window=(timestep, timestep + 1)))
+        here = Draws(1, noises, seed=self.output.draws.seed, window=(timestep, timestep + 1))
+        self.query = replace(self.output, draws=here)
 
     @property
     def name(self) -> str:
@@ -35,19 +36,39 @@ class JourneyTrak(Trak):
         return "journey-trak"
 
     def query_batch(self, context: Context) -> Batch:
-        """Return the queries with the image predicted at the timestep in the place of their latent."""
-        batch = dict(super().query_batch(context))
-        store = context.query_store
-        metas = [store.meta(int(position)) for position in store.positions(context.queries["id"].tolist())]
+        """Return the queries with the image predicted at the timestep in the place of their latent.
+
+        Raises:
+            UserError: A query does not say how it was sampled, or not all were sampled alike.
+        """
+        batch = super().query_batch(context)
+        seeds, steps, guidance = sampling(context)
         latent = predicted_original(
             self._model.denoiser,
             self._model.scheduler,
-            batch["text"][:, 0].float(),
-            self._model.null_text.to(context.device),
-            [int(meta.attributes["seed"]) for meta in metas],
+            batch["text"][:, 0].to(self._model.null_text),
+            self._model.null_text,
+            seeds,
             self._model.latent_shape,
             self.timestep,
-            steps=int(metas[0].attributes["steps"]),
-            guidance=float(metas[0].attributes["guidance"]),
+            steps=steps,
+            guidance=guidance,
         )
         return {**batch, "latent": latent[:, None]}
+
+
+def sampling(context: Context) -> tuple[list[int], int, float]:
+    """Return the seed of each query, and the number of steps and the guidance that all were sampled with.
+
+    Raises:
+        UserError: A query does not say how it was sampled, or not all were sampled alike.
+    """
+    store, ids = context.query_store, context.queries["id"].tolist()
+    attributes = [store.meta(int(position)).attributes for position in store.positions(ids)]
+    for query, found in zip(ids, attributes, strict=True):
+        if missing := [name for name in ("seed", "steps", "guidance") if name not in found]:
+            raise UserError(f"queries {store.path}: found no {missing[0]} of query {query}, which JourneyTrak needs")
+    alike = {(int(found["steps"]), float(found["guidance"])) for found in attributes}
+    if len(alike) > 1:
+        raise UserError(f"queries {store.path}: found steps and guidance {sorted(alike)}, expected all sampled alike")
+    return [int(found["seed"]) for found in attributes], *alike.pop()

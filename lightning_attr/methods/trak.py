@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -10,7 +10,6 @@ from torch import Tensor
 
 from lightning_attr.gradients import SampleGradients
 from lightning_attr.methods.base import Batch, Context
-from lightning_attr.methods.ensemble import Columns
 from lightning_attr.methods.gradient_method import GradientMethod
 from lightning_attr.methods.kernel import ridge_scores
 from lightning_attr.projection import Projection
@@ -38,32 +37,17 @@ class Trak(GradientMethod):
         self.projection_seed = projection_seed
 
     def prepare_queries(self, context: Context) -> None:
-        """Take the queries' features."""
-        self._project = self._flat
+        """Take the queries' features: of each draw, or of their mean."""
+        self._project: Callable[[SampleGradients], Tensor] = SampleGradients.flat
         if self.projection is not None:
             self._project = Projection(self._selected, self.projection, self.projection_seed)
-        self._features = self.query_features(context)
-
-    def query_features(self, context: Context) -> list[Tensor]:
-        """Return the features of all queries, [Q, R]: of each draw, or of their mean."""
-        region = self.query_region(context)
-        taken = self._take(self.query_batch(context), self.query or self.output, region=region)
-        return [self._project(one).cpu() for one in taken]
-
-    @staticmethod
-    def _flat(gradients: SampleGradients) -> Tensor:
-        return gradients.flat()
+        by_batch = [torch.stack([self._project(one) for one in each]) for each in self.gradients_of_queries(context)]
+        self._features_DQR = torch.cat(by_batch, dim=1)
 
     def measure(self, batch: Batch) -> Tensor:
         """Return the features of a batch, those of all draws side by side, [B, draws * R]."""
         return torch.cat([self._project(one) for one in self.gradients(batch)], dim=1)
 
     def score(self, chunks: Sequence[Tensor]) -> Iterator[Tensor]:
-        """Solve the regression of each draw, and yield the sum of the scores."""
-        width = self._features[0].shape[1]
-        by_draw = [
-            ridge_scores(query, Columns(chunks, draw * width, (draw + 1) * width), self.regularisation)
-            for draw, query in enumerate(self._features)
-        ]
-        for parts in zip(*by_draw, strict=True):
-            yield torch.stack(parts).sum(0)
+        """Solve the regression of each draw, and yield the sums of the scores."""
+        return ridge_scores(self._features_DQR, chunks, self.regularisation)

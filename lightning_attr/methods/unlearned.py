@@ -34,35 +34,45 @@ class Unlearned(Method):
         self.views = views
 
     def settings(self) -> dict[str, Any]:
-        """Return the settings, with the digests of the changed weights."""
+        """Return the settings, with the digests of the changed weights in the place of the pattern."""
         return {**super().settings(), "changed": {path: file_digest(path) for path in sorted(glob(self.changed))}}
 
     def prepare(self, context: Context) -> None:
         """Read the changed weights of every query.
 
         Raises:
-            UserError: A query has none, or they are of another model.
+            UserError: A query has none or two, or they are of another model.
         """
         self._model = context.trained()
         self._parameters = dict(self._model.denoiser.named_parameters())
-        by_query = {
-            int(settings["query"]): weights for weights, settings in map(load_tensors, sorted(glob(self.changed)))
-        }
+        by_query = self._read()
         queries = context.queries["id"].tolist()
         if missing := [query for query in queries if query not in by_query]:
             raise UserError(
                 f"method.changed {self.changed}: found none of query {missing[0]}, expected all {len(queries)}"
             )
-        self._changed = [self._checked(by_query[query], context.device) for query in queries]
+        self._changed = [
+            {name: value.to(context.device) for name, value in by_query[query].items()} for query in queries
+        ]
 
-    def _checked(self, weights: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
+    def _read(self) -> dict[int, dict[str, Tensor]]:
+        """Return the changed weights of every query that there is a file of."""
+        result: dict[int, dict[str, Tensor]] = {}
+        for path in sorted(glob(self.changed)):
+            weights, settings = load_tensors(path)
+            if (query := settings.get("query")) is None:
+                raise UserError(f"{path}: found no query, expected the changed weights of one")
+            if query in result:
+                raise UserError(f"method.changed {self.changed}: found query {query} twice, the second time in {path}")
+            self._check(path, weights)
+            result[query] = weights
+        return result
+
+    def _check(self, path: str, weights: Mapping[str, Tensor]) -> None:
         for name, value in weights.items():
-            expected = self._parameters[name].shape if name in self._parameters else None
-            if value.shape != expected:
-                raise UserError(
-                    f"method.changed {self.changed}: found {name} {tuple(value.shape)}, expected {expected}"
-                )
-        return {name: value.to(device) for name, value in weights.items()}
+            expected = tuple(self._parameters[name].shape) if name in self._parameters else "no such weight"
+            if tuple(value.shape) != expected:
+                raise UserError(f"{path}: found {name} {tuple(value.shape)}, expected {expected}")
 
     @torch.no_grad()
     def measure(self, batch: Batch) -> Tensor:

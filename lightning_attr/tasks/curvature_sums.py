@@ -27,7 +27,7 @@ from lightning_attr.curvature.kronecker import (
     squared_rotated,
     with_one,
 )
-from lightning_attr.gradients import Call, captured, linear_weights, per_sample_gradients
+from lightning_attr.gradients import Call, Layer, captured, is_linear, linear_weights, per_sample_gradients
 
 Losses = Callable[[nn.Module, tuple[Tensor, ...]], Tensor]
 Shapes = Mapping[str, Sequence[int]]
@@ -135,8 +135,9 @@ class KFACSums(Sums):
 
     def _sizes(self) -> dict[str, int]:
         """Return the size of every factor by its name."""
-        sizes = {self.inputs[name]: layer.in_features + (name in self.biased) for name, layer in self.layers.items()}
-        return {**sizes, **{name: layer.out_features for name, layer in self.layers.items()}}
+        inputs = {name: layer.weight[0].numel() + (name in self.biased) for name, layer in self.layers.items()}
+        sizes = {self.inputs[name]: size for name, size in inputs.items()}
+        return {**sizes, **{name: len(layer.weight) for name, layer in self.layers.items()}}
 
     def of_batch(self, network: nn.Module, losses: Losses, inputs: tuple[Tensor, ...]) -> Tensor:
         """Return the sums of the second moments over tokens, with the number of tokens of each."""
@@ -157,8 +158,9 @@ class KFACSums(Sums):
             name = names[call.layer]
             key = (self.inputs[name], id(call.input))
             if key not in extended:
-                extended[key] = with_one(call.input.detach()) if name in self.biased else call.input.detach()
-            result.append((name, extended[key], call.gradient))
+                rows = call.input_rows()
+                extended[key] = with_one(rows) if name in self.biased else rows
+            result.append((name, extended[key], call.gradient_rows()))
         return result
 
     def _rows(self, calls: Sequence[tuple[str, Tensor, Tensor]]) -> list[tuple[str, Tensor]]:
@@ -277,24 +279,27 @@ class EKFACSums(KFACSums):
 SUMS: Mapping[str, type[KFACSums]] = {sums.kind: sums for sums in (KFACSums, EKFACSums)}
 
 
-def linear_layers(network: nn.Module, selected: Mapping[str, nn.Parameter], kind: str) -> dict[str, nn.Linear]:
-    """Return the linear layers of the selected weights by name.
+def linear_layers(network: nn.Module, selected: Mapping[str, nn.Parameter], kind: str) -> dict[str, Layer]:
+    """Return the layers of the selected weights by name, linear ones and convolutions.
 
     Raises:
         UserError: A weight is of another layer, or a bias comes without its weight.
     """
-    layers = {}
+    layers: dict[str, Layer] = {}
     for name in selected:
         layer = network.get_submodule(layer_of(name))
-        if type(layer) is not nn.Linear:
-            raise UserError(f"weights: found {name}, expected weights of linear layers alone for kind {kind!r}")
+        if not is_linear(layer):
+            raise UserError(
+                f"weights: found {name}, expected weights of linear layers and convolutions alone for kind {kind!r}"
+            )
+        assert isinstance(layer, Layer)
         if f"{layer_of(name)}.weight" not in selected:
             raise UserError(f"weights: found {name} alone, expected the weight with the bias for kind {kind!r}")
         layers[layer_of(name)] = layer
     return layers
 
 
-def layers_on(text: Tensor, calls: Sequence[Call], layers: Mapping[str, nn.Linear]) -> set[str]:
+def layers_on(text: Tensor, calls: Sequence[Call], layers: Mapping[str, Layer]) -> set[str]:
     """Return the names of the layers whose input is ``text`` itself in all of their calls.
 
     Raises:

@@ -23,7 +23,7 @@ from rich.table import Table
 
 from lightning_attr.artifacts import write_json
 from lightning_attr.console import err, out
-from tools.benchmark import loss_sweep, peers, prepare, read, sweep, train
+from tools.benchmark import loss_sweep, methods, peers, prepare, read, sweep, train
 from tools.benchmark.timing import Figure, Sizes
 
 PLAIN_WIDTH = 150
@@ -36,6 +36,7 @@ GROUPS: Mapping[str, Callable[[Path, Sizes], Iterator[Figure]]] = {
     "loss_sweep": loss_sweep.measure,
     "prepare": prepare.measure,
     "sweep": sweep.measure,
+    "methods": methods.measure,
 }
 
 
@@ -77,7 +78,7 @@ def _table(figures: Sequence[Figure]) -> Table:
     for figure in figures:
         spread = figure.value
         between = "" if spread is None else f"{_number(spread.lower)} to {_number(spread.upper)}"
-        aim = "" if figure.aim is None else f"≥ {figure.aim:g}"
+        aim = "" if figure.aim is None else f"{'≤' if figure.at_most else '≥'} {figure.aim:g}"
         table.add_row(figure.name, _median(figure), between, aim, figure.limit)
     return table
 

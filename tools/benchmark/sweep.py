@@ -67,7 +67,7 @@ def _sweep_ratio(folder: Path, sizes: Sizes) -> Spread:
     given |= {"evaluation": {"timesteps": TIMESTEPS}, "random": random}
     config.write_text(yaml.safe_dump({"sweep": given}))
     loop = seconds(lambda: _loop(folder, sweep))()
-    swept = seconds(lambda: _command("-m", "tools.sweep", "-c", str(config)))()
+    swept = seconds(lambda: command("-m", "tools.sweep", "-c", str(config)))()
     return Spread.of([loop / swept])
 
 
@@ -108,10 +108,10 @@ def _loop(folder: Path, sweep: Sweep) -> None:
         root = {"trainer": {"default_root_dir": str(folder / f"entry-{index}")}}
         path.write_text(yaml.safe_dump(merged(entry.settings, root)))
         configs = (word for config in (*sweep.train, str(path)) for word in ("-c", config))
-        _command("-m", "lightning_attr.cli", "fit", *configs)
+        command("-m", "lightning_attr.cli", "fit", *configs)
 
 
-def _command(*words: str) -> None:
+def command(*words: str) -> None:
     """Run a command as a user's shell would, with torch's default threads."""
     environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
     done = subprocess.run(

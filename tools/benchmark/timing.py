@@ -36,6 +36,7 @@ class Figure:
         value: What was measured; None if that was not possible here.
         limit: What limits it, or why there is no value.
         aim: The median should be at least this.
+        at_most: It should be at most that instead.
         kept: Whether it goes into the JSON file.
     """
 
@@ -43,6 +44,7 @@ class Figure:
     value: Spread | None
     limit: str
     aim: float | None = None
+    at_most: bool = False
     kept: bool = True
 
 
@@ -61,6 +63,12 @@ class Sizes:
         retrained: Models that are retrained.
         steps: Steps of each of them; None is as many as in the demo.
         repeats: Pairs of measurements in a ratio.
+        scored: Samples that all queries are scored for in one pass.
+        compared: Samples that a peer scores as well.
+        featured: Samples whose features are taken.
+        timesteps: Draws of a sample's gradient.
+        grown: Samples of the smaller of two stores.
+        method_repeats: Pairs of measurements that take a minute each.
     """
 
     latents: int = 16384
@@ -73,6 +81,12 @@ class Sizes:
     retrained: int = 8
     steps: int | None = None
     repeats: int = 7
+    scored: int = 768
+    compared: int = 256
+    featured: int = 32
+    timesteps: int = 4
+    grown: int = 1024
+    method_repeats: int = 3
 
 
 def seconds(work: Callable[[], object]) -> Timed:

@@ -1,0 +1,283 @@
+"""Methods on gradients against brute force: whole gradients of single samples, and dense matrices."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from plain_gradients import mean_over_draws, plain_gradients, rows
+from small_network import SCHEDULER, small_batch, small_network
+from torch import Tensor
+
+from datamodules.errors import UserError
+from lightning_attr.artifacts import save_tensors
+from lightning_attr.curvature import Damping, DiagonalCurvature
+from lightning_attr.denoisers import TrainedModel, select_weights
+from lightning_attr.diffusion import denoising_loss
+from lightning_attr.gradients import Output
+from lightning_attr.methods import (
+    Combined,
+    DTrak,
+    ExactInfluence,
+    GradientSimilarity,
+    Influence,
+    Method,
+    Mucs,
+    Random,
+    Trak,
+    Unlearning,
+)
+from lightning_attr.methods import gradient_method as gradient_method_module
+from lightning_attr.methods.base import Batch, Context
+from lightning_attr.noise import Draws, batch_noise, draw_timesteps
+
+TWO = Output(draws=Draws(2))
+SQUARED = Output("squared_output", Draws(2))
+NETWORK = small_network()
+SELECTED = select_weights(NETWORK, "cross_kv")
+SAMPLES = small_batch([4, 5, 6, 9, 12])
+QUERIES = {**small_batch([4, 7, 9], views=1, captions=1), "captions": torch.ones(3, dtype=torch.int64)}
+#: As the methods see the queries: with noises of their own.
+APART = {**QUERIES, "id": -1 - QUERIES["id"]}
+
+
+@pytest.fixture
+def context() -> Context:
+    model = TrainedModel(NETWORK, SCHEDULER, torch.zeros(5, 12).double(), (4, 8, 8), {})
+    return Context(QUERIES, None, None, model, torch.device("cpu"))  # type: ignore[arg-type]
+
+
+def scores(method: Method, context: Context) -> Tensor:
+    """Scores of the samples in two chunks, float64 [Q, N]."""
+    method.prepare(context)
+    chunks = [
+        method.measure({name: value[part] for name, value in SAMPLES.items()}) for part in (slice(2), slice(2, 5))
+    ]
+    return torch.cat(list(method.score(chunks)), dim=1).double()
+
+
+def gradients(
+    batch: Batch, output: Output, per_draw: bool = False, region: Tensor | None = None
+) -> list[dict[str, Tensor]]:
+    """Gradients of first views and captions, by brute force: of each draw, or one, their mean."""
+    by_draw = plain_gradients(NETWORK, SCHEDULER, SELECTED, batch, output, views=1, captions=1, region=region)
+    return by_draw if per_draw else [mean_over_draws(by_draw)]
+
+
+def assert_scores(found: Tensor, expected: Tensor) -> None:
+    assert found.shape == expected.shape == (3, 5)
+    assert expected.std() > 0
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=float(1e-6 * expected.abs().max()))
+
+
+@pytest.mark.parametrize("per_draw", [False, True])
+@pytest.mark.parametrize("mode", ["shared", "own"])
+def test_gradient_dot(context: Context, per_draw: bool, mode: Any) -> None:
+    output = Output(draws=Draws(2, mode=mode))
+    found = scores(GradientSimilarity("dot", output=output, per_draw=per_draw), context)
+    queries, samples = (map(rows, gradients(batch, output, per_draw)) for batch in (APART, SAMPLES))
+    assert_scores(found, torch.stack([q @ s.T for q, s in zip(queries, samples, strict=True)]).sum(0))
+
+
+@pytest.mark.parametrize("per_draw", [False, True])
+def test_gradient_cosine(context: Context, per_draw: bool) -> None:
+    found = scores(GradientSimilarity("cosine", output=TWO, per_draw=per_draw), context)
+    queries, samples = (torch.cat([*map(rows, gradients(batch, TWO, per_draw))], dim=1) for batch in (APART, SAMPLES))
+    assert_scores(found, torch.cosine_similarity(queries[:, None], samples[None], dim=2))
+
+
+@pytest.fixture
+def curvature(tmp_path: Path) -> Path:
+    """A diagonal curvature of random entries."""
+    generator = torch.Generator().manual_seed(0)
+    fisher = {name: torch.rand(w.shape, generator=generator, dtype=torch.float64) for name, w in SELECTED.items()}
+    DiagonalCurvature(fisher, {"weights": "cross_kv"}).save(tmp_path / "curvature.safetensors")
+    return tmp_path / "curvature.safetensors"
+
+
+@pytest.mark.parametrize("per_draw", [False, True])
+def test_influence_of_a_diagonal(context: Context, curvature: Path, per_draw: bool) -> None:
+    method = Influence(str(curvature), Damping(0.2, "mean"), output=TWO, per_draw=per_draw)
+    found = scores(method, context)
+    fisher = method._curvature.fisher  # type: ignore[union-attr]
+    damped = rows({name: (fisher[name] + 0.2 * fisher[name].mean())[None] for name in SELECTED})
+    queries, samples = (map(rows, gradients(batch, TWO, per_draw)) for batch in (APART, SAMPLES))
+    assert_scores(found, torch.stack([(q / damped) @ s.T for q, s in zip(queries, samples, strict=True)]).sum(0))
+    assert method.name == "influence-diagonal"
+    assert method.settings()["curvature"] == {"weights": "cross_kv", "kind": "diagonal"}
+
+
+def ridge(queries: list[Tensor], samples: list[Tensor], regularisation: float) -> Tensor:
+    """``Phi_q Phi^T (Phi Phi^T + lambda)^-1`` of each draw, summed."""
+    total = torch.zeros(()).double()
+    for query, sample in zip(queries, samples, strict=True):
+        kernel = sample @ sample.T
+        shift = regularisation * kernel.diagonal().mean() * torch.eye(len(kernel))
+        total = total + query @ sample.T @ torch.linalg.inv(kernel + shift)
+    return total
+
+
+@pytest.mark.parametrize("per_draw", [False, True])
+@pytest.mark.parametrize(
+    ("method", "output"),
+    [
+        (lambda **settings: ExactInfluence(0.3, output=TWO, **settings), TWO),
+        (lambda **settings: Trak(None, 0.3, output=TWO, **settings), TWO),
+        (lambda **settings: DTrak(Output("squared_output", Draws(2)), projection=None, regularisation=0.3, **settings),
+         SQUARED),
+    ],
+    ids=["exact", "trak", "d-trak"],
+)  # fmt: skip
+def test_kernels_of_whole_gradients(context: Context, method: Any, output: Output, per_draw: bool) -> None:
+    found = scores(method(per_draw=per_draw), context)
+    queries, samples = (list(map(rows, gradients(batch, output, per_draw))) for batch in (APART, SAMPLES))
+    assert_scores(found, ridge(queries, samples, 0.3))
+
+
+def test_trak_projects_queries_and_samples_alike(context: Context) -> None:
+    """A projection that keeps all gives the scores of whole gradients, and one that keeps much nearly."""
+    whole = scores(Trak(None, 1.0, output=TWO), context)
+    largest = len(SELECTED) * max(weight.numel() for weight in SELECTED.values())
+    assert_scores(scores(Trak(largest, 1.0, output=TWO), context), whole)
+    correlations = [
+        torch.corrcoef(torch.stack([scores(Trak(600, 1.0, seed, output=TWO), context).flatten(), whole.flatten()]))
+        for seed in range(3)
+    ]
+    assert torch.stack(correlations).mean(0)[0, 1] > 0.8
+
+
+def test_a_window_and_a_region_of_queries(context: Context, tmp_path: Path) -> None:
+    white = np.zeros((16, 16), np.uint8)
+    white[:8, 4:] = 255
+    Image.fromarray(white).save(tmp_path / "region.png")
+    late = Output(draws=Draws(2, window=(600, 900)))
+    found = scores(GradientSimilarity(output=TWO, query=late, region=str(tmp_path / "region.png")), context)
+    region = torch.zeros(8, 8)
+    region[:4, 2:] = 1
+    (queries,), (samples,) = gradients(APART, late, region=region), gradients(SAMPLES, TWO)
+    assert_scores(found, rows(queries) @ rows(samples).T)
+
+
+def test_d_trak_of_other_draws_of_queries(context: Context) -> None:
+    """Its queries have the squared output as well, though the function is not named again."""
+    late = Output(draws=Draws(2, window=(600, 900)))
+    found = scores(DTrak(SQUARED, query=late, projection=None, regularisation=0.3), context)
+    (queries,) = gradients(APART, Output("squared_output", late.draws))
+    (samples,) = gradients(SAMPLES, SQUARED)
+    assert_scores(found, ridge([rows(queries)], [rows(samples)], 0.3))
+
+
+@pytest.mark.parametrize("method", [GradientSimilarity(output=TWO), Trak(None, output=TWO, per_draw=True)])
+def test_many_queries_go_in_parts(context: Context, method: Method, monkeypatch: pytest.MonkeyPatch) -> None:
+    together = scores(method, context)
+    monkeypatch.setattr(gradient_method_module, "QUERY_BATCH", 2)
+    assert_scores(scores(method, context), together)
+
+
+def test_all_captions_and_views(context: Context) -> None:
+    found = scores(GradientSimilarity(output=TWO, captions=None, views=None), context)
+    samples = mean_over_draws(plain_gradients(NETWORK, SCHEDULER, SELECTED, SAMPLES, TWO))
+    assert_scores(found, rows(gradients(APART, TWO)[0]) @ rows(samples).T)
+
+
+def test_weights_of_norms_are_slow(context: Context, capsys: pytest.CaptureFixture[str]) -> None:
+    scores(GradientSimilarity(output=Output(draws=Draws(1)), weights="all"), context)
+    assert "warning: weights: not all of linear layers" in capsys.readouterr().err
+    scores(GradientSimilarity(output=Output(draws=Draws(1)), weights=r"conv_in\.weight"), context)
+    assert "warning" not in capsys.readouterr().err
+
+
+def test_draws_of_queries_and_samples_must_pair() -> None:
+    with pytest.raises(UserError, match=r"method.per_draw: found 3 draws of queries and 2 of samples"):
+        GradientSimilarity(output=TWO, query=Output(draws=Draws(3)), per_draw=True)
+
+
+def test_combined_is_the_sum_of_standard_scores(context: Context) -> None:
+    methods: list[Method] = [GradientSimilarity(output=TWO), Trak(None, 0.3, output=TWO, per_draw=True), Random()]
+    single = [scores(method, context) for method in methods]
+    found = scores(Combined(methods), context)
+    standard = [(one - one.mean(1, keepdim=True)) / one.std(1, keepdim=True, correction=0) for one in single]
+    assert_scores(found, torch.stack(standard).sum(0))
+    assert Combined(methods).name == "gradient-dot+trak+random"
+    assert [each["method"] for each in Combined(methods).settings()["methods"]] == ["gradient-dot", "trak", "random"]
+
+
+def test_combined_with_one_that_tells_nothing_apart(context: Context) -> None:
+    class Same(Method):
+        def measure(self, batch: Batch) -> Tensor:
+            return torch.full((len(batch["id"]), 3), 0.25)
+
+    dot = scores(GradientSimilarity(output=TWO), context)
+    found = scores(Combined([GradientSimilarity(output=TWO), Same()]), context)
+    assert_scores(found, (dot - dot.mean(1, keepdim=True)) / dot.std(1, keepdim=True, correction=0))
+    with pytest.raises(UserError, match=r"method.methods: found 1, expected at least two"):
+        Combined([Random()])
+
+
+def save_changed(folder: Path) -> dict[int, dict[str, Tensor]]:
+    """Write changed weights of every query; return them."""
+    result = {}
+    for query in QUERIES["id"].tolist():
+        generator = torch.Generator().manual_seed(query)
+        result[query] = {
+            name: (weight.detach() + 0.1 * torch.randn(weight.shape, generator=generator)).float()
+            for name, weight in SELECTED.items()
+        }
+        (folder / str(query)).mkdir(parents=True)
+        save_tensors(folder / str(query) / "weights.safetensors", result[query], {"query": query})
+    return result
+
+
+@torch.no_grad()
+def losses(weights: Mapping[str, Tensor]) -> Tensor:
+    """Losses of first views and captions at two draws, under some weights, float32 [N, D]."""
+    network = small_network().float()
+    network.load_state_dict(weights, strict=False)
+    ids, columns = SAMPLES["id"].tolist(), []
+    for draw, timestep in enumerate(draw_timesteps(TWO.draws, 1000)):
+        noise = batch_noise(TWO.draws, draw, (4, 8, 8), ids, 0, 0)
+        latent, text = SAMPLES["latent"][:, 0].float(), SAMPLES["text"][:, 0].float()
+        columns.append(denoising_loss(network, SCHEDULER, latent, text, timestep.expand(len(ids)), noise))
+    return torch.stack(columns, dim=1)
+
+
+@pytest.mark.parametrize("kind", [Mucs, Unlearning])
+def test_losses_before_and_after(context: Context, tmp_path: Path, kind: type[Any]) -> None:
+    changed = save_changed(tmp_path)
+    method = kind(changed=f"{tmp_path}/*/weights.safetensors", draws=TWO.draws)
+    model = replace(context.trained(), denoiser=small_network().float())
+    found = scores(method, replace(context, model=model))
+    before = losses({})
+    expected = [
+        ((after - before) / (after + before + 1e-3) if kind is Mucs else after - before).mean(1)
+        for after in map(losses, changed.values())
+    ]
+    torch.testing.assert_close(found, torch.stack(expected).double(), rtol=1e-4, atol=1e-6)
+    assert len(method.settings()["changed"]) == 3
+    # The weights are put back.
+    for name, weight in model.denoiser.named_parameters():
+        assert torch.equal(weight, NETWORK.get_parameter(name).float())
+
+
+def test_changed_weights_that_do_not_fit(context: Context, tmp_path: Path) -> None:
+    def message(pattern: str) -> str:
+        with pytest.raises(UserError) as refused:
+            Mucs(changed=f"{tmp_path}/{pattern}").prepare(context)
+        return str(refused.value)
+
+    assert "found none of query 4, expected all 3" in message("*/weights.safetensors")
+    weights = save_changed(tmp_path / "all")[4]
+    assert "found none of query 7" in message("all/[49]/weights.safetensors")
+    save_tensors(tmp_path / "twice.safetensors", weights, {"query": 4})
+    save_tensors(tmp_path / "twice_again.safetensors", weights, {"query": 4})
+    assert "found query 4 twice" in message("twice*.safetensors")
+    save_tensors(tmp_path / "whose.safetensors", weights, {})
+    assert "whose.safetensors: found no query" in message("whose.safetensors")
+    save_tensors(tmp_path / "other.safetensors", {"conv_in.weight": torch.zeros(2, 3)}, {"query": 4})
+    assert "other.safetensors: found conv_in.weight (2, 3), expected (8, 4, 3, 3)" in message("other.safetensors")

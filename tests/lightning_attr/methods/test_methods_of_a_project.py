@@ -1,0 +1,171 @@
+"""Every method through the command line, and those that need the artefacts of other stages against them."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from damage import Refused
+from miniature import Project
+from torch import Tensor
+
+from datamodules import Scores, Store
+from datamodules.errors import UserError
+from lightning_attr.cli import run_stage
+from lightning_attr.denoisers import TrainedModel, load_trained
+from lightning_attr.methods import JourneyTrak
+from lightning_attr.methods.base import Context
+
+
+def command(project: Project, run: Path, method: str, settings: dict[str, Any], **overrides: Any) -> list[str]:
+    config = {"class_path": f"lightning_attr.methods.{method}", "init_args": settings}
+    return project.args(
+        "similarity",
+        run,
+        model__init_args__method=json.dumps(config),
+        model__init_args__checkpoints=json.dumps([str(project.checkpoint)]),
+        trainer__logger="false",
+        **overrides,
+    )
+
+
+def scored(*arguments: Any, **overrides: Any) -> Scores:
+    args = command(*arguments, **overrides)
+    run_stage(args)
+    return Scores.load(Path(args[args.index("--trainer.default_root_dir") + 1]) / "scores.safetensors")
+
+
+TWO = {"draws": {"timesteps": 2}}
+
+
+@pytest.mark.parametrize(
+    ("method", "settings", "name"),
+    [
+        ("GradientSimilarity", {"output": TWO, "kind": "cosine"}, "gradient-cosine"),
+        ("Influence", {"output": TWO, "curvature": "CURVATURE"}, "influence-diagonal"),
+        ("Influence", {"output": TWO, "curvature": "EKFAC", "per_draw": True}, "influence-ekfac"),
+        ("ExactInfluence", {"output": TWO, "regularisation": 0.2}, "influence-exact"),
+        ("Trak", {"output": TWO, "projection": 64}, "trak"),
+        ("DTrak", {"output": TWO, "projection": 16, "per_draw": True, "weights": "cross_attention"}, "d-trak"),
+        ("JourneyTrak", {"output": TWO, "noises": 2, "projection": 64}, "journey-trak"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_config_of_each(
+    project: Project, ekfac: Path, tmp_path: Path, method: str, settings: dict[str, Any], name: str
+) -> None:
+    files = {"CURVATURE": project.curvature, "EKFAC": ekfac / "curvature.safetensors"}
+    settings = {key: str(files.get(str(value))) if str(value) in files else value for key, value in settings.items()}
+    found = scored(project, tmp_path / "run", method, settings)
+    assert (found.method, found.scores.shape) == (name, (5, 40))
+    assert (found.scores.std(1) > 0).all()
+    assert found.settings["output"]["draws"]["timesteps"] == 2
+    assert found.settings["output"]["function"] == ("squared_output" if method == "DTrak" else "loss")
+
+
+def test_several_at_once(project: Project, tmp_path: Path) -> None:
+    parts: list[tuple[str, dict[str, Any]]] = [
+        ("GradientSimilarity", {"output": TWO}),
+        ("Similarity", {"feature": "text"}),
+        ("DTrak", {"output": TWO, "projection": 32}),
+    ]
+    methods = [{"class_path": f"lightning_attr.methods.{name}", "init_args": settings} for name, settings in parts]
+    found = scored(project, tmp_path / "sum", "Combined", {"methods": methods})
+    assert found.method == "gradient-dot+similarity-text+d-trak"
+    singles = [scored(project, tmp_path / name, name, settings).scores.double() for name, settings in parts]
+    standard = [(one - one.mean(1, keepdim=True)) / one.std(1, keepdim=True, correction=0) for one in singles]
+    torch.testing.assert_close(found.scores.double(), torch.stack(standard).sum(0), rtol=1e-4, atol=1e-4)
+
+
+def test_unlearning_is_what_the_recorder_wrote(project: Project, tmp_path: Path) -> None:
+    settings = {"changed": f"{project.root}/unl[e]arn/weights.safetensors", "draws": {"timesteps": 1}, "views": None}
+    found = scored(project, tmp_path, "Unlearning", settings, model__init_args__query_ids=[0])
+    expected = Scores.load(project.scores)
+    assert (found.method, found.query_id.tolist()) == ("unlearning", [0])
+    assert torch.equal(found.sample_id, expected.sample_id)
+    assert expected.scores.std() > 0
+    torch.testing.assert_close(found.scores, expected.scores, rtol=1e-3, atol=1e-6)
+
+
+def test_queries_that_were_not_unlearned_are_refused(project: Project, tmp_path: Path, refused: Refused) -> None:
+    settings = {"changed": str(project.root / "unlearn/weights.safetensors")}
+    assert "found none of query 1, expected all 5" in refused(command(project, tmp_path, "Mucs", settings))
+
+
+@pytest.fixture
+def context(project: Project) -> Context:
+    """The queries of the project as the attribution reads them."""
+    store = Store(project.queries)
+    at = np.arange(len(store))
+    queries = {name: torch.from_numpy(store.read(name, at)[:, :1]) for name in ("latent", "text")}
+    queries |= {"id": torch.tensor(store.ids), "captions": torch.ones(len(store), dtype=torch.int64)}
+    return Context(queries, store, Store(project.store), load_trained(project.checkpoint), torch.device("cpu"))
+
+
+def journey(context: Context, timestep: int) -> Tensor:
+    method = JourneyTrak(timestep, noises=2, projection=None)
+    method._model = context.trained()
+    return method.query_batch(context)["latent"][:, 0]
+
+
+@torch.no_grad()
+def predicted_by_hand(model: TrainedModel, store: Store, query: int, at: int) -> Tensor:
+    """Sample a query once more with its own seed, and return the clean latent in view at a timestep."""
+    attributes = store.meta(query).attributes
+    text = torch.from_numpy(store.read("text", np.array([query]))[:, 0]).float()
+    generator = torch.Generator().manual_seed(int(attributes["seed"]))
+    latent = torch.randn(1, *model.latent_shape, generator=generator)
+    model.scheduler.set_timesteps(int(attributes["steps"]))
+    for timestep in model.scheduler.timesteps:
+        free, guided = (
+            model.denoiser(latent, timestep[None], states).sample for states in (model.null_text[None], text)
+        )
+        step = model.scheduler.step(
+            free + attributes["guidance"] * (guided - free), timestep, latent, generator=[generator]
+        )
+        if int(timestep) == at:
+            return step.pred_original_sample[0]  # type: ignore[no-any-return]
+        latent = step.prev_sample
+    raise AssertionError(f"no step at {at} among {model.scheduler.timesteps}")
+
+
+@pytest.mark.parametrize(("timestep", "step"), [(400, 333), (900, 666), (0, 0)])
+def test_a_journey_equals_the_scheduler_run_by_hand(context: Context, timestep: int, step: int) -> None:
+    """The miniature samples in three steps, at 666, 333 and 0."""
+    found = journey(context, timestep)
+    for query in range(5):
+        expected = predicted_by_hand(context.trained(), context.query_store, query, step)
+        torch.testing.assert_close(found[query], expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_journey_ends_at_the_query(context: Context) -> None:
+    """Up to the half precision in which its text state is kept."""
+    latent = context.queries["latent"][:, 0].float()
+    torch.testing.assert_close(journey(context, 0), latent, rtol=0, atol=0.02 * float(latent.std()))
+    assert (journey(context, 900) - latent).std() > 0.1 * latent.std()
+
+
+def test_a_journey_is_noised_at_its_own_timestep() -> None:
+    method = JourneyTrak(400, noises=3)
+    query = method.settings()["query"]
+    assert (query["draws"]["window"], query["draws"]["timesteps"], query["draws"]["noises"]) == ([400, 401], 1, 3)
+
+
+def test_journeys_of_images_that_were_not_sampled(project: Project, context: Context) -> None:
+    photographs = replace(context, query_store=Store(project.val_store))
+    photographs.queries["id"] = torch.from_numpy(photographs.query_store.ids[:5])
+    with pytest.raises(UserError, match=r"val.lmdb: found no seed of query 40, which JourneyTrak needs"):
+        journey(photographs, 400)
+
+
+@pytest.mark.parametrize("settings", [{"per_draw": True}, {"query": TWO}])
+def test_a_journey_settles_its_queries_itself(
+    project: Project, tmp_path: Path, refused: Refused, settings: dict[str, Any]
+) -> None:
+    message = refused(command(project, tmp_path, "JourneyTrak", settings))
+    assert "found query or per_draw" in message
