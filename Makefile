@@ -3,6 +3,9 @@ PYTHON ?= python3
 BIN := .venv/bin
 TORCH := torch>=2.10,<2.14
 
+# The oracle of K-FAC and EK-FAC. It asks for torchvision, which it does not need here: hence without its dependencies.
+KRONFLUENCE := 'kronfluence>=1.0.1' 'accelerate>=1.0' 'einconv>=0.1' 'einops>=0.8' 'opt_einsum>=3.4' 'psutil>=5'
+
 .PHONY: demo test lint slow benchmark
 
 demo: .venv/installed
@@ -29,6 +32,7 @@ benchmark: .venv-peers/installed
 	$(PYTHON) -m venv .venv
 	@$(MAKE) --no-print-directory cpu-torch ENVIRONMENT=.venv
 	$(BIN)/pip install --quiet -e '.[dev,hf,ray]'
+	$(BIN)/pip install --quiet --no-deps $(KRONFLUENCE)
 	@touch $@
 
 .venv-peers/installed: pyproject.toml

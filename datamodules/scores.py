@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -72,6 +72,11 @@ class Scores:
             UserError: The query is not among them, a score of it is NaN, or there are fewer than `k` samples.
         """
         return [sample for sample, _ in self.ranked(query_id, k)]
+
+    def of_queries(self, ids: Collection[int]) -> Scores:
+        """Scores of those of the queries that are among `ids`."""
+        rows = [row for row, query in enumerate(self.query_id.tolist()) if query in ids]
+        return Scores(self.scores[rows], self.query_id[rows], self.sample_id, self.method, self.settings)
 
     @classmethod
     def stack(cls, parts: Sequence[Scores]) -> Scores:

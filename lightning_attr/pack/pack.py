@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -87,6 +87,27 @@ class Pack:
     def rows(self, method: str) -> list[int]:
         """Return which models are of a method."""
         return [row for row, model in enumerate(self.models) if model.method == method]
+
+    def of_queries(self, ids: Sequence[int]) -> Pack:
+        """Return what the pack knows of some of its queries, without the models that others' tops were removed for.
+
+        Raises:
+            UserError: It has no such query.
+        """
+        known = self.query_id.tolist()
+        if unknown := [query for query in ids if query not in known]:
+            raise UserError(f"queries: found {unknown[0]}, expected some of the pack's: {known[0]} to {known[-1]}")
+        columns = [known.index(query) for query in sorted(ids)]
+        rows = [row for row, model in enumerate(self.models) if model.query is None or model.query in ids]
+        measured = ("losses", "deviations", "similarities")
+        return replace(
+            self,
+            models=tuple(self.models[row] for row in rows),
+            masks=self.masks[rows],
+            query_id=self.query_id[columns],
+            original_losses=self.original_losses[columns],
+            **{name: getattr(self, name)[rows][:, columns] for name in measured},
+        )
 
     def save(self, path: str | Path) -> None:
         """Write both files; a pack is whole only with the second, the manifest."""

@@ -8,6 +8,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from datamodules.errors import UserError
 from lightning_attr.artifacts import write_json
 from lightning_attr.cli import FinishedError, run_stage
 from lightning_attr.console import out, run
@@ -26,18 +27,38 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--out", type=Path, metavar="FOLDER", help="make a run of it: metrics.json, figures, TensorBoard"
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers")
+    parser.add_argument(
+        "--queries",
+        type=_span,
+        metavar="FIRST-LAST",
+        help="those queries alone, such as ones that settings were not chosen on",
+    )
     parser.add_argument("--unpack", type=Path, metavar="FOLDER", help="write the original, queries and sample ids")
     args = parser.parse_args(arguments)
+    if args.out is not None and args.queries is not None:
+        raise UserError("--queries: found it with --out, expected one of them: a run is of all queries")
     pack = Pack.load(args.pack)
     if args.unpack is not None:
         unpack(pack, args.unpack)
     evaluated = _run(args.out, args.pack, args.scores) if args.out is not None else None
     if evaluated is None:
-        evaluated = evaluate(pack, read_scores(args.scores, pack))
+        evaluated = _evaluate(pack, args.scores, args.queries)
     for table in tables(evaluated):
         out.print(table)
     if args.json is not None:
         write_json(args.json, as_json(evaluated))
+
+
+def _span(text: str) -> range:
+    first, _, last = text.partition("-")
+    return range(int(first), int(last or first) + 1)
+
+
+def _evaluate(pack: Pack, paths: Sequence[str], queries: range | None) -> Evaluated:
+    scores = read_scores(paths, pack)
+    if queries is None:
+        return evaluate(pack, scores)
+    return evaluate(pack.of_queries(queries), {name: each.of_queries(queries) for name, each in scores.items()})
 
 
 def _run(folder: Path, pack: Path, scores: Sequence[str]) -> Evaluated | None:
