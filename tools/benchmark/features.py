@@ -21,7 +21,14 @@ from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
 from lightning_attr.diffusion import denoising_loss
-from lightning_attr.gradients import Output, SampleGradients, captured, functional_gradients, linear_weights, sample_gradients
+from lightning_attr.gradients import (
+    Output,
+    SampleGradients,
+    captured,
+    functional_gradients,
+    linear_weights,
+    sample_gradients,
+)
 from lightning_attr.methods import Trak
 from lightning_attr.methods.base import Batch
 from lightning_attr.noise import draw_timesteps, shared_noise

@@ -8,6 +8,7 @@ the process holds when it begins. Pages of the store, which the system drops whe
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from threading import Event, Thread
@@ -164,5 +165,5 @@ def _attributed(run: Path, store: Path, inputs: dict[str, str], sizes: Sizes) ->
     }
     path = run.with_suffix(".yaml")
     path.write_text(yaml.safe_dump(config))
-    command("-m", "lightning_attr.cli", "predict", "-c", str(path))
+    command("-m", "lightning_attr.cli", "predict", "-c", str(path), environment=os.environ)
     return Pass(**json.loads((run / PASS).read_text()))

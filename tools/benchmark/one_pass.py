@@ -29,9 +29,13 @@ def measure(folder: Path, sizes: Sizes) -> Iterator[Figure]:
     method = influence(folder / "curvature.safetensors", case)
     works = [seconds(lambda count=count: case.scores(method, count)) for count in (1, QUERIES, MANY)]
     one, some, many, sweep = _rounds([*works, seconds(lambda: _sweep(case))], sizes.method_repeats).T
-    network = f"{sizes.scored} samples at {sizes.timesteps} draws; the backward pass of the network, then the queries' own"
+    network = (
+        f"{sizes.scored} samples at {sizes.timesteps} draws; the backward pass of the network, then the queries' own"
+    )
     yield Figure("one_pass_vs_sweeps", Spread.of(sweep * (QUERIES + 1) / some), network, 25.0)
-    yield Figure("time_100_vs_1", Spread.of(many / one), f"the gradients of {MANY} queries themselves", 1.3, at_most=True)
+    yield Figure(
+        "time_100_vs_1", Spread.of(many / one), f"the gradients of {MANY} queries themselves", 1.3, at_most=True
+    )
 
 
 def influence(curvature: Path, case: Case) -> Influence:

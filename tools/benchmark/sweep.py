@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -111,9 +111,9 @@ def _loop(folder: Path, sweep: Sweep) -> None:
         command("-m", "lightning_attr.cli", "fit", *configs)
 
 
-def command(*words: str) -> None:
-    """Run a command as a user's shell would, with torch's default threads."""
-    environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
+def command(*words: str, environment: Mapping[str, str] | None = None) -> None:
+    """Run a command as a user's shell would: with torch's default threads, where no environment says otherwise."""
+    environment = environment or {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
     done = subprocess.run(
         [sys.executable, *words], cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
