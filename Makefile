@@ -23,8 +23,8 @@ lint: .venv/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# litdata pulls torchvision, which does not load beside a CPU build of torch and which nothing here needs: the peers get
-# an environment of their own, without it.
+# litdata and kronfluence pull torchvision, which does not load beside a CPU build of torch and which nothing here needs:
+# the peers get an environment of their own, without it.
 benchmark: .venv-peers/installed
 	.venv-peers/bin/python -m tools.benchmark
 

@@ -1,8 +1,8 @@
 """How fast an accelerator scores samples for 110 queries by the network of the MSCOCO experiment, and how faithfully.
 
-In float32 and under bfloat16 autocast, as ``--trainer.precision bf16-mixed`` runs it, with and without ``torch.compile``.
-Weights are random: speed does not ask, but the rank correlation of bfloat16 with float32 is to be checked on a trained
-network as well.
+In float32 and under bfloat16 autocast, as ``--trainer.precision bf16-mixed`` runs it, each with and without
+``torch.compile``. Weights are random: speed does not ask, but the rank correlation of bfloat16 with float32 is to be
+checked on a trained network as well.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from lightning_attr.metrics.functional import spearman
 from lightning_attr.methods.base import Batch
+from lightning_attr.metrics.functional import rank_correlation
 from tools.benchmark.case import TOKENS, Case, build_case, mscoco_config
 from tools.benchmark.one_pass import influence
 from tools.benchmark.timing import Figure, Spread
@@ -56,7 +56,7 @@ def measure(device: torch.device) -> Iterator[Figure]:
 
 def figures(load: Load, device: torch.device) -> Iterator[Figure]:
     """Speed, share of the peak of matrix products, hours for MSCOCO, and agreement with float32."""
-    scores = {}
+    scores: dict[str, Tensor] = {}
     for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
         for compiled in (False, True):
             key = f"device_{name}{'_compiled' if compiled else ''}"
@@ -69,7 +69,7 @@ def figures(load: Load, device: torch.device) -> Iterator[Figure]:
             minutes = MSCOCO_SAMPLES * MSCOCO_TIMESTEPS / speed.median / 60
             limit = f"{len(load.case.queries['id'])} queries over MSCOCO, {MSCOCO_TIMESTEPS} timesteps, one caption"
             yield Figure(f"{key}_mscoco_minutes", Spread.of([minutes]), limit, 30.0, at_most=True)
-    agreement = spearman(scores["bf16"], scores["fp32"])
+    agreement = rank_correlation(scores["bf16"], scores["fp32"])
     yield Figure("device_bf16_spearman", Spread.of(agreement.tolist()), "with float32, over queries", 0.99)
 
 
@@ -97,8 +97,8 @@ class Scorer:
             # The curvature is the same for all of them: that of the network as it is, on the CPU.
             load.case.ekfac().save(Path(folder) / "curvature.safetensors")
             self.method = influence(Path(folder) / "curvature.safetensors", self.case)
-        with self._autocast():
-            self.method.prepare(self.case.context(len(queries["id"])))
+        # As in a run, where autocast begins with the first batch.
+        self.method.prepare(self.case.context(len(queries["id"])))
         self.scores = self._pass().T.float().cpu()  # what is compiled is compiled now
 
     def _autocast(self) -> torch.autocast:

@@ -198,7 +198,7 @@ def _peak(work: Callable[[], object]) -> int:
     """Return by how many bytes torch's allocations grow at most during some work."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         work()
-    events = profiler.profiler.kineto_results.events()  # type: ignore[union-attr]
+    events = profiler.profiler.kineto_results.events()
     allocations = sorted((event.start_ns(), event.nbytes()) for event in events if event.name() == "[memory]")
     held = peak = 0
     for _, change in allocations:

@@ -1,8 +1,8 @@
 """What becomes of a run of attribution when the store grows by a factor of eight: `lightning-attr predict` with `topk`.
 
-Both runs are processes of their own. What counts is the pass over the store and the scores that are made of it, with all
-reading and writing; the start of the process and the gradients of the queries do not. Memory is what the pass takes beyond what
-the process holds when it begins. Pages of the store, which the system drops when it needs to, are no part of it.
+Both runs are processes of their own. What counts is the pass over the store and the scores that are made of it, with
+all reading and writing; the start of the process and the gradients of the queries do not. Memory is what the pass takes
+beyond what the process holds when it begins, without pages of the store, which the system drops when it needs to.
 """
 
 from __future__ import annotations
@@ -93,8 +93,10 @@ def measure(folder: Path, sizes: Sizes) -> Iterator[Figure]:
     ]
     small, large = np.array(passes, float).transpose(1, 2, 0)
     between = f"{counts[0]} and {counts[1]} samples, {QUERIES} queries"
-    yield Figure("time_growth_8x", Spread.of(large[0] / small[0]), f"8 is linear; {between}", 8.8, at_most=True)
-    memory = Spread.of(large[1] / small[1])
+    yield Figure(
+        "time_growth_8x", Spread.of((large[0] / small[0]).tolist()), f"8 is linear; {between}", 8.8, at_most=True
+    )
+    memory = Spread.of((large[1] / small[1]).tolist())
     yield Figure("topk_memory_growth_8x", memory, f"1 is no growth; {between}", 1.1, at_most=True)
 
 

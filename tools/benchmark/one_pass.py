@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -27,15 +28,12 @@ def measure(folder: Path, sizes: Sizes) -> Iterator[Figure]:
     case = small_case(sizes.scored, MANY, sizes.timesteps)
     case.ekfac().save(folder / "curvature.safetensors")
     method = influence(folder / "curvature.safetensors", case)
-    works = [seconds(lambda count=count: case.scores(method, count)) for count in (1, QUERIES, MANY)]
+    works = [seconds(partial(case.scores, method, count)) for count in (1, QUERIES, MANY)]
     one, some, many, sweep = _rounds([*works, seconds(lambda: _sweep(case))], sizes.method_repeats).T
-    network = (
-        f"{sizes.scored} samples at {sizes.timesteps} draws; the backward pass of the network, then the queries' own"
-    )
-    yield Figure("one_pass_vs_sweeps", Spread.of(sweep * (QUERIES + 1) / some), network, 25.0)
-    yield Figure(
-        "time_100_vs_1", Spread.of(many / one), f"the gradients of {MANY} queries themselves", 1.3, at_most=True
-    )
+    limit = f"the backward pass, then the queries' own gradients; {sizes.scored} samples at {sizes.timesteps} draws"
+    yield Figure("one_pass_vs_sweeps", Spread.of((sweep * (QUERIES + 1) / some).tolist()), limit, 25.0)
+    grown = Spread.of((many / one).tolist())
+    yield Figure("time_100_vs_1", grown, f"the gradients of {MANY} queries themselves", 1.3, at_most=True)
 
 
 def influence(curvature: Path, case: Case) -> Influence:

@@ -1,9 +1,8 @@
 """Influence by EK-FAC for all queries, against kronfluence's pairwise scores from the very same factors.
 
 kronfluence scores rows of one forward pass each, so that a sample is as many rows as there are draws, and its score is
-their mean. A query's loss is the mean over draws in one measurement, which takes it only as many preconditioned gradients
-as there are queries: the draws of queries as rows of their own would be many times slower still. All queries fit in one
-of its batches, so that it goes through the samples once, too.
+their mean. A query's loss is the mean over draws in one measurement, so that it keeps no more preconditioned gradients
+than there are queries. All of them fit in one of its batches: it goes through the samples once, too.
 """
 
 from __future__ import annotations
@@ -89,7 +88,7 @@ class PairwiseScores:
             overwrite_output_dir=True,
         )
         scores: Tensor = self.analyzer.load_pairwise_scores("scores")["all_modules"]
-        return scores.unflatten(1, (-1, self.draws)).mean(2)
+        return scores.reshape(len(scores), -1, self.draws).mean(2)
 
 
 def _inputs(batch: Any) -> tuple[Tensor, Tensor]:
