@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,21 +11,37 @@ import torch
 import yaml
 from miniature import Project
 
+from datamodules.scores import Scores
 from lightning_attr.cli import run_stage
 from lightning_attr.denoisers import build_denoiser, build_scheduler, select_weights
 from lightning_attr.noise import Draws, draw_timesteps
 from tools.prepare_shapes import main as prepare_shapes
 from tools.sweep.command import parsed_options
 
+Work = Callable[..., Path]
+
 CONFIGS = Path(__file__).parents[1] / "configs"
-VERBS = {"sample": "predict", "similarity": "predict", "evaluate": "test"}
-STAGES = ("train", "sample", "curvature", "unlearn", "similarity", "leave_k_out", "evaluate")
+VERBS = dict.fromkeys(("sample", "similarity", "attribute", "methods"), "predict") | {"evaluate": "test"}
+STAGES = (
+    "train", "sample", "curvature", "curvature_ekfac", "unlearn", "mirrored", "attribute", "similarity", "leave_k_out",
+    "evaluate",
+)  # fmt: skip
+METHODS = sorted((CONFIGS / "methods").glob("*.yaml"))
 
 
-def command(config: Path) -> list[str]:
-    """The command that a config is for; leave_k_out goes on top of train."""
-    files = [config.with_name("train.yaml"), config] if config.stem == "leave_k_out" else [config]
-    return [VERBS.get(config.stem, "fit"), *(word for file in files for word in ("-c", str(file)))]
+def command(config: Path, folder: str = "demo") -> list[str]:
+    """The command that a config is for; leave_k_out goes on top of train, and a method on top of attribute."""
+    below = [CONFIGS / folder / "attribute.yaml"] if config in METHODS else []
+    below += [config.with_name("train.yaml")] if config.stem == "leave_k_out" else []
+    verb = VERBS["methods"] if config in METHODS else VERBS.get(config.stem, "fit")
+    return [verb, *(word for file in (*below, config) for word in ("-c", str(file)))]
+
+
+def given(config: Path, folder: str = "demo") -> Any:
+    """What a config says; a method's values are those of the attribute.yaml that it goes on top of."""
+    values = yaml.safe_load((CONFIGS / folder / "attribute.yaml" if config in METHODS else config).read_text())
+    run = values.get("vars", {}).get("run", "")
+    return yaml.safe_load(config.read_text().replace("${vars.run}", run))
 
 
 def parsed(args: list[str], capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
@@ -40,31 +57,58 @@ def parsed(args: list[str], capsys: pytest.CaptureFixture[str]) -> dict[str, Any
 
 def test_every_folder_has_every_stage() -> None:
     for folder in ("demo", "coco64", "mscoco"):
-        assert {path.stem for path in (CONFIGS / folder).glob("*.yaml")} >= {*STAGES, "sweep"}
+        assert {path.stem for path in (CONFIGS / folder).glob("*.yaml")} >= {*STAGES, "sweep"} - {"mirrored"}
 
 
-STAGE_CONFIGS = sorted(path for path in CONFIGS.rglob("*.yaml") if path.stem != "sweep")
+def test_the_default_method_is_one() -> None:
+    """Attributions of all folders differ in the number of draws only."""
+    methods = [given(path)["model"]["init_args"]["method"] for path in sorted(CONFIGS.glob("*/attribute.yaml"))]
+    for method in methods:
+        curvature = method["init_args"].pop("curvature").split("/", 2)[-1]
+        assert curvature == "curvature_ekfac/curvature.safetensors"
+        assert method["init_args"].pop("output")["draws"].keys() == {"timesteps"}
+    assert len(methods) == 4
+    assert all(method == methods[0] for method in methods)
+
+
+STAGE_CONFIGS = sorted(path for path in CONFIGS.rglob("*.yaml") if path.stem != "sweep" and path not in METHODS)
 
 
 @pytest.mark.parametrize("config", sorted(CONFIGS.rglob("sweep.yaml")), ids=lambda path: path.parent.name)
 def test_a_sweep_parses(config: Path) -> None:
-    given = yaml.safe_load(config.read_text())["sweep"]
+    stated = given(config)["sweep"]
     sweep = parsed_options(["-c", str(config)]).sweep
     assert all((CONFIGS.parent / path).is_file() for path in sweep.train)
-    assert (sweep.folder, sweep.original, sweep.queries) == (given["folder"], given["original"], given["queries"])
-    assert (sweep.top.scores, sweep.top.k) == (given["top"]["scores"], given["top"]["k"])
-    assert sweep.random.count == given["random"]["count"]
+    assert (sweep.folder, sweep.original, sweep.queries) == (stated["folder"], stated["original"], stated["queries"])
+    assert (sweep.top.scores, sweep.top.k) == (stated["top"]["scores"], stated["top"]["k"])
+    assert sweep.random.count == stated["random"]["count"]
 
 
 @pytest.mark.parametrize("config", STAGE_CONFIGS, ids=lambda path: f"{path.parent.name}/{path.stem}")
 def test_parses(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    given = yaml.safe_load(config.read_text())
-    found = parsed(command(config), capsys)
-    assert found["trainer"]["default_root_dir"] == given["trainer"]["default_root_dir"]
-    assert found["model"]["class_path"] == given["model"]["class_path"]
-    for name, value in given["model"].get("init_args", {}).items():
+    stated, found = given(config), parsed(command(config), capsys)
+    assert found["trainer"]["default_root_dir"] == stated["trainer"]["default_root_dir"]
+    assert found["model"]["class_path"] == stated["model"]["class_path"]
+    for name, value in stated["model"].get("init_args", {}).items():
         if not isinstance(value, dict):
             assert found["model"]["init_args"][name] == value
+
+
+@pytest.mark.parametrize("config", METHODS, ids=lambda path: path.stem)
+def test_a_method_goes_on_top(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Nothing of the default method is left, and everything that the config says is there."""
+    stated, found = given(config)["model"]["init_args"]["method"], parsed(command(config), capsys)["model"]["init_args"]
+    assert found["queries"] == "runs/demo/sample/queries.lmdb"
+    assert found["method"]["class_path"] == stated["class_path"]
+    assert_says(found["method"].get("init_args") or {}, stated.get("init_args", {}))
+
+
+def assert_says(found: dict[str, Any], stated: dict[str, Any]) -> None:
+    for name, value in stated.items():
+        if isinstance(value, dict):
+            assert_says(found[name], value)
+        else:
+            assert found[name] == value, name
 
 
 def test_mscoco_is_the_experiment_of_the_paper(capsys: pytest.CaptureFixture[str]) -> None:
@@ -128,58 +172,100 @@ SHAPES = {
     "demo": ["--size", "32", "--tokens", "16", "--dim", "64"],
     "coco64": ["--size", "32", "--tokens", "24", "--dim", "64"],
     "mscoco": ["--size", "64", "--tokens", "77", "--dim", "1024"],
+    "shapes": ["--size", "32", "--tokens", "16", "--dim", "64"],
 }
-SMALLER: dict[str, list[str]] = {
-    "train": ["--trainer.max_steps=2", "--data.init_args.batch_size=4", "--trainer.limit_val_batches=1"],
-    "sample": ["--model.init_args.steps=2"],
-    "curvature": ["--trainer.max_epochs=1", "--data.init_args.batch_size=4"],
-    "unlearn": ["--model.init_args.draws.timesteps=2", "--model.init_args.draws.noises=1"],
-    "similarity": [],
-    "leave_k_out": [
-        "--trainer.max_steps=2",
-        "--data.init_args.batch_size=4",
-        "--model.init_args.evaluation.timesteps=2",
-    ],
-    "evaluate": [],
+LARGEST = {
+    "batch_size": 4,
+    "count": 2,
+    "limit_val_batches": 1,
+    "max_epochs": 2,
+    "max_steps": 2,
+    "noises": 1,
+    "num_workers": 0,
+    "projection": 64,
+    "steps": 2,
+    "timesteps": 2,
+    "top": 2,
+    "val_check_interval": 2,
 }
+"""The largest values that a config in miniature has."""
+
+
+def miniature(config: Any) -> Any:
+    """The same config with fewer samples, steps and draws."""
+    if isinstance(config, list):
+        return [miniature(value) for value in config]
+    if not isinstance(config, dict):
+        return config
+    return {
+        key: min(value, LARGEST[key]) if key in LARGEST and isinstance(value, int | float) else miniature(value)
+        for key, value in config.items()
+    }
+
+
+@pytest.fixture
+def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Work:
+    """Run configs in miniature, in a folder of this test."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(args: list[str], change: Callable[[dict[str, Any]], None] = lambda config: None) -> Path:
+        config = miniature(parsed(args, capsys))
+        change(config)
+        Path("miniature.yaml").write_text(yaml.safe_dump(config))
+        run_stage([args[0], "-c", "miniature.yaml"])
+        return Path(config["trainer"]["default_root_dir"])
+
+    return run
+
+
+def prepare(folder: str) -> None:
+    prepare_shapes([
+        "--out", f"runs/{folder}/train.lmdb", "--val", f"runs/{folder}/val.lmdb",
+        "--count", "8", "--val-count", "2", "--planted", "1", *SHAPES[folder],
+    ])  # fmt: skip
+
+
+def run_stages(folder: str, work: Work) -> None:
+    """All stages of a folder, one after the other; what was unlearned and retrained is of one query, by one method."""
+    scores, retrained = f"runs/{folder}/unlearn/0/scores.safetensors", []
+    changes: dict[str, Callable[[dict[str, Any]], None]] = {
+        "leave_k_out": lambda config: config["data"]["init_args"]["exclude"].update(scores=scores),
+        "evaluate": lambda config: config["model"]["init_args"].update(
+            retrained=retrained, scores=config["model"]["init_args"]["scores"] and [scores]
+        ),
+    }
+    for config in (CONFIGS / folder / f"{stage}.yaml" for stage in STAGES):
+        if config.exists():
+            run = work(command(config), changes.get(config.stem, lambda config: None))
+            retrained += [str(run)] if config.stem == "leave_k_out" else []
+
+
+def assert_ranks(path: Path, queries: int) -> None:
+    scores = Scores.load(path).scores
+    assert scores.shape == (queries, 8)
+    assert scores.isfinite().all()
+    assert (scores.std(1) > 0).all()
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("folder", SHAPES)
-def test_works(
-    folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """All stages of a folder, one after the other, on stores of its shapes and with fewer steps."""
-    monkeypatch.chdir(tmp_path)
-    root = Path("runs") / folder
-    prepare_shapes([
-        "--out", str(root / "train.lmdb"), "--val", str(root / "val.lmdb"),
-        "--count", "8", "--val-count", "2", "--planted", "1", *SHAPES[folder],
-    ])  # fmt: skip
-    for stage in STAGES:
-        args = command(CONFIGS / folder / f"{stage}.yaml")
-        config = parsed(args, capsys)
-        settings = list(SMALLER[stage])
-        if callbacks := config["trainer"]["callbacks"]:
-            for callback in callbacks:
-                if callback["class_path"].endswith("SampleGrid"):
-                    callback["init_args"]["steps"] = 2
-                if callback["class_path"].endswith("LossDeltaRecorder"):
-                    callback["init_args"]["draws"]["timesteps"] = 1
-            settings.append(f"--trainer.callbacks={yaml.safe_dump(callbacks, default_flow_style=True, width=10**6)}")
-        if stage in ("train", "leave_k_out"):
-            settings += ["--trainer.check_val_every_n_epoch=1", "--trainer.val_check_interval=2"]
-        if stage == "sample" and config["model"]["init_args"]["prompt_store"]:
-            settings.append("--model.init_args.count=2")
-        if stage == "leave_k_out":
-            settings += [
-                f"--data.init_args.exclude.scores={root}/unlearn/0/scores.safetensors",
-                "--data.init_args.exclude.top=2",
-            ]
-            folder_of_retrained = config["trainer"]["default_root_dir"]
-        if stage == "evaluate":
-            settings.append(f"--model.init_args.retrained=[{folder_of_retrained}]")
-            if config["model"]["init_args"]["scores"]:
-                settings.append(f"--model.init_args.scores=[{root}/unlearn/0/scores.safetensors]")
-        run_stage([*args, *settings])
-    assert (root / "evaluate/metrics.json").exists()
+@pytest.mark.parametrize("folder", ["demo", "coco64", "mscoco"])
+def test_works(folder: str, work: Work) -> None:
+    """All stages, on stores of the folder's shapes and with fewer steps."""
+    prepare(folder)
+    run_stages(folder, work)
+    assert_ranks(Path("runs") / folder / "attribute/default/scores.safetensors", 4 if folder == "demo" else 2)
+    assert (Path("runs") / folder / "evaluate/metrics.json").exists()
+
+
+@pytest.mark.slow
+def test_methods_work(work: Work) -> None:
+    """Every method, on what the stages of the shapes leave."""
+    prepare("shapes")
+    run_stages("shapes", work)
+    for config in METHODS:
+
+        def change(config: dict[str, Any], name: str = config.stem) -> None:
+            config["trainer"]["default_root_dir"] = f"runs/shapes/attribute/{name}"
+            config["model"]["init_args"]["query_ids"] = [0]  # the one that was unlearned
+
+        assert_ranks(work(command(config, "shapes"), change) / "scores.safetensors", 1)

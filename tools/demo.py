@@ -1,4 +1,4 @@
-"""All stages on the shapes set: prepare, train, sample, unlearn, rank, retrain, evaluate, report.
+"""All stages on the shapes set: prepare, train, sample, unlearn, attribute, retrain, evaluate, report.
 
     python -m tools.demo
 
@@ -33,7 +33,19 @@ from tools.report.__main__ import main as report
 ROOT = Path("runs/demo")
 CONFIGS = Path("configs/demo")
 REMOVED = 16
-METHODS = ("top", "random", "similarity")
+RANKINGS = {
+    "top": "unlearning.safetensors",
+    "influence": "attribute/default/scores.safetensors",
+    "similarity": "similarity/scores.safetensors",
+}
+"""The scores whose top is removed in a retraining, by the name of the retraining; ``top`` is that of unlearning."""
+REMOVALS = {
+    "top": "top {} by unlearning",
+    "influence": "top {} by influence",
+    "similarity": "top {} by similarity",
+    "random": "{} at random",
+}
+"""What each retraining removes, in words."""
 
 
 class Stages:
@@ -96,11 +108,10 @@ def unlearn() -> None:
 
 def leave_k_out(method: str) -> bool:
     """Retrain without what ``method`` ranks highest; return whether there was anything to do."""
-    exclude = {
-        "top": f"{{scores: {ROOT}/unlearning.safetensors, top: {REMOVED}}}",
-        "similarity": f"{{scores: {ROOT}/similarity/scores.safetensors, top: {REMOVED}}}",
-        "random": f"{{scores: null, top: null, random: {REMOVED}}}",
-    }[method]
+    if method in RANKINGS:
+        exclude = f"{{scores: {ROOT / RANKINGS[method]}, top: {REMOVED}}}"
+    else:
+        exclude = f"{{scores: null, top: null, random: {REMOVED}}}"
     arguments = command(
         "fit", "train", "leave_k_out",
         trainer__default_root_dir=ROOT / "leave_k_out" / method,
@@ -119,7 +130,7 @@ def leave_k_out(method: str) -> bool:
 def leave_k_out_all() -> None:
     """Retrain for every method, two at a time."""
     with ThreadPoolExecutor(2) as pool:
-        if not any(list(pool.map(leave_k_out, METHODS))):
+        if not any(list(pool.map(leave_k_out, REMOVALS))):
             raise FinishedError("all methods are retrained already")
 
 
@@ -132,15 +143,15 @@ def summarise(seconds: dict[str, float]) -> dict[str, Any]:
             raise UserError(f"{ROOT}/evaluate/metrics.json: found no {key}")
         return float(metrics[key]["mean"])
 
+    changes = {method: f"{method}/k={REMOVED}/loss_change" for method in REMOVALS}
     return {
         "recall_at_10": mean("unlearning/recall_at_10"),
+        "recall_at_10_influence": mean("influence-ekfac/recall_at_10"),
         "recall_at_10_similarity": mean("similarity-latent/recall_at_10"),
         "recall_at_10_chance": 10 / len(Store(str(ROOT / "train.lmdb"))),
         "removed": REMOVED,
-        "loss_change": {method: mean(f"{method}/k={REMOVED}/loss_change") for method in METHODS},
-        "loss_change_standard_error": {
-            method: metrics[f"{method}/k={REMOVED}/loss_change"]["standard_error"] for method in METHODS
-        },
+        "loss_change": {method: mean(key) for method, key in changes.items()},
+        "loss_change_standard_error": {method: metrics[key]["standard_error"] for method, key in changes.items()},
         "seconds": seconds,
     }
 
@@ -150,12 +161,13 @@ def print_summary(summary: dict[str, Any]) -> None:
     table = Table(title="Which training images made these outputs?", title_justify="left")
     for column in ("removed before retraining", "loss change of the queries (mean ± s.e.)"):
         table.add_column(column)
-    for method in METHODS:
+    for method, words in REMOVALS.items():
         change, error = summary["loss_change"][method], summary["loss_change_standard_error"][method]
-        table.add_row(f"{method} {summary['removed']}", f"{change:+.4f} ± {error:.4f}")
+        table.add_row(words.format(summary["removed"]), f"{change:+.4f} ± {error:.4f}")
     out.print(table)
     out.print(
         f"Recall@10 of the planted concept: {summary['recall_at_10']:.2f} by unlearning, "
+        f"{summary['recall_at_10_influence']:.2f} by influence, "
         f"{summary['recall_at_10_similarity']:.2f} by similarity, {summary['recall_at_10_chance']:.3f} by chance"
     )
     times = ", ".join(f"{name} {value:.0f}" for name, value in summary["seconds"].items())
@@ -174,6 +186,8 @@ def main() -> None:
     stages("sample", lambda: cli("predict", "sample"))
     stages("curvature", lambda: cli("fit", "curvature"))
     stages("unlearn", unlearn)
+    stages("curvature of influence", lambda: cli("fit", "curvature_ekfac"))
+    stages("influence", lambda: cli("predict", "attribute"))
     stages("similarity", lambda: cli("predict", "similarity"))
     stages("leave-k-out", leave_k_out_all)
     stages("evaluate", lambda: cli("test", "evaluate"))

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -88,16 +88,16 @@ class Pack:
         """Return which models are of a method."""
         return [row for row, model in enumerate(self.models) if model.method == method]
 
-    def of_queries(self, ids: Sequence[int]) -> Pack:
-        """Return what the pack knows of some of its queries, without the models that others' tops were removed for.
+    def of_queries(self, ids: Collection[int]) -> Pack:
+        """Return what the pack knows of those of its queries, without the models that others' tops were removed for.
 
         Raises:
-            UserError: It has no such query.
+            UserError: It has none of them.
         """
         known = self.query_id.tolist()
-        if unknown := [query for query in ids if query not in known]:
-            raise UserError(f"queries: found {unknown[0]}, expected some of the pack's: {known[0]} to {known[-1]}")
-        columns = [known.index(query) for query in sorted(ids)]
+        columns = [column for column, query in enumerate(known) if query in ids]
+        if not columns:
+            raise UserError(f"queries: found none of the pack's, expected some of {known[0]} to {known[-1]}")
         rows = [row for row, model in enumerate(self.models) if model.query is None or model.query in ids]
         measured = ("losses", "deviations", "similarities")
         return replace(

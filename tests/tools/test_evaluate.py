@@ -219,6 +219,25 @@ def test_scores_of_some_queries(case: Case, capsys: pytest.CaptureFixture[str]) 
     assert f"5 of {QUERIES}" in capsys.readouterr().out
 
 
+def test_queries_that_settings_were_not_chosen_on(case: Case) -> None:
+    """They count alone: for the scores, the ground truth, and the removals, where only their own tops count."""
+    target = case.root / "some.json"
+    main([str(case.root / "pack"), case.path("half"), "--queries", "4-10", "--json", str(target)])
+    found = read_json(target)
+    kept = [int(query) for query in case.pack.query_id if 4 <= query <= 10]
+    assert found["queries"] == len(kept) < QUERIES
+    pack = case.pack.of_queries(range(4, 11))
+    assert pack.query_id.tolist() == kept
+    assert {model.query for model in case.pack.models} - {model.query for model in pack.models} == {0, 2}
+    subsets = [model.name for model in pack.models if model.method == "subset"]
+    rows = [row for row, model in enumerate(pack.models) if model.name in subsets]
+    assert torch.equal(pack.losses[rows], case.pack.losses[case.pack.rows("subset")][:, -len(kept) :])
+    per_query_alone = evaluate(pack, {"half": Scores.load(case.path("half")).of_queries(kept)})
+    assert scored(found, "half")[0]["estimate"] == pytest.approx(per_query_alone.scored[0].lds.interval.estimate)
+    with pytest.raises(UserError, match="found none of the pack's"):
+        main([str(case.root / "pack"), "--queries", "99"])
+
+
 def test_few_queries_are_not_compared(case: Case) -> None:
     """Nor are they the best, unless all methods know few."""
     case.save("few", case.made.influence[:4])
