@@ -24,6 +24,6 @@ class DTrak(Trak):
         super().__init__(output=output, query=query, **settings)
 
     @property
-    def name(self) -> str:
+    def base_name(self) -> str:
         """``d-trak``."""
         return "d-trak"

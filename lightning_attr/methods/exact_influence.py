@@ -22,6 +22,6 @@ class ExactInfluence(Trak):
         super().__init__(projection=None, regularisation=regularisation, **settings)
 
     @property
-    def name(self) -> str:
+    def base_name(self) -> str:
         """``influence-exact``."""
         return "influence-exact"

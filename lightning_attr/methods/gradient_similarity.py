@@ -25,7 +25,7 @@ class GradientSimilarity(GradientMethod):
         self.kind = kind
 
     @property
-    def name(self) -> str:
+    def base_name(self) -> str:
         """``gradient-dot`` or ``gradient-cosine``."""
         return f"gradient-{self.kind}"
 

@@ -31,7 +31,7 @@ class Influence(GradientMethod):
         self._curvature = load_curvature(curvature)
 
     @property
-    def name(self) -> str:
+    def base_name(self) -> str:
         """``influence-diagonal``, ``influence-kfac`` or ``influence-ekfac``."""
         return f"influence-{self._curvature.kind}"
 

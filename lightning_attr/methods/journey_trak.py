@@ -31,7 +31,7 @@ class JourneyTrak(Trak):
         self.query = replace(self.output, draws=here)
 
     @property
-    def name(self) -> str:
+    def base_name(self) -> str:
         """``journey-trak``."""
         return "journey-trak"
 

@@ -109,7 +109,7 @@ def test_influence_of_a_diagonal(context: Context, curvature: Path, per_draw: bo
     damped = rows({name: (fisher[name] + 0.2 * fisher[name].mean())[None] for name in SELECTED})
     queries, samples = (map(rows, gradients(batch, TWO, per_draw)) for batch in (APART, SAMPLES))
     assert_scores(found, torch.stack([(q / damped) @ s.T for q, s in zip(queries, samples, strict=True)]).sum(0))
-    assert method.name == "influence-diagonal"
+    assert method.name == ("influence-diagonal-per-draw" if per_draw else "influence-diagonal")
     assert method.settings()["curvature"] == {"weights": "cross_kv", "kind": "diagonal"}
 
 

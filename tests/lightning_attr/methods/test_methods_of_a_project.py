@@ -48,10 +48,10 @@ TWO = {"draws": {"timesteps": 2}}
     [
         ("GradientSimilarity", {"output": TWO, "kind": "cosine"}, "gradient-cosine"),
         ("Influence", {"output": TWO, "curvature": "CURVATURE"}, "influence-diagonal"),
-        ("Influence", {"output": TWO, "curvature": "EKFAC", "per_draw": True}, "influence-ekfac"),
+        ("Influence", {"output": TWO, "curvature": "EKFAC", "per_draw": True}, "influence-ekfac-per-draw"),
         ("ExactInfluence", {"output": TWO, "regularisation": 0.2}, "influence-exact"),
         ("Trak", {"output": TWO, "projection": 64}, "trak"),
-        ("DTrak", {"output": TWO, "projection": 16, "per_draw": True, "weights": "cross_attention"}, "d-trak"),
+        ("DTrak", {"output": TWO, "projection": 16, "per_draw": True, "weights": "cross_attention"}, "d-trak-per-draw"),
         ("JourneyTrak", {"output": TWO, "noises": 2, "projection": 64}, "journey-trak"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
