@@ -15,6 +15,7 @@ from torch import Tensor
 
 from datamodules.errors import UserError
 from lightning_attr.artifacts import load_tensors, save_tensors
+from lightning_attr.console import warn
 
 #: Batches in a chunk.
 BATCHES_PER_CHUNK = 4
@@ -65,8 +66,8 @@ class Chunks(Sequence[Tensor]):
         return rows.to(self.device)
 
     def pending(self, rank: int = 0, ranks: int = 1) -> list[int]:
-        """Return which chunks of a rank's share are still to be done."""
-        return [index for index in range(rank, len(self), ranks) if self._read(index) is None]
+        """Return which chunks of a rank's share are still to be done; a damaged one is, with a warning."""
+        return [index for index in range(rank, len(self), ranks) if not self._whole(index)]
 
     def batches(self, index: int) -> list[Ints]:
         """Return the positions of each batch of a chunk."""
@@ -80,6 +81,13 @@ class Chunks(Sequence[Tensor]):
     def delete(self) -> None:
         """Delete all chunks."""
         shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _whole(self, index: int) -> bool:
+        try:
+            return self._read(index) is not None
+        except UserError as error:
+            warn(f"{error}; it is measured again")
+            return False
 
     def _read(self, index: int) -> Tensor | None:
         if not (path := self._path(index)).exists():

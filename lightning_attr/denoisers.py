@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from datamodules.errors import UserError
+from lightning_attr.artifacts import file_digest
 
 #: Names for the weights that attribution works on; any other string is a regular expression over parameter names.
 WEIGHT_PATTERNS: Mapping[str, str] = {
@@ -40,6 +41,8 @@ class TrainedModel:
         null_text: Text state of the empty caption, [L, E].
         latent_shape: C, H, W of the latents that it was trained on.
         configs: ``denoiser`` and ``scheduler``, as given to :func:`build`.
+        path: The checkpoint; empty where the model is of none.
+        digest: Of the checkpoint's file; empty likewise.
     """
 
     denoiser: nn.Module
@@ -47,6 +50,8 @@ class TrainedModel:
     null_text: Tensor
     latent_shape: tuple[int, int, int]
     configs: Mapping[str, Any]
+    path: str = ""
+    digest: str = ""
 
 
 def build_denoiser(config: Mapping[str, Any], seed: int) -> nn.Module:
@@ -148,6 +153,8 @@ def load_trained(path: str | Path) -> TrainedModel:
         null_text=configs["null_text"],
         latent_shape=tuple(configs["latent_shape"]),
         configs={"denoiser": configs["denoiser"], "scheduler": configs["scheduler"]},
+        path=str(path),
+        digest=file_digest(path),
     )
 
 

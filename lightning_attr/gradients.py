@@ -50,7 +50,10 @@ Layer = nn.Linear | nn.Conv2d
 
 
 class Call(NamedTuple):
-    """One call of a layer: its input [B, ..., in] and, after the backward pass, the gradient at its output."""
+    """One call of a layer: its input [B, ..., in] and, after the backward pass, the gradient at its output.
+
+    The input is as the layer got it; under autocast it may be of low precision. The gradient is of the weight's.
+    """
 
     layer: Layer
     input: Tensor
@@ -58,9 +61,10 @@ class Call(NamedTuple):
 
     def input_rows(self) -> Tensor:
         """Return X [B, L, in]: of a convolution the patches under its kernel, one for each place of its output."""
+        x = self.input.detach().to(self.layer.weight.dtype)
         if isinstance(self.layer, nn.Conv2d):
-            return _patches(self.layer, self.input.detach()).transpose(1, 2)
-        return self.input.detach().reshape(len(self.input), -1, self.input.shape[-1])
+            return _patches(self.layer, x).transpose(1, 2)
+        return x.reshape(len(x), -1, x.shape[-1])
 
     def gradient_rows(self) -> Tensor:
         """Return G [B, L, out]; ``G^T X`` is the gradient by the weight, flattened."""
@@ -249,7 +253,10 @@ def captured(layers: set[Layer], values: Callable[[], Tensor]) -> list[Call]:
         total = values().sum()
     # An output that the values do not depend on has the gradient zero.
     gradients = torch.autograd.grad(total, [output for _, _, output in calls], materialize_grads=True)
-    return [Call(layer, x, gradient) for (layer, x, _), gradient in zip(calls, gradients, strict=True)]
+    return [
+        Call(layer, x, gradient.to(layer.weight.dtype))
+        for (layer, x, _), gradient in zip(calls, gradients, strict=True)
+    ]
 
 
 @contextmanager
@@ -271,6 +278,7 @@ def linear_gradients(layers: Mapping[str, Layer], values: Callable[[], Tensor]) 
     return captured_gradients(layers, values, no_text).dense
 
 
+@outside_autocast
 def _contract(name: str, call: Call) -> Tensor:
     if name.endswith("bias"):
         return call.gradient_rows().sum(1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -44,7 +45,7 @@ class LossSweep:
 
     def __init__(self, path: str | Path, settings: Mapping[str, Any]) -> None:
         self.path = Path(path)
-        self.settings = dict(settings)
+        self.settings = json.loads(json.dumps(settings))  # as a file gives it back, which has no tuples
         self._parts = self.path.with_name(f"{self.path.name}.parts")
 
     def cached(self) -> Tensor | None:
@@ -119,7 +120,6 @@ class LossSweep:
         if not path.exists():
             return None
         tensors, settings = load_tensors(path)
-        # Settings went through JSON, which turns tuples into lists.
         return tensors["losses"] if settings == self.settings else None
 
     def _part(self, positions: np.ndarray[Any, Any]) -> Path:

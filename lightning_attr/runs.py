@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
+from glob import glob
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -150,8 +151,27 @@ def flatten(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def input_files(config: Config) -> Iterator[str]:
-    """Yield the files that a config's model and data read."""
+    """Yield the files that a config's model and data read.
+
+    A value may be a file, a pattern with ``*``, or a folder: of a curvature's factors, or of a local model.
+    """
     for section in ("model", "data"):
-        for _, value in flatten(config.get(section) or {}):
-            if isinstance(value, str) and value and Path(value).is_file():
-                yield value
+        for key, value in flatten(config.get(section) or {}):
+            if not isinstance(value, str) or not value or key.rpartition(".")[2] == "weights":  # a regular expression
+                continue
+            for path in sorted(glob(value)) if "*" in value else [value]:
+                yield from _files(Path(path), path)
+
+
+def _files(path: Path, name: str) -> Iterator[str]:
+    """Yield a file, or those of a folder and its subfolders, as model folders have them; of a run its results alone."""
+    if path.is_file():
+        yield name
+    if path.is_dir():
+        for pattern in ("*.safetensors",) if (path / "manifest.json").exists() else ("*", "*/*"):
+            inside = sorted(path.glob(pattern))
+            yield from (str(file) for file in inside if file.is_file() and not _hidden(file.relative_to(path)))
+
+
+def _hidden(path: Path) -> bool:
+    return any(part.startswith(".") for part in path.parts)

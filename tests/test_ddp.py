@@ -222,7 +222,7 @@ def test_the_command_whose_rank_gets_a_signal_ends_and_goes_on(
     else:
         assert ended.status == 1
         assert "rank 1: ended by SIGKILL" in ended.stderr
-    assert command(args).status == 0
+    finish(args, tmp_path / "log")
     assert_same(tmp_path / "run/checkpoints/last.ckpt", both / "checkpoints/last.ckpt")
 
 

@@ -22,7 +22,7 @@ import torch
 from rich.table import Table
 
 from datamodules.errors import UserError
-from datamodules.scores import Scores
+from datamodules.scores import Scores, load_scores
 from datamodules.store import Store
 from lightning_attr.artifacts import read_json, write_json
 from lightning_attr.cli import FinishedError, run_stage
@@ -39,13 +39,13 @@ RANKINGS = {
     "similarity": "similarity/scores.safetensors",
 }
 """The scores whose top is removed in a retraining, by the name of the retraining; ``top`` is that of unlearning."""
-REMOVALS = {
-    "top": "top {} by unlearning",
-    "influence": "top {} by influence",
-    "similarity": "top {} by similarity",
-    "random": "{} at random",
+METHODS = {
+    "top": "unlearning",
+    "influence": "influence, one pass",
+    "similarity": "similarity of latents",
+    "random": "chance",
 }
-"""What each retraining removes, in words."""
+"""What chose the images that a retraining goes without, in words."""
 
 
 class Stages:
@@ -130,7 +130,7 @@ def leave_k_out(method: str) -> bool:
 def leave_k_out_all() -> None:
     """Retrain for every method, two at a time."""
     with ThreadPoolExecutor(2) as pool:
-        if not any(list(pool.map(leave_k_out, REMOVALS))):
+        if not any(list(pool.map(leave_k_out, METHODS))):
             raise FinishedError("all methods are retrained already")
 
 
@@ -143,11 +143,12 @@ def summarise(seconds: dict[str, float]) -> dict[str, Any]:
             raise UserError(f"{ROOT}/evaluate/metrics.json: found no {key}")
         return float(metrics[key]["mean"])
 
-    changes = {method: f"{method}/k={REMOVED}/loss_change" for method in REMOVALS}
+    recalls = {name: mean(f"{load_scores(ROOT / path).method}/recall_at_10") for name, path in RANKINGS.items()}
+    changes = {method: f"{method}/k={REMOVED}/loss_change" for method in METHODS}
     return {
-        "recall_at_10": mean("unlearning/recall_at_10"),
-        "recall_at_10_influence": mean("influence-ekfac/recall_at_10"),
-        "recall_at_10_similarity": mean("similarity-latent/recall_at_10"),
+        "recall_at_10": recalls["top"],
+        "recall_at_10_influence": recalls["influence"],
+        "recall_at_10_similarity": recalls["similarity"],
         "recall_at_10_chance": 10 / len(Store(str(ROOT / "train.lmdb"))),
         "removed": REMOVED,
         "loss_change": {method: mean(key) for method, key in changes.items()},
@@ -157,19 +158,16 @@ def summarise(seconds: dict[str, float]) -> dict[str, Any]:
 
 
 def print_summary(summary: dict[str, Any]) -> None:
-    """Print the tables of the closing summary."""
+    """Print the table of the closing summary, and where to look."""
     table = Table(title="Which training images made these outputs?", title_justify="left")
-    for column in ("removed before retraining", "loss change of the queries (mean ± s.e.)"):
+    for column in ("ranked by", "recall@10 of the planted", f"loss change without the top {summary['removed']}"):
         table.add_column(column)
-    for method, words in REMOVALS.items():
+    recalls = {"top": "recall_at_10", "random": "recall_at_10_chance"}
+    for method, words in METHODS.items():
+        recall = summary[recalls.get(method, f"recall_at_10_{method}")]
         change, error = summary["loss_change"][method], summary["loss_change_standard_error"][method]
-        table.add_row(words.format(summary["removed"]), f"{change:+.4f} ± {error:.4f}")
+        table.add_row(words, f"{recall:.3f}", f"{change:+.4f} ± {error:.4f}")
     out.print(table)
-    out.print(
-        f"Recall@10 of the planted concept: {summary['recall_at_10']:.2f} by unlearning, "
-        f"{summary['recall_at_10_influence']:.2f} by influence, "
-        f"{summary['recall_at_10_similarity']:.2f} by similarity, {summary['recall_at_10_chance']:.3f} by chance"
-    )
     times = ", ".join(f"{name} {value:.0f}" for name, value in summary["seconds"].items())
     out.print(f"Seconds: {times}; in all {sum(summary['seconds'].values()):.0f}")
     out.print(f"Look: {ROOT}/report.html, and TensorBoard: tensorboard --logdir {ROOT}")

@@ -26,6 +26,7 @@ from datamodules.errors import UserError
 from lightning_attr.artifacts import save_tensors
 from lightning_attr.curvature.damping import Damping
 from lightning_attr.curvature.errors import check_shape, missing
+from lightning_attr.gradients import outside_autocast
 
 
 class Factor(NamedTuple):
@@ -61,6 +62,7 @@ class LayerCurvature(NamedTuple):
     eigenvalues: Tensor
     samples: int = 0
 
+    @outside_autocast
     def inverse(self, gradient: Tensor, damping: Damping, name: str) -> Tensor:
         """Return ``(F + damping)^-1`` times the gradient [..., O, I], in its type."""
         damped = damping.added(self.eigenvalues, f"eigenvalues of {name}")
@@ -105,7 +107,9 @@ class KroneckerCurvature:
                 raise missing(layer, self.settings)
             curvature = self.layers[layer]
             weight, bias = gradients.get(f"{layer}.weight"), gradients.get(f"{layer}.bias")
-            joined = join(as_matrix(weight, curvature), bias, layer)
+            outputs, inputs = curvature.eigenvalues.shape
+            matrix = None if weight is None else as_matrix(weight, outputs, inputs - (bias is not None))
+            joined = join(matrix, bias, layer)
             check_shape(layer, joined, curvature.eigenvalues.shape)
             inverse = curvature.inverse(joined, damping, layer)
             if f"{layer}.bias" in gradients:
@@ -168,10 +172,16 @@ def layer_of(name: str) -> str:
     return name.rpartition(".")[0]
 
 
-def as_matrix(weight: Tensor | None, curvature: LayerCurvature) -> Tensor | None:
-    """Return the gradient by a layer's weight as [..., O, I], where it is a convolution's [..., O, C, H, W]."""
-    columns = curvature.eigenvalues.shape[-1]
-    return weight.flatten(-3) if weight is not None and weight.ndim >= 4 and weight.shape[-1] < columns - 1 else weight
+def as_matrix(weight: Tensor, outputs: int, inputs: int) -> Tensor:
+    """Return the gradient by a layer's weight as [..., O, I], where it may be a convolution's [..., O, C, H, W].
+
+    Args:
+        weight: The gradient; any leading axes.
+        outputs: O.
+        inputs: I, which is C * H * W, without the one of a bias.
+    """
+    is_matrix = weight.shape[-2:] == (outputs, inputs)
+    return weight if is_matrix or weight.shape[-3:].numel() != inputs else weight.flatten(-3)
 
 
 def join(weight: Tensor | None, bias: Tensor | None, layer: str) -> Tensor:
@@ -208,6 +218,13 @@ def decomposed(total: Tensor, tokens: int) -> Factor:
     return Factor(eigenvectors, torch.where(eigenvalues > rounding, eigenvalues, 0), tokens)
 
 
+@outside_autocast
+def rotated(rows: Tensor, eigenvectors: Tensor) -> Tensor:
+    """Return rows [..., n] in the basis of the eigenvectors [n, n], also under autocast in the rows' precision."""
+    return rows @ eigenvectors.to(rows)
+
+
+@outside_autocast
 def squared_rotated(calls: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
     """Return the sum over samples of their squared gradients in the basis of the eigenvectors, float64 [O, I].
 

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from datamodules.errors import UserError
-from lightning_attr.methods.base import Batch, Context, Method
-from lightning_attr.methods.ensemble import Columns
+from lightning_attr.methods.base import Batch, Columns, Context, Method
 
 
 class Combined(Method):
@@ -37,12 +36,16 @@ class Combined(Method):
 
     def measure(self, batch: Batch) -> Tensor:
         """Return what the methods keep, side by side, [B, R], and last the number of columns of each."""
-        rows = [method.measure(batch) for method in self.methods]
+        # One member's half precision must neither round the others' rows nor the widths.
+        rows = [method.measure(batch).float() for method in self.methods]
         widths = rows[0].new_tensor([[row.shape[1] for row in rows]]).expand(len(rows[0]), -1)
-        return torch.cat([*(row.to(rows[0]) for row in rows), widths], dim=1)
+        return torch.cat([*(row.to(rows[0].device) for row in rows), widths], dim=1)
 
     def score(self, chunks: Sequence[Tensor]) -> Iterator[Tensor]:
-        """Yield the sums; the scores are gone through twice, first for their means and deviations."""
+        """Yield the sums; the scores are gone through twice, first for their means and deviations.
+
+        Keeping them would form the whole matrix [Q, N], which ``topk`` is there to avoid.
+        """
         widths = chunks[0][0, -len(self.methods) :].long().tolist()
         edges = list(pairwise(accumulate(widths, initial=0)))
         parts = [Columns(chunks, *edge) for edge in edges]

@@ -12,16 +12,16 @@ from lightning_attr.methods.trak import Trak
 class DTrak(Trak):
     """TRAK whose features are gradients of the prediction's mean square, in which no target noise plays a part.
 
+    The prediction is what the network gives: with ``v_prediction`` a velocity, the square of which is taken as it is.
+
     Args:
-        output: What is differentiated.
-        query: What is differentiated for queries; its function is that of ``output``. None is the same as for samples.
+        output: Where it is differentiated; its function is always ``squared_output``.
         settings: The arguments of ``Trak``.
     """
 
-    def __init__(self, output: Output = Output("squared_output"), query: Output | None = None, **settings: Any) -> None:
-        # Who asks for other draws of queries names no function, and the default is the loss.
-        query = None if query is None else replace(query, function=output.function)
-        super().__init__(output=output, query=query, **settings)
+    def __init__(self, output: Output = Output("squared_output"), **settings: Any) -> None:
+        # Who asks for other draws names no function, and the default is the loss.
+        super().__init__(output=replace(output, function="squared_output"), **settings)
 
     @property
     def base_name(self) -> str:

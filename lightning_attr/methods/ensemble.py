@@ -12,7 +12,7 @@ from torch import Tensor
 
 from datamodules.errors import UserError
 from lightning_attr.denoisers import TrainedModel
-from lightning_attr.methods.base import Batch, Context, Method
+from lightning_attr.methods.base import Batch, Columns, Context, Method
 
 
 class Ensemble(Method):
@@ -78,20 +78,3 @@ class _Watched(Context):
     def trained(self) -> TrainedModel:
         self.asked.append(True)
         return super().trained()
-
-
-@dataclass(frozen=True)
-class Columns(Sequence[Tensor]):
-    """Some columns of every chunk: those from ``start`` to ``stop``."""
-
-    chunks: Sequence[Tensor]
-    start: int
-    stop: int
-
-    def __len__(self) -> int:
-        """Return the number of chunks."""
-        return len(self.chunks)
-
-    def __getitem__(self, index: Any) -> Any:
-        """Return these columns of a chunk."""
-        return self.chunks[index][:, self.start : self.stop]

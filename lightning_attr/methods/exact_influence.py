@@ -19,7 +19,7 @@ class ExactInfluence(Trak):
     """
 
     def __init__(self, regularisation: float = 0.1, **settings: Any) -> None:
-        super().__init__(projection=None, regularisation=regularisation, **settings)
+        super().__init__(projection=None, regularisation=regularisation, projection_seed=0, **settings)
 
     @property
     def base_name(self) -> str:

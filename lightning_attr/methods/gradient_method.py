@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from lightning_attr.gradients import (
     sample_gradients,
 )
 from lightning_attr.methods.base import Batch, Context, Method
+from lightning_attr.noise import Draws
 from lightning_attr.region import read_region
 
 #: Queries whose gradients are computed together.
@@ -32,14 +34,16 @@ class GradientMethod(Method):
 
     Args:
         output: What is differentiated.
-        weights: ``cross_kv``, ``cross_attention``, ``attention``, ``all``, or a regular expression.
+        weights: ``cross_kv``, ``cross_attention``, ``attention``, ``matrices`` (of all linear layers and
+            convolutions), ``all``, or a regular expression.
         captions: Only the first so many captions of each sample; None is all.
         views: Only the first so many views of each sample; None is all.
         per_draw: Compare the gradients at each draw, and sum what comes out, instead of the gradients' means over
             draws. A sample then counts where it changes the model at the query's own timesteps and noises, which is
             what shared draws are for.
-        query: What is differentiated for queries; None is the same as for samples. A ``draws.window`` asks about some
-            timesteps only.
+        query: The draws of queries; None is those of samples. A ``window`` asks about some timesteps only. With
+            ``per_draw`` each draw of a query is compared with the same draw of a sample, so that there are no others:
+            the window then belongs in ``output.draws``.
         region: A greyscale image; the brighter a place, the more of it is asked about. None is the whole query.
     """
 
@@ -50,7 +54,7 @@ class GradientMethod(Method):
         captions: int | None = 1,
         views: int | None = 1,
         per_draw: bool = False,
-        query: Output | None = None,
+        query: Draws | None = None,
         region: str | None = None,
     ) -> None:
         self.output = output
@@ -60,10 +64,10 @@ class GradientMethod(Method):
         self.per_draw = per_draw
         self.query = query
         self.region = region
-        if per_draw and query is not None and len(query.draws) != len(output.draws):
+        if per_draw and query not in (None, output.draws):
             raise UserError(
-                f"method.per_draw: found {len(query.draws)} draws of queries and {len(output.draws)} of samples, "
-                "expected as many"
+                "method.query: found other draws than method.output.draws, expected the same: method.per_draw compares "
+                "draw by draw; a window for both belongs in method.output.draws"
             )
 
     @property
@@ -94,21 +98,36 @@ class GradientMethod(Method):
 
     def gradients_of_queries(self, context: Context) -> Iterator[Iterator[SampleGradients]]:
         """Yield for some queries at a time what :meth:`gradients` yields for a batch of samples."""
-        queries, region = self.query_batch(context), self.query_region(context)
-        for start in range(0, len(queries["id"]), QUERY_BATCH):
-            batch = {name: value[start : start + QUERY_BATCH] for name, value in queries.items()}
-            yield self._take(batch, self.query or self.output, region=region)
+        region, output = self.query_region(context), replace(self.output, draws=self.query or self.output.draws)
+        for start in range(0, len(context.queries["id"]), QUERY_BATCH):
+            some = {name: value[start : start + QUERY_BATCH] for name, value in context.queries.items()}
+            yield self._take(self.query_batch(replace(context, queries=some)), output, region=region)
 
-    def query_gradients(self, context: Context) -> list[dict[str, Tensor]]:
-        """Return the gradients of all queries by weight name, [Q, *shape]: of each draw, or one, their mean."""
-        by_batch = [[dict(one.named()) for one in each] for each in self.gradients_of_queries(context)]
+    def query_gradients(
+        self, context: Context, precondition: Callable[[dict[str, Tensor]], dict[str, Tensor]] | None = None
+    ) -> list[dict[str, Tensor]]:
+        """Return the gradients of all queries by weight name, [Q, *shape]: of each draw, or one, their mean.
+
+        Args:
+            context: With the queries.
+            precondition: Applied to some queries' gradients at a time, for those of all may fill the memory.
+        """
+
+        def rows(one: SampleGradients) -> dict[str, Tensor]:
+            named = dict(one.named())
+            return named if precondition is None else precondition(named)
+
+        by_batch = [[rows(one) for one in each] for each in self.gradients_of_queries(context)]
+        if len(by_batch) == 1:
+            return by_batch[0]
+        # Each part is let go as soon as it is joined, so that all are never held twice.
         return [
-            {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+            {name: torch.cat([part.pop(name) for part in parts]) for name in list(parts[0])}
             for parts in zip(*by_batch, strict=True)
         ]
 
     def query_batch(self, context: Context) -> Batch:
-        """Return the queries as a batch of samples."""
+        """Return the context's queries as a batch of samples."""
         # A query's ids and a sample's ids overlap; negative ids keep their own noises apart.
         return {**context.queries, "id": -1 - context.queries["id"]}
 

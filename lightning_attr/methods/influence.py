@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from lightning_attr.curvature import Damping, load_curvature
-from lightning_attr.methods.base import Batch, Context, plain
+from datamodules.errors import UserError
+from lightning_attr.curvature import AnyCurvature, Damping, curvature_digest, load_curvature
+from lightning_attr.denoisers import TrainedModel
+from lightning_attr.methods.base import Batch, Context, digest_of, plain
 from lightning_attr.methods.gradient_method import GradientMethod, products
 
 
@@ -19,31 +21,77 @@ class Influence(GradientMethod):
     With ``per_draw`` the product is taken at each draw and summed.
 
     Args:
-        curvature: A curvature file: diagonal, K-FAC or EK-FAC.
+        curvature: A curvature file: diagonal, K-FAC or EK-FAC. For several checkpoints a file of each, in any order.
         damping: Added to the curvature before it is inverted.
         settings: The arguments of ``GradientMethod``.
     """
 
-    def __init__(self, curvature: str, damping: Damping = Damping(0.1, "mean"), **settings: Any) -> None:
+    def __init__(self, curvature: str | list[str], damping: Damping = Damping(0.1, "mean"), **settings: Any) -> None:
         super().__init__(**settings)
         self.curvature = curvature
         self.damping = damping
-        self._curvature = load_curvature(curvature)
+        self._fitted = [_Fitted.of(path) for path in ([curvature] if isinstance(curvature, str) else curvature)]
+        kinds = [each.curvature.kind for each in self._fitted]
+        if len(set(kinds)) != 1:
+            raise UserError(f"method.curvature: found kinds {kinds}, expected at least one file, and all of one kind")
 
     @property
     def base_name(self) -> str:
         """``influence-diagonal``, ``influence-kfac`` or ``influence-ekfac``."""
-        return f"influence-{self._curvature.kind}"
+        return f"influence-{self._fitted[0].curvature.kind}"
 
     def settings(self) -> dict[str, Any]:
-        """Return the settings, with those of the curvature in the place of its file's name."""
-        return {**super().settings(), "curvature": plain({**self._curvature.settings, "kind": self._curvature.kind})}
+        """Return the settings, with the curvature's own and its digest in the place of its file's name."""
+        fitted = [each.settings() for each in self._fitted]
+        return {**super().settings(), "curvature": fitted[0] if isinstance(self.curvature, str) else fitted}
 
     def prepare_queries(self, context: Context) -> None:
-        """Apply the inverse curvature to the queries' gradients."""
-        self._rows = [self._curvature.inverse(rows, self.damping) for rows in self.query_gradients(context)]
+        """Apply the inverse curvature to the queries' gradients.
+
+        Raises:
+            UserError: The curvature was fitted on another checkpoint.
+        """
+        curvature = self._curvature_of(context.trained())
+        self._rows = self.query_gradients(context, lambda rows: curvature.inverse(rows, self.damping))
+
+    def _curvature_of(self, model: TrainedModel) -> AnyCurvature:
+        """Return the curvature that was fitted on the model; one alone may keep silent about that, as kronfluence's."""
+        if len(self._fitted) == 1 and not (self._fitted[0].checkpoint and model.digest):
+            return self._fitted[0].curvature
+        for each in self._fitted:
+            if each.checkpoint == model.digest:
+                return each.curvature
+        found = ", ".join(f"{each.path} (fitted on {each.checkpoint})" for each in self._fitted)
+        raise UserError(
+            f"method.curvature: found {found}, expected one fitted on checkpoint {model.path} ({model.digest})"
+        )
 
     def measure(self, batch: Batch) -> Tensor:
         """Return the scores, [B, Q]."""
         parts = [products(rows, gradients) for rows, gradients in zip(self._rows, self.gradients(batch), strict=True)]
         return torch.stack(parts).sum(0)
+
+
+class _Fitted(NamedTuple):
+    """A curvature, and where it is from."""
+
+    path: str
+    curvature: AnyCurvature
+    digest: str
+
+    @classmethod
+    def of(cls, path: str) -> _Fitted:
+        return cls(path, load_curvature(path), curvature_digest(path))
+
+    @property
+    def checkpoint(self) -> str | None:
+        """Digest of the checkpoint that it was fitted on."""
+        return digest_of(self.curvature.settings, "checkpoint")
+
+    def settings(self) -> dict[str, Any]:
+        settings: dict[str, Any] = plain({**self.curvature.settings, "kind": self.curvature.kind})
+        return {**settings, "digest": self.digest}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Fitted:
+        """Share it, for it never changes and may be large: an ensemble copies its method for every model."""
+        return self

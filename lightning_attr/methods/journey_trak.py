@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 from datamodules.errors import UserError
@@ -22,18 +21,33 @@ class JourneyTrak(Trak):
     """
 
     def __init__(self, timestep: int = 400, noises: int = 20, **settings: Any) -> None:
-        if settings.pop("query", None) is not None or settings.get("per_draw"):
-            raise UserError("method: found query or per_draw, expected neither: JourneyTrak settles them itself")
-        super().__init__(**settings)
+        super().__init__(query=None, **settings)
+        if self.per_draw:
+            raise UserError("method.per_draw: found true, expected false: JourneyTrak's queries have their own draws")
+        if noises < 1:
+            raise UserError(f"method.noises: found {noises}, expected at least 1")
+        if timestep < 0:
+            raise UserError(f"method.timestep: found {timestep}, expected at least 0")
         self.timestep = timestep
         self.noises = noises
-        here = Draws(1, noises, seed=self.output.draws.seed, window=(timestep, timestep + 1))
-        self.query = replace(self.output, draws=here)
+        self.query = Draws(1, noises, seed=self.output.draws.seed, window=(timestep, timestep + 1))
 
     @property
     def base_name(self) -> str:
         """``journey-trak``."""
         return "journey-trak"
+
+    def prepare(self, context: Context) -> None:
+        """Take the queries' features on their way.
+
+        Raises:
+            UserError: The timestep is not of the schedule, or the queries were not sampled alike.
+        """
+        steps = len(context.trained().scheduler.alphas_cumprod)
+        if self.timestep >= steps:
+            raise UserError(f"method.timestep: found {self.timestep}, expected 0 to {steps - 1}")
+        sampling(context)
+        super().prepare(context)
 
     def query_batch(self, context: Context) -> Batch:
         """Return the queries with the image predicted at the timestep in the place of their latent.

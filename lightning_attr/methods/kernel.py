@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from datamodules.errors import UserError
-from lightning_attr.methods.ensemble import Columns
+from lightning_attr.methods.base import Columns
 
 #: How many numbers the matrices that are solved at once may hold, 1 GB of float64; more draws take more passes.
 NUMBERS_AT_ONCE = 2**27
@@ -31,7 +31,8 @@ def ridge_scores(query_DQR: Tensor, chunks: Sequence[Tensor], regularisation: fl
         regularisation: lambda as a fraction of the mean squared norm of the samples' features at a draw.
 
     Raises:
-        UserError: Features depend on each other, and the regularisation is too small to tell them apart.
+        UserError: Features are not finite, or depend on each other, and the regularisation is too small to tell them
+            apart.
     """
     sizes = [len(chunk) for chunk in chunks]
     draws, _, width = query_DQR.shape
@@ -92,10 +93,15 @@ def _by_draw(chunk: Tensor, draws: int) -> Tensor:
 
 
 def _solve(symmetric_DMM: Tensor, samples: int, regularisation: float, right: Tensor) -> Tensor:
-    """Return ``(symmetric + lambda)^-1 right``; the trace on either side is the sum of the squared norms of samples."""
-    shift_D = regularisation * symmetric_DMM.diagonal(dim1=1, dim2=2).sum(1) / samples
-    shifted = symmetric_DMM + torch.diag_embed(shift_D[:, None].expand(symmetric_DMM.shape[:2]))
-    factor, failed = torch.linalg.cholesky_ex(shifted)
+    """Return ``(symmetric + lambda)^-1 right``; the trace on either side is the sum of the squared norms of samples.
+
+    The diagonal is shifted in place: a copy of such a matrix is dear.
+    """
+    diagonal_DM = symmetric_DMM.diagonal(dim1=1, dim2=2)
+    if not bool(diagonal_DM.isfinite().all()):
+        raise UserError("features: found some that are not finite, expected finite gradients of all samples")
+    diagonal_DM += regularisation * diagonal_DM.sum(1, keepdim=True) / samples
+    factor, failed = torch.linalg.cholesky_ex(symmetric_DMM)
     if bool(failed.any()):
         raise UserError(
             f"method.regularisation: found {regularisation}, expected more: features of samples depend on each other"

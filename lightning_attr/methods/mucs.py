@@ -16,6 +16,8 @@ class Mucs(Unlearned):
     The changed weights are those of ``MirroredUnlearning``. The arguments are those of ``Unlearned``.
     """
 
+    task, mark = "MirroredUnlearning", "until"
+
     def compare(self, before: Tensor, after: Tensor) -> Tensor:
         """Return the skews."""
         return ((after - before) / (after + before + SMALL)).flatten(1).mean(1)

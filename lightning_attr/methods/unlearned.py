@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from abc import abstractmethod
 from collections.abc import Mapping
 from glob import glob
-from typing import Any
+from pathlib import Path
+from typing import Any, ClassVar
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from datamodules.errors import UserError
 from lightning_attr.artifacts import file_digest, load_tensors
-from lightning_attr.methods.base import Batch, Context, Method
+from lightning_attr.methods.base import Batch, Context, Method, differs, digest_of
 from lightning_attr.methods.loss_deltas import sample_losses
 from lightning_attr.noise import Draws
 
@@ -20,12 +23,20 @@ from lightning_attr.noise import Draws
 class Unlearned(Method):
     """Measures every sample under the original weights and under the changed weights of every query.
 
+    Attributes:
+        task: The task that changes the weights.
+        mark: A setting in the files of that task, and in those of no other.
+
     Args:
-        changed: The ``weights.safetensors`` of the queries, one file each; a pattern with ``*`` is fine.
+        changed: The ``weights.safetensors`` of the queries, one file each; a pattern with ``*`` is fine, and may match
+            files of several checkpoints.
         draws: Where losses are measured.
         captions: Only the first so many captions of each sample; None is all.
         views: Only the first so many views of each sample; None is all.
     """
+
+    task: ClassVar[str]
+    mark: ClassVar[str]
 
     def __init__(self, changed: str, draws: Draws = Draws(), captions: int | None = 1, views: int | None = 1) -> None:
         self.changed = changed
@@ -35,44 +46,61 @@ class Unlearned(Method):
 
     def settings(self) -> dict[str, Any]:
         """Return the settings, with the digests of the changed weights in the place of the pattern."""
-        return {**super().settings(), "changed": {path: file_digest(path) for path in sorted(glob(self.changed))}}
+        return {**super().settings(), "changed": {path: file_digest(path) for path in self._paths()}}
+
+    def _paths(self) -> list[str]:
+        return [path for path in sorted(glob(self.changed)) if Path(path).is_file()]
 
     def prepare(self, context: Context) -> None:
-        """Read the changed weights of every query.
+        """Read the changed weights of every query, those of the context's model where there are some of several.
 
         Raises:
-            UserError: A query has none or two, or they are of another model.
+            UserError: A query has none or two, or they are of another task, model or query store.
         """
         self._model = context.trained()
         self._parameters = dict(self._model.denoiser.named_parameters())
-        by_query = self._read()
-        queries = context.queries["id"].tolist()
-        if missing := [query for query in queries if query not in by_query]:
-            raise UserError(
-                f"method.changed {self.changed}: found none of query {missing[0]}, expected all {len(queries)}"
-            )
-        self._changed = [
-            {name: value.to(context.device) for name, value in by_query[query].items()} for query in queries
-        ]
+        by_query = self._find(context)
+        self._changed = [self._read(by_query[query]) for query in context.queries["id"].tolist()]
 
-    def _read(self) -> dict[int, dict[str, Tensor]]:
-        """Return the changed weights of every query that there is a file of."""
-        result: dict[int, dict[str, Tensor]] = {}
-        for path in sorted(glob(self.changed)):
-            weights, settings = load_tensors(path)
-            if (query := settings.get("query")) is None:
-                raise UserError(f"{path}: found no query, expected the changed weights of one")
+    def _find(self, context: Context) -> dict[int, str]:
+        """Return the file of every query."""
+        queries, model = context.queries["id"].tolist(), context.trained()
+        result: dict[int, str] = {}
+        others: list[str] = []
+        if not (paths := self._paths()):
+            raise UserError(f"method.changed {self.changed}: found no file, expected one of every query")
+        for path in paths:
+            settings = _read_settings(path)
+            query = self._query(path, settings)
+            if query not in queries:
+                continue
+            if differs(made_from := digest_of(settings, "checkpoint"), model.digest):
+                others.append(f"{path} was made from checkpoint {made_from}, not {model.path} ({model.digest})")
+                continue
             if query in result:
                 raise UserError(f"method.changed {self.changed}: found query {query} twice, the second time in {path}")
-            self._check(path, weights)
-            result[query] = weights
+            _check_queries(path, settings, context)
+            result[query] = path
+        if missing := [query for query in queries if query not in result]:
+            found = f"method.changed {self.changed}: found none of query {missing[0]}, expected all {len(queries)}"
+            raise UserError("; ".join([found, *others[:1]]))
         return result
 
-    def _check(self, path: str, weights: Mapping[str, Tensor]) -> None:
+    def _query(self, path: str, settings: Mapping[str, Any]) -> int:
+        if (query := settings.get("query")) is None:
+            raise UserError(f"{path}: found no query, expected the changed weights of one")
+        if self.mark not in settings:
+            raise UserError(f"{path}: found no {self.mark} in its settings, expected changed weights of {self.task}")
+        return int(query)
+
+    def _read(self, path: str) -> dict[str, Tensor]:
+        """Return the changed weights in a file, on the CPU: all queries' may not fit the device."""
+        weights, _ = load_tensors(path)
         for name, value in weights.items():
             expected = tuple(self._parameters[name].shape) if name in self._parameters else "no such weight"
             if tuple(value.shape) != expected:
                 raise UserError(f"{path}: found {name} {tuple(value.shape)}, expected {expected}")
+        return weights
 
     @torch.no_grad()
     def measure(self, batch: Batch) -> Tensor:
@@ -98,3 +126,21 @@ class Unlearned(Method):
     def _assign(self, weights: Mapping[str, Tensor]) -> None:
         for name, value in weights.items():
             self._parameters[name].copy_(value)
+
+
+def _read_settings(path: str) -> dict[str, Any]:
+    """Return what the header of changed weights says, without reading the weights."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path}: damaged or not a safetensors file ({error})") from error
+    return dict(json.loads(metadata.get("settings", "{}")))
+
+
+def _check_queries(path: str, settings: Mapping[str, Any], context: Context) -> None:
+    if (found := digest_of(settings, "queries")) is not None and found != context.query_store.digest:
+        raise UserError(
+            f"{path}: found a query of store {found}, expected one of {context.query_store.path} "
+            f"({context.query_store.digest})"
+        )

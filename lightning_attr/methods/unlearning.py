@@ -18,6 +18,8 @@ class Unlearning(Unlearned):
         settings: The arguments of ``Unlearned``.
     """
 
+    task, mark = "Unlearning", "step_size"
+
     def __init__(self, over_views: Literal["max", "mean"] = "max", **settings: Any) -> None:
         super().__init__(**settings)
         self.over_views: Literal["max", "mean"] = over_views

@@ -16,13 +16,14 @@ from datamodules import LatentDataModule
 from datamodules.errors import UserError
 from datamodules.scores import Scores, TopScores, load_scores, merge_top
 from datamodules.store import Store
-from lightning_attr.artifacts import file_digest, tensors_digest
+from lightning_attr.artifacts import file_digest
 from lightning_attr.chunks import Chunks
 from lightning_attr.denoisers import TrainedModel, load_trained
 from lightning_attr.methods import Method
 from lightning_attr.methods.base import Context
 from lightning_attr.methods.ensemble import Ensemble
 from lightning_attr.runs import flatten
+from lightning_attr.tasks.analysis import samples_used
 from lightning_attr.tasks.latent_diffusion import check_shapes
 
 
@@ -31,6 +32,10 @@ class Attribution(pl.LightningModule):
 
     What is measured of the samples is kept in ``chunks/`` until the scores are there: a stopped run goes on with the
     first chunk that is missing, and ends with the same bits. Ranks share the chunks.
+
+    Where ``data`` leaves samples out, a method that looks at samples together does so over those that are scored: the
+    regression of TRAK, D-TRAK and Journey-TRAK, the standardisation of ``Combined``. The settings of the scores tell
+    which samples there were.
 
     Args:
         method: The attribution method.
@@ -194,14 +199,14 @@ class Attribution(pl.LightningModule):
         # Files that the method reads, such as a curvature.
         settings = self.method.settings()
         files |= {key: path for key, path in flatten(settings) if isinstance(path, str) and Path(path).is_file()}
-        return {**settings, "digests": {name: file_digest(path) for name, path in files.items()}}
+        digests = {name: file_digest(path) for name, path in files.items()}
+        return {**settings, "samples": samples_used(self._data), "digests": digests}
 
     def _chunk_settings(self, data: LatentDataModule) -> dict[str, Any]:
         return {
             "method": self.method.name,
             "settings": self._settings,
             "query_id": self._query_id,
-            "samples": tensors_digest({"id": torch.from_numpy(self.store.ids[data.positions])}),
             "batch_size": data.batch_size,
             "precision": self.trainer.precision,
         }

@@ -17,7 +17,7 @@ from lightning_attr.denoisers import select_weights
 from lightning_attr.diffusion import denoising_loss
 from lightning_attr.gradients import captured
 from lightning_attr.noise import keyed_generator
-from lightning_attr.tasks.analysis import AnalysisTask
+from lightning_attr.tasks.analysis import AnalysisTask, samples_used
 from lightning_attr.tasks.curvature_sums import SUMS, DiagonalSums, Sums, layers_on, linear_layers, not_finite
 from lightning_attr.tasks.latent_diffusion import check_shapes
 
@@ -35,7 +35,7 @@ class Curvature(AnalysisTask):
     Args:
         checkpoint: A checkpoint of ``LatentDiffusion``.
         kind: ``diagonal``, ``kfac`` or ``ekfac``; the last two are of linear layers only.
-        weights: ``cross_kv``, ``cross_attention``, ``attention``, ``all``, or a regular expression.
+        weights: ``cross_kv``, ``cross_attention``, ``attention``, ``matrices``, ``all``, or a regular expression.
         seed: Of the draws.
     """
 
@@ -139,7 +139,8 @@ class Curvature(AnalysisTask):
         return {
             "weights": self.weights,
             "draws": int(self.count),
-            "samples": len(self.data.positions),
+            "samples": samples_used(self.data),
+            "precision": self.trainer.precision,
             "seed": self.seed,
             "digests": {**self.digests(), "store": file_digest(self.data.store)},
         }

@@ -23,6 +23,7 @@ from lightning_attr.curvature.kronecker import (
     decomposed,
     layer_curvature,
     layer_of,
+    rotated,
     second_moment,
     squared_rotated,
     with_one,
@@ -234,12 +235,12 @@ class EKFACSums(KFACSums):
         if not self.decomposed:
             return super().of_batch(network, losses, inputs)
         eigenvectors = {key: part.to(inputs[1]) for key, part in cut(self.eigenvectors, self._moments).items()}
-        rotated: dict[int, Tensor] = {}
+        shared: dict[int, Tensor] = {}
         calls: dict[str, list[tuple[Tensor, Tensor]]] = {name: [] for name in self.layers}
         for name, x, gradient in self._calls(network, losses, inputs):
-            if id(x) not in rotated:
-                rotated[id(x)] = x @ eigenvectors[self.inputs[name]]
-            calls[name].append((rotated[id(x)], gradient @ eigenvectors[name]))
+            if id(x) not in shared:
+                shared[id(x)] = rotated(x, eigenvectors[self.inputs[name]])
+            calls[name].append((shared[id(x)], rotated(gradient, eigenvectors[name])))
         squares = {name: squared_rotated(of_layer) for name, of_layer in calls.items()}
         return flat({**squares, "count": len(inputs[0])}, self._squares)
 

@@ -13,10 +13,10 @@ from datamodules import LatentDataModule
 from datamodules.errors import UserError
 from datamodules.store import Store
 from lightning_attr.artifacts import file_digest, save_tensors
-from lightning_attr.denoisers import select_weights
 from lightning_attr.diffusion import add_noise, mean_square, prediction_target
 from lightning_attr.noise import Draws, batch_noise, draw_timesteps, keyed_generator, training_noise
-from lightning_attr.tasks.analysis import AnalysisTask
+from lightning_attr.tasks.analysis import samples_used
+from lightning_attr.tasks.changed_weights import ChangedWeights
 from lightning_attr.tasks.latent_diffusion import check_shapes
 
 
@@ -25,7 +25,7 @@ def mirrored_loss(retain: Tensor, query: Tensor, null: Tensor, forget: float) ->
     return retain - forget * torch.minimum(query, null)
 
 
-class MirroredUnlearning(AnalysisTask):
+class MirroredUnlearning(ChangedWeights):
     """AdamW on ``L_retain - forget * min(L_forget, L_null)`` until ``L_forget`` is ``until`` times ``L_null`` (MUCS).
 
     ``L_retain`` is the training loss of a batch of the store, ``L_forget`` the query's loss, and ``L_null`` the query's
@@ -38,7 +38,7 @@ class MirroredUnlearning(AnalysisTask):
         checkpoint: A checkpoint of ``LatentDiffusion``.
         queries: A query store.
         query: The id of the query to unlearn.
-        weights: ``cross_kv``, ``cross_attention``, ``attention``, ``all``, or a regular expression.
+        weights: ``cross_kv``, ``cross_attention``, ``attention``, ``matrices``, ``all``, or a regular expression.
         learning_rate: Of AdamW; the paper takes a tenth of training's.
         forget: How much the query's loss counts against that of the store.
         until: Stop when the query's loss is this share of the null loss; None takes all steps of the trainer.
@@ -60,22 +60,14 @@ class MirroredUnlearning(AnalysisTask):
         draws: Draws = Draws(),
         seed: int = 0,
     ) -> None:
-        super().__init__(checkpoint)
-        self.queries = queries
-        self.query = query
-        self.weights = weights
+        super().__init__(checkpoint, queries, query, weights)
         self.learning_rate = learning_rate
         self.forget = forget
         self.until = until
         self.query_draws = query_draws
         self.draws = draws
         self.seed = seed
-        self.selected = select_weights(self.denoiser, weights)
-        for weight in self.selected.values():
-            weight.requires_grad_()
         self.timesteps = draw_timesteps(draws, len(self.scheduler.alphas_cumprod))
-        self.latent: Tensor
-        self.text: Tensor
 
     @property
     def data(self) -> LatentDataModule:
@@ -87,13 +79,8 @@ class MirroredUnlearning(AnalysisTask):
 
     def setup(self, stage: str) -> None:
         """Read the query, and check the stores against the network."""
-        queries = Store(self.queries)
-        for store in (queries, Store(self.data.store)):
-            check_shapes(store, self.denoiser)
-        position = queries.positions([self.query])
-        for name in ("latent", "text"):
-            value = torch.from_numpy(queries.read(name, position)[:, 0]).float()
-            self.register_buffer(name, value, persistent=False)
+        super().setup(stage)
+        check_shapes(Store(self.data.store), self.denoiser)
 
     def on_train_batch_start(self, batch: dict[str, Tensor], batch_idx: int) -> int | None:
         """End the run if the query is forgotten; asked before every step, so that a resumed run stops where it would.
@@ -118,7 +105,7 @@ class MirroredUnlearning(AnalysisTask):
     @torch.no_grad()
     def forgotten(self) -> float:
         """Return the query's loss on the fixed draws as a share of the null loss."""
-        shape = self.latent.shape[1:]
+        shape = self.latent.shape
         # A query's ids and a sample's ids overlap; negative ids keep their noises apart.
         ids = [-1 - self.query]
         noise = torch.cat([batch_noise(self.draws, draw, shape, ids, 0, 0) for draw in range(len(self.draws))])
@@ -154,13 +141,13 @@ class MirroredUnlearning(AnalysisTask):
         """Return timesteps int64 [D] and noises [D, C, H, W] of this step."""
         generator = keyed_generator("mirrored", self.seed, self.query, self.global_step)
         timesteps = generator.integers(len(self.scheduler.alphas_cumprod), size=self.query_draws)
-        noise = generator.standard_normal((self.query_draws, *self.latent.shape[1:]), dtype=np.float32)
+        noise = generator.standard_normal((self.query_draws, *self.latent.shape), dtype=np.float32)
         return torch.from_numpy(timesteps), torch.from_numpy(noise)
 
     def _query_losses(self, timesteps: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
         count, device = len(timesteps), self.latent.device
-        latent = self.latent.expand(count, *self.latent.shape[1:])
-        text = self.text.expand(count, *self.text.shape[1:])
+        latent = self.latent.expand(count, *self.latent.shape)
+        text = self.text.expand(count, *self.text.shape)
         return self._losses(latent, text, timesteps.to(device), noise.to(device))
 
     def _losses(self, latent: Tensor, text: Tensor, timesteps: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
@@ -173,17 +160,6 @@ class MirroredUnlearning(AnalysisTask):
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW, as in training."""
         return torch.optim.AdamW(list(self.selected.values()), self.learning_rate, weight_decay=0.0)
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the changed weights."""
-        super().on_save_checkpoint(checkpoint)
-        checkpoint["weights"] = {name: weight.detach() for name, weight in self.selected.items()}
-
-    @torch.no_grad()
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restore the changed weights."""
-        for name, value in checkpoint["weights"].items():
-            self.selected[name].copy_(value)
 
     def on_fit_end(self) -> None:
         """Write ``weights.safetensors``.
@@ -208,6 +184,8 @@ class MirroredUnlearning(AnalysisTask):
             **{name: getattr(self, name) for name in names},
             "steps": self.global_step,
             "batch_size": self.data.batch_size,
+            "samples": samples_used(self.data),
+            "data_seed": self.data.seed,
             "draws": vars(self.draws),
             "digests": self.digests(),
         }

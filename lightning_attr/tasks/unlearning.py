@@ -13,13 +13,11 @@ from datamodules.errors import UserError
 from datamodules.store import Store
 from lightning_attr.artifacts import file_digest, save_tensors
 from lightning_attr.curvature import Damping, curvature_digest, load_curvature
-from lightning_attr.denoisers import select_weights
 from lightning_attr.diffusion import denoising_loss
 from lightning_attr.noise import Draws, draw_timesteps, own_noise, shared_noise
 from lightning_attr.optim import NaturalGradient
 from lightning_attr.region import read_region
-from lightning_attr.tasks.analysis import AnalysisTask
-from lightning_attr.tasks.latent_diffusion import check_shapes
+from lightning_attr.tasks.changed_weights import ChangedWeights
 
 
 class DrawBatches:
@@ -55,7 +53,7 @@ class DrawBatches:
         self._done = state["done"]
 
 
-class Unlearning(AnalysisTask):
+class Unlearning(ChangedWeights):
     """``theta + (step_size / N) F^-1 grad L(query)``, once or ``trainer.max_steps`` times (AbU, equation 6).
 
     With a diagonal curvature it is AbU, with EK-FAC it is AbU+, and without one plain gradient ascent, the paper's
@@ -67,7 +65,7 @@ class Unlearning(AnalysisTask):
         queries: A query store.
         query: The id of the query to unlearn.
         curvature: A ``curvature.safetensors`` of any kind; None is plain gradient ascent.
-        weights: ``cross_kv``, ``cross_attention``, ``attention``, ``all``, or a regular expression.
+        weights: ``cross_kv``, ``cross_attention``, ``attention``, ``matrices``, ``all``, or a regular expression.
         step_size: The paper's alpha.
         damping: Added to the curvature before it is inverted.
         draws: Where the query's loss is measured. In mode ``own``, every step takes fresh noises.
@@ -90,11 +88,8 @@ class Unlearning(AnalysisTask):
         batch_size: int = 10,
         region: str | None = None,
     ) -> None:
-        super().__init__(checkpoint)
+        super().__init__(checkpoint, queries, query, weights)
         self.store = store
-        self.queries = queries
-        self.query = query
-        self.weights = weights
         self.step_size = step_size
         self.damping = damping
         self.draws = draws
@@ -105,11 +100,6 @@ class Unlearning(AnalysisTask):
         self.region: Tensor | None
         white = read_region(region, self.latent_shape[1:]) if region is not None else None
         self.register_buffer("region", white, persistent=False)
-        self.selected = select_weights(self.denoiser, weights)
-        for weight in self.selected.values():
-            weight.requires_grad_()
-        self.latent: Tensor
-        self.text: Tensor
         self.query_loss: Tensor
         self.gradient: Tensor
         self.register_buffer("query_loss", torch.zeros(()))
@@ -134,13 +124,7 @@ class Unlearning(AnalysisTask):
 
     def setup(self, stage: str) -> None:
         """Read the query and let one epoch be one step."""
-        queries = Store(self.queries)
-        check_shapes(queries, self.denoiser)
-        position = queries.positions([self.query])
-        self.register_buffer(
-            "latent", torch.from_numpy(queries.read("latent", position)[0, 0]).float(), persistent=False
-        )
-        self.register_buffer("text", torch.from_numpy(queries.read("text", position)[0, 0]).float(), persistent=False)
+        super().setup(stage)
         self.trainer.accumulate_grad_batches = len(self.train_dataloader())
 
     def train_dataloader(self) -> DrawBatches:
@@ -208,17 +192,6 @@ class Unlearning(AnalysisTask):
 
     def _precondition(self, gradients: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         return gradients if self.curvature is None else self.curvature.inverse(gradients, self.damping)
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the changed weights."""
-        super().on_save_checkpoint(checkpoint)
-        checkpoint["weights"] = {name: weight.detach() for name, weight in self.selected.items()}
-
-    @torch.no_grad()
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restore the changed weights."""
-        for name, value in checkpoint["weights"].items():
-            self.selected[name].copy_(value)
 
     def on_fit_end(self) -> None:
         """Write ``weights.safetensors``, and log what the last step did to the query's loss."""

@@ -25,6 +25,7 @@ def test_what_it_writes(project: Project, ekfac: Path) -> None:
     names = set(load_tensors(project.curvature)[0])
     assert {f"{layer}.weight" for layer in curvature.layers} == names
     assert (curvature.kind, curvature.settings["weights"], curvature.settings["draws"]) == ("ekfac", "cross_kv", 80)
+    assert (curvature.settings["samples"]["count"], curvature.settings["precision"]) == (40, "32-true")
     assert len({id(layer.activation) for layer in curvature.layers.values()}) == 1
     assert all(layer.activation.tokens == 40 * 6 and layer.samples == 40 for layer in curvature.layers.values())
     assert load_curvature(ekfac / "factors_ekfac").settings == curvature.settings
@@ -93,7 +94,7 @@ def test_all_of_attention_with_its_biases(project: Project, tmp_path: Path) -> N
     ("settings", "parts"),
     [
         ({"trainer__max_epochs": 3}, ["trainer.max_epochs", "3", "multiple of 2"]),
-        ({"model__init_args__weights": "all"}, ["weights", "conv_in.weight", "linear layers"]),
+        ({"model__init_args__weights": "all"}, ["weights", "norm1.weight", "linear layers and convolutions"]),
         ({"model__init_args__weights": r"to_out\.0\.bias"}, ["weights", "bias alone", "weight with the bias"]),
         ({"trainer__max_steps": 5}, ["ended before the second half", "ekfac"]),
     ],

@@ -134,10 +134,11 @@ def test_single_precision(network: UNet2DConditionModel) -> None:
     assert_equal({name: each.double() for name, each in found.named()}, expected, 1e-5)
 
 
-def test_low_precision_ends_with_the_network(network: UNet2DConditionModel) -> None:
+@pytest.mark.parametrize("weights", ["cross_attention", "matrices"])
+def test_low_precision_ends_with_the_network(network: UNet2DConditionModel, weights: str) -> None:
     """Scores and norms that are made of the gradients have more than the eight bits of bfloat16."""
     single = small_network().float()
-    selected, batch = select_weights(single, "cross_attention"), small_batch([4, 5, 9])
+    selected, batch = select_weights(single, weights), small_batch([4, 5, 9])
     full = sample_gradients(single, SCHEDULER, selected, batch, Output(draws=TWO))
     with torch.autocast("cpu", torch.bfloat16):
         low = sample_gradients(single, SCHEDULER, selected, batch, Output(draws=TWO))
@@ -215,3 +216,12 @@ def test_norms_and_scaling_without_forming_products(network: UNet2DConditionMode
     factors = torch.tensor([2.0, -1.0, 0.0], dtype=torch.float64)
     torch.testing.assert_close(scaled(found, factors).flat(), flat * factors[:, None])
     assert isinstance(found, SampleGradients)
+
+
+def test_products_are_of_full_precision_under_autocast() -> None:
+    torch.manual_seed(0)
+    layer, x = nn.Linear(4, 3), torch.randn(2, 5, 4)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = linear_gradients({"weight": layer}, lambda: layer(x).float().square().sum((1, 2)))["weight"]
+    assert found.dtype == torch.float32
+    assert not torch.equal(found, found.bfloat16().float())

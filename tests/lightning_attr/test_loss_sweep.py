@@ -80,3 +80,14 @@ def test_parts_of_other_settings_are_not_used(model: TrainedModel, store: Store,
     assert other.cached() is not None
     assert LossSweep(path, SETTINGS).cached() is None
     assert LossSweep(path, SETTINGS).differs()
+
+
+def test_a_window_of_timesteps(model: TrainedModel, store: Store, tmp_path: Path) -> None:
+    """Its two numbers are a tuple in the settings, but a list in the file."""
+    window = Draws(timesteps=1, window=(100, 200))
+    sweep = LossSweep(tmp_path / "losses.safetensors", {"draws": vars(window)})
+    sweep.run(model.denoiser, model.scheduler, store, window, batch_size=40)
+    losses = sweep.join(len(store), 40)
+    again = sweep.cached()
+    assert again is not None
+    assert torch.equal(again, losses)

@@ -8,7 +8,7 @@ import yaml
 
 from datamodules.errors import UserError
 from lightning_attr.artifacts import read_json
-from lightning_attr.runs import RunFolder
+from lightning_attr.runs import RunFolder, input_files
 
 
 def config(**trainer: Any) -> dict[str, Any]:
@@ -98,3 +98,37 @@ def test_inputs_are_known_by_their_bytes(tmp_path: Path) -> None:
     file.unlink()
     with pytest.raises(UserError, match=f"{file}: [0-9a-f]+ -> missing"):
         run.start("fit", given)
+
+
+@pytest.mark.parametrize(
+    ("value", "file"),
+    [
+        ("unlearn/*/weights.safetensors", "unlearn/7/weights.safetensors"),
+        ("factors_ekfac", "factors_ekfac/lambda_matrix.safetensors"),
+        ("model", "model/unet/config.json"),
+        ("leave_k_out", "leave_k_out/leave_k_out.safetensors"),
+    ],
+)
+def test_files_of_patterns_and_folders_are_inputs(tmp_path: Path, value: str, file: str) -> None:
+    (tmp_path / file).parent.mkdir(parents=True)
+    (tmp_path / file).write_text("one")
+    given = config()
+    given["model"]["init_args"]["changed"] = str(tmp_path / value)
+    run = RunFolder(tmp_path / "run")
+    assert run.start("fit", given)
+    (run.path / "result").touch()
+    run.finish()
+    assert not run.start("fit", given)
+    (tmp_path / file).write_text("two")
+    with pytest.raises(UserError, match=f"{tmp_path / file}: [0-9a-f]+ -> [0-9a-f]+"):
+        run.start("fit", given)
+
+
+def test_neither_regular_expressions_nor_records_of_runs_are_inputs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / ".hidden").touch()
+    RunFolder(tmp_path / "other").start("fit", config())
+    init_args = {"weights": ".*", "original": "other"}
+    assert list(input_files({"model": {"init_args": init_args}})) == []

@@ -59,7 +59,7 @@ def share(task: MirroredUnlearning, project: Project) -> float:
     """Share of the null loss that query 0's loss is."""
     queries = Store(str(project.queries))
     for name in ("latent", "text"):
-        setattr(task, name, torch.from_numpy(queries.read(name, [0])[:, 0]).float())
+        setattr(task, name, torch.from_numpy(queries.read(name, [0])[0, 0]).float())
     return task.forgotten()
 
 
@@ -80,6 +80,7 @@ def test_it_stops_when_the_query_is_forgotten(project: Project, forgotten: Path,
     weights, settings = load_tensors(forgotten / "weights.safetensors")
     assert 1 <= settings["steps"] < 100
     assert settings["query"] == 0
+    assert (settings["samples"]["count"], settings["data_seed"]) == (40, 0)
     task = MirroredUnlearning(str(project.checkpoint), str(project.queries), 0, draws=Draws(timesteps=4))
     task.denoiser.load_state_dict(weights)
     assert share(task, project) >= until - 1e-6

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from datamodules.errors import UserError
 from lightning_attr.artifacts import save_tensors
-from lightning_attr.curvature import Damping, DiagonalCurvature
+from lightning_attr.curvature import Damping, DiagonalCurvature, curvature_digest, load_curvature
 from lightning_attr.denoisers import TrainedModel, select_weights
 from lightning_attr.diffusion import denoising_loss
 from lightning_attr.gradients import Output
@@ -35,6 +36,7 @@ from lightning_attr.methods import (
 )
 from lightning_attr.methods import gradient_method as gradient_method_module
 from lightning_attr.methods.base import Batch, Context
+from lightning_attr.methods.ensemble import Ensemble
 from lightning_attr.noise import Draws, batch_noise, draw_timesteps
 
 TWO = Output(draws=Draws(2))
@@ -105,12 +107,47 @@ def curvature(tmp_path: Path) -> Path:
 def test_influence_of_a_diagonal(context: Context, curvature: Path, per_draw: bool) -> None:
     method = Influence(str(curvature), Damping(0.2, "mean"), output=TWO, per_draw=per_draw)
     found = scores(method, context)
-    fisher = method._curvature.fisher  # type: ignore[union-attr]
+    fisher = load_curvature(curvature).fisher  # type: ignore[union-attr]
     damped = rows({name: (fisher[name] + 0.2 * fisher[name].mean())[None] for name in SELECTED})
     queries, samples = (map(rows, gradients(batch, TWO, per_draw)) for batch in (APART, SAMPLES))
     assert_scores(found, torch.stack([(q / damped) @ s.T for q, s in zip(queries, samples, strict=True)]).sum(0))
     assert method.name == ("influence-diagonal-per-draw" if per_draw else "influence-diagonal")
-    assert method.settings()["curvature"] == {"weights": "cross_kv", "kind": "diagonal"}
+    assert method.settings()["curvature"] == {
+        "weights": "cross_kv",
+        "kind": "diagonal",
+        "digest": curvature_digest(curvature),
+    }
+
+
+def fitted_on(checkpoint: str, scale: float, path: Path) -> Path:
+    fisher = {name: torch.full(weight.shape, scale).double() for name, weight in SELECTED.items()}
+    DiagonalCurvature(fisher, {"digests": {"checkpoint": checkpoint}}).save(path)
+    return path
+
+
+def test_influence_takes_the_curvature_of_its_checkpoint(context: Context, tmp_path: Path) -> None:
+    one, two = (fitted_on(name, scale, tmp_path / name) for name, scale in (("one", 1.0), ("two", 2.0)))
+    trained = replace(context, model=replace(context.trained(), path="run/last.ckpt", digest="two"))
+    alone = Influence(str(two), Damping(0.0), output=TWO)
+    both = Influence([str(one), str(two)], Damping(0.0), output=TWO)
+    assert torch.equal(scores(both, trained), scores(alone, trained))
+    assert_scores(scores(alone, trained), scores(GradientSimilarity(output=TWO), trained) / 2)
+    assert [each["digests"]["checkpoint"] for each in both.settings()["curvature"]] == ["one", "two"]
+    with pytest.raises(
+        UserError, match=r"one \(fitted on one\), expected one fitted on checkpoint run/last.ckpt \(two"
+    ):
+        Influence(str(one)).prepare(trained)
+    with pytest.raises(UserError, match=r"method.curvature: found kinds \[\], expected at least one"):
+        Influence([])
+
+
+def test_an_ensemble_gives_each_model_its_curvature(context: Context, tmp_path: Path) -> None:
+    paths = [str(fitted_on(name, scale, tmp_path / name)) for name, scale in (("one", 1.0), ("two", 2.0))]
+    models = [replace(context.trained(), digest=name) for name in ("two", "one")]
+    found = scores(Ensemble(Influence(paths, Damping(0.0), output=TWO), models), context)
+    assert_scores(found, scores(GradientSimilarity(output=TWO), context) * 0.75)
+    with pytest.raises(UserError, match=r"fitted on one\), expected one fitted on checkpoint"):
+        Ensemble(Influence(paths[0]), models).prepare(context)
 
 
 def ridge(queries: list[Tensor], samples: list[Tensor], regularisation: float) -> Tensor:
@@ -129,7 +166,7 @@ def ridge(queries: list[Tensor], samples: list[Tensor], regularisation: float) -
     [
         (lambda **settings: ExactInfluence(0.3, output=TWO, **settings), TWO),
         (lambda **settings: Trak(None, 0.3, output=TWO, **settings), TWO),
-        (lambda **settings: DTrak(Output("squared_output", Draws(2)), projection=None, regularisation=0.3, **settings),
+        (lambda **settings: DTrak(TWO, projection=None, regularisation=0.3, **settings),
          SQUARED),
     ],
     ids=["exact", "trak", "d-trak"],
@@ -157,7 +194,7 @@ def test_a_window_and_a_region_of_queries(context: Context, tmp_path: Path) -> N
     white[:8, 4:] = 255
     Image.fromarray(white).save(tmp_path / "region.png")
     late = Output(draws=Draws(2, window=(600, 900)))
-    found = scores(GradientSimilarity(output=TWO, query=late, region=str(tmp_path / "region.png")), context)
+    found = scores(GradientSimilarity(output=TWO, query=late.draws, region=str(tmp_path / "region.png")), context)
     region = torch.zeros(8, 8)
     region[:4, 2:] = 1
     (queries,), (samples,) = gradients(APART, late, region=region), gradients(SAMPLES, TWO)
@@ -165,16 +202,23 @@ def test_a_window_and_a_region_of_queries(context: Context, tmp_path: Path) -> N
 
 
 def test_d_trak_of_other_draws_of_queries(context: Context) -> None:
-    """Its queries have the squared output as well, though the function is not named again."""
+    """Its queries have the squared output as well."""
     late = Output(draws=Draws(2, window=(600, 900)))
-    found = scores(DTrak(SQUARED, query=late, projection=None, regularisation=0.3), context)
+    found = scores(DTrak(SQUARED, query=late.draws, projection=None, regularisation=0.3), context)
     (queries,) = gradients(APART, Output("squared_output", late.draws))
     (samples,) = gradients(SAMPLES, SQUARED)
     assert_scores(found, ridge([rows(queries)], [rows(samples)], 0.3))
 
 
-@pytest.mark.parametrize("method", [GradientSimilarity(output=TWO), Trak(None, output=TWO, per_draw=True)])
-def test_many_queries_go_in_parts(context: Context, method: Method, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("kind", ["dot", "trak", "influence"])
+def test_many_queries_go_in_parts(
+    context: Context, curvature: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    method = {
+        "dot": GradientSimilarity(output=TWO),
+        "trak": Trak(None, output=TWO, per_draw=True),
+        "influence": Influence(str(curvature), output=TWO, per_draw=True),
+    }[kind]
     together = scores(method, context)
     monkeypatch.setattr(gradient_method_module, "QUERY_BATCH", 2)
     assert_scores(scores(method, context), together)
@@ -194,8 +238,11 @@ def test_weights_of_norms_are_slow(context: Context, capsys: pytest.CaptureFixtu
 
 
 def test_draws_of_queries_and_samples_must_pair() -> None:
-    with pytest.raises(UserError, match=r"method.per_draw: found 3 draws of queries and 2 of samples"):
-        GradientSimilarity(output=TWO, query=Output(draws=Draws(3)), per_draw=True)
+    """As many draws are not enough: they would be at other timesteps."""
+    late = Draws(2, window=(600, 900))
+    with pytest.raises(UserError, match=r"method.query: found other draws than method.output.draws"):
+        GradientSimilarity(output=TWO, query=late, per_draw=True)
+    GradientSimilarity(output=Output(draws=late), query=late, per_draw=True)
 
 
 def test_combined_is_the_sum_of_standard_scores(context: Context) -> None:
@@ -204,8 +251,34 @@ def test_combined_is_the_sum_of_standard_scores(context: Context) -> None:
     found = scores(Combined(methods), context)
     standard = [(one - one.mean(1, keepdim=True)) / one.std(1, keepdim=True, correction=0) for one in single]
     assert_scores(found, torch.stack(standard).sum(0))
-    assert Combined(methods).name == "gradient-dot+trak+random"
-    assert [each["method"] for each in Combined(methods).settings()["methods"]] == ["gradient-dot", "trak", "random"]
+    assert Combined(methods).name == "gradient-dot+trak-per-draw+random"
+    assert [each["method"] for each in Combined(methods).settings()["methods"]] == [
+        "gradient-dot",
+        "trak-per-draw",
+        "random",
+    ]
+
+
+class Half(Method):
+    """More columns than half precision can count, of its own precision."""
+
+    def prepare(self, context: Context) -> None:
+        self._queries = len(context.queries["id"])
+
+    def measure(self, batch: Batch) -> Tensor:
+        return torch.nn.functional.pad(batch["id"][:, None], (0, 300)).bfloat16()
+
+    def score(self, chunks: Sequence[Tensor]) -> Iterator[Tensor]:
+        for chunk in chunks:
+            assert chunk.shape[1] == 301
+            yield chunk[:, :1].T.expand(self._queries, -1)
+
+
+def test_combined_keeps_the_precision_of_each(context: Context) -> None:
+    dot = GradientSimilarity(output=TWO)
+    single = [scores(method, context) for method in (Half(), dot)]
+    standard = [(one - one.mean(1, keepdim=True)) / one.std(1, keepdim=True, correction=0) for one in single]
+    assert_scores(scores(Combined([Half(), dot]), context), torch.stack(standard).sum(0))
 
 
 def test_combined_with_one_that_tells_nothing_apart(context: Context) -> None:
@@ -220,8 +293,9 @@ def test_combined_with_one_that_tells_nothing_apart(context: Context) -> None:
         Combined([Random()])
 
 
-def save_changed(folder: Path) -> dict[int, dict[str, Tensor]]:
-    """Write changed weights of every query; return them."""
+def save_changed(folder: Path, **settings: Any) -> dict[int, dict[str, Tensor]]:
+    """Write changed weights of every query; return them. Without settings both methods take them."""
+    settings = settings or {"until": 0.9, "step_size": 0.01}
     result = {}
     for query in QUERIES["id"].tolist():
         generator = torch.Generator().manual_seed(query)
@@ -230,7 +304,7 @@ def save_changed(folder: Path) -> dict[int, dict[str, Tensor]]:
             for name, weight in SELECTED.items()
         }
         (folder / str(query)).mkdir(parents=True)
-        save_tensors(folder / str(query) / "weights.safetensors", result[query], {"query": query})
+        save_tensors(folder / str(query) / "weights.safetensors", result[query], {"query": query, **settings})
     return result
 
 
@@ -271,13 +345,49 @@ def test_changed_weights_that_do_not_fit(context: Context, tmp_path: Path) -> No
             Mucs(changed=f"{tmp_path}/{pattern}").prepare(context)
         return str(refused.value)
 
-    assert "found none of query 4, expected all 3" in message("*/weights.safetensors")
+    (tmp_path / "folder/nothing").mkdir(parents=True)
+    assert "found no file" in message("folder/*")
+    assert Mucs(changed=f"{tmp_path}/folder/*").settings()["changed"] == {}
     weights = save_changed(tmp_path / "all")[4]
-    assert "found none of query 7" in message("all/[49]/weights.safetensors")
-    save_tensors(tmp_path / "twice.safetensors", weights, {"query": 4})
-    save_tensors(tmp_path / "twice_again.safetensors", weights, {"query": 4})
+    assert "found none of query 7, expected all 3" in message("all/[49]/weights.safetensors")
+    save_tensors(tmp_path / "twice.safetensors", weights, {"query": 4, "until": None})
+    save_tensors(tmp_path / "twice_again.safetensors", weights, {"query": 4, "until": None})
     assert "found query 4 twice" in message("twice*.safetensors")
     save_tensors(tmp_path / "whose.safetensors", weights, {})
     assert "whose.safetensors: found no query" in message("whose.safetensors")
-    save_tensors(tmp_path / "other.safetensors", {"conv_in.weight": torch.zeros(2, 3)}, {"query": 4})
-    assert "other.safetensors: found conv_in.weight (2, 3), expected (8, 4, 3, 3)" in message("other.safetensors")
+    other = {"conv_in.weight": torch.zeros(2, 3)}
+    save_tensors(tmp_path / "all/4/weights.safetensors", other, {"query": 4, "until": None})
+    assert "weights.safetensors: found conv_in.weight (2, 3), expected (8, 4, 3, 3)" in message("all/*/*")
+
+
+@pytest.mark.parametrize(("method", "mark", "task"), [(Mucs, "step_size", "Mirrored"), (Unlearning, "until", "Unl")])
+def test_changed_weights_of_another_task(
+    context: Context, tmp_path: Path, method: type[Any], mark: str, task: str
+) -> None:
+    save_changed(tmp_path, **{mark: 0.1})
+    with pytest.raises(UserError, match=f"expected changed weights of {task}"):
+        method(changed=f"{tmp_path}/*/*").prepare(context)
+
+
+def test_changed_weights_of_several_checkpoints_and_another_store(context: Context, tmp_path: Path) -> None:
+    def prepared(model: str, store: str, pattern: str = "*") -> dict[str, Tensor]:
+        method = Mucs(changed=f"{tmp_path}/{pattern}/*/*", draws=TWO.draws)
+        method.prepare(
+            replace(
+                context,
+                model=replace(context.trained(), path=f"{model}.ckpt", digest=model),
+                query_store=SimpleNamespace(path="queries.lmdb", digest=store),  # type: ignore[arg-type]
+            )
+        )
+        return method._changed[0]
+
+    for model in ("one", "two"):
+        save_changed(tmp_path / model, until=0.9, digests={"checkpoint": model, "queries": "asked"})
+    save_tensors(tmp_path / "two/4/weights.safetensors", {"conv_in.bias": torch.ones(8)},
+                 {"query": 4, "until": 0.9, "digests": {"checkpoint": "two", "queries": "asked"}})  # fmt: skip
+    assert list(prepared("two", "asked")) == ["conv_in.bias"]
+    assert list(prepared("one", "asked")) == sorted(SELECTED)
+    with pytest.raises(UserError, match=r"was made from checkpoint one, not two.ckpt \(two\)"):
+        prepared("two", "asked", "one")
+    with pytest.raises(UserError, match=r"found a query of store asked, expected one of queries.lmdb \(another\)"):
+        prepared("one", "another")

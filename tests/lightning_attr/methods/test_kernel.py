@@ -81,3 +81,11 @@ def test_features_that_depend_on_each_other(width: int) -> None:
     with pytest.raises(UserError, match=r"method.regularisation: found 0.0, expected more"):
         list(ridge_scores(query, as_chunks(features), 0.0))
     assert torch.cat(list(ridge_scores(query, as_chunks(features), 0.1))[:1]).isfinite().all()
+
+
+@pytest.mark.parametrize("width", [3, 20])
+def test_features_that_are_not_finite(width: int) -> None:
+    query, features = random_features(1, width)
+    features[0, 2, 1] = torch.nan
+    with pytest.raises(UserError, match="features: found some that are not finite"):
+        list(ridge_scores(query, as_chunks(features), 0.1))

@@ -16,10 +16,15 @@ from torch import Tensor
 
 from datamodules import Scores, Store
 from datamodules.errors import UserError
+from lightning_attr.artifacts import file_digest, load_tensors, save_tensors
 from lightning_attr.cli import run_stage
 from lightning_attr.denoisers import TrainedModel, load_trained
+from lightning_attr.gradients import Output
 from lightning_attr.methods import JourneyTrak
+from lightning_attr.methods import gradient_method as gradient_method_module
+from lightning_attr.methods import journey_trak as journey_module
 from lightning_attr.methods.base import Context
+from lightning_attr.noise import Draws
 
 
 def command(project: Project, run: Path, method: str, settings: dict[str, Any], **overrides: Any) -> list[str]:
@@ -94,7 +99,7 @@ def test_unlearning_is_what_the_recorder_wrote(project: Project, tmp_path: Path)
 
 def test_queries_that_were_not_unlearned_are_refused(project: Project, tmp_path: Path, refused: Refused) -> None:
     settings = {"changed": str(project.root / "unlearn/weights.safetensors")}
-    assert "found none of query 1, expected all 5" in refused(command(project, tmp_path, "Mucs", settings))
+    assert "found none of query 1, expected all 5" in refused(command(project, tmp_path, "Unlearning", settings))
 
 
 @pytest.fixture
@@ -153,7 +158,37 @@ def test_a_journey_ends_at_the_query(context: Context) -> None:
 def test_a_journey_is_noised_at_its_own_timestep() -> None:
     method = JourneyTrak(400, noises=3)
     query = method.settings()["query"]
-    assert (query["draws"]["window"], query["draws"]["timesteps"], query["draws"]["noises"]) == ([400, 401], 1, 3)
+    assert (query["window"], query["timesteps"], query["noises"]) == ([400, 401], 1, 3)
+
+
+def test_a_journey_in_batches(context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
+    def features() -> Tensor:
+        method = JourneyTrak(400, noises=2, projection=None, output=Output(draws=Draws(2)))
+        method.prepare(context)
+        return method._features_DQR
+
+    together, asked = features(), []
+    sample = journey_module.predicted_original
+    monkeypatch.setattr(gradient_method_module, "QUERY_BATCH", 2)
+    monkeypatch.setattr(
+        journey_module, "predicted_original", lambda *args, **kw: (asked.append(len(args[4])), sample(*args, **kw))[1]
+    )
+    torch.testing.assert_close(features(), together, rtol=1e-3, atol=float(1e-4 * together.abs().max()))
+    assert asked == [2, 2, 1]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"timestep": 2000}, "method.timestep: found 2000, expected 0 to 999"),
+        ({"timestep": -1}, "method.timestep: found -1, expected at least 0"),
+        ({"noises": 0}, "method.noises: found 0, expected at least 1"),
+        ({"per_draw": True}, "method.per_draw: found true, expected false"),
+    ],
+)
+def test_a_journey_that_cannot_be(context: Context, settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        JourneyTrak(**settings).prepare(context)
 
 
 def test_journeys_of_images_that_were_not_sampled(project: Project, context: Context) -> None:
@@ -163,9 +198,15 @@ def test_journeys_of_images_that_were_not_sampled(project: Project, context: Con
         journey(photographs, 400)
 
 
-@pytest.mark.parametrize("settings", [{"per_draw": True}, {"query": TWO}])
-def test_a_journey_settles_its_queries_itself(
-    project: Project, tmp_path: Path, refused: Refused, settings: dict[str, Any]
-) -> None:
-    message = refused(command(project, tmp_path, "JourneyTrak", settings))
-    assert "found query or per_draw" in message
+def test_a_curvature_of_another_checkpoint(project: Project, tmp_path: Path, refused: Refused) -> None:
+    tensors, settings = load_tensors(project.curvature)
+    settings["digests"]["checkpoint"] = "another"
+    save_tensors(tmp_path / "curvature.safetensors", tensors, settings)
+    args = command(project, tmp_path / "run", "Influence", {"curvature": str(tmp_path / "curvature.safetensors")})
+    assert f"(fitted on another), expected one fitted on checkpoint {project.checkpoint}" in refused(args)
+
+
+def test_a_curvature_of_each_checkpoint(project: Project, tmp_path: Path) -> None:
+    """A list of files passes the command line."""
+    found = scored(project, tmp_path, "Influence", {"output": TWO, "curvature": [str(project.curvature)]})
+    assert [each["digest"] for each in found.settings["curvature"]] == [file_digest(project.curvature)]

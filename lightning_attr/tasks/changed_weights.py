@@ -1,0 +1,54 @@
+"""What the tasks share that change a model's weights to unlearn a query."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from datamodules.store import Store
+from lightning_attr.denoisers import select_weights
+from lightning_attr.tasks.analysis import AnalysisTask
+from lightning_attr.tasks.latent_diffusion import check_shapes
+
+
+class ChangedWeights(AnalysisTask):
+    """A task that changes selected weights for one query; its checkpoints hold these alone of the denoiser.
+
+    Args:
+        checkpoint: A checkpoint of ``LatentDiffusion``.
+        queries: A query store.
+        query: The id of the query to unlearn.
+        weights: ``cross_kv``, ``cross_attention``, ``attention``, ``matrices``, ``all``, or a regular expression.
+    """
+
+    def __init__(self, checkpoint: str, queries: str, query: int, weights: str) -> None:
+        super().__init__(checkpoint)
+        self.queries = queries
+        self.query = query
+        self.weights = weights
+        self.selected = select_weights(self.denoiser, weights)
+        for weight in self.selected.values():
+            weight.requires_grad_()
+        self.latent: Tensor
+        self.text: Tensor
+
+    def setup(self, stage: str) -> None:
+        """Read the query: its latent [C, H, W] and its text state [L, E]."""
+        queries = Store(self.queries)
+        check_shapes(queries, self.denoiser)
+        position = queries.positions([self.query])
+        for name in ("latent", "text"):
+            self.register_buffer(name, torch.from_numpy(queries.read(name, position)[0, 0]).float(), persistent=False)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the changed weights."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["weights"] = {name: weight.detach() for name, weight in self.selected.items()}
+
+    @torch.no_grad()
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Restore the changed weights."""
+        for name, value in checkpoint["weights"].items():
+            self.selected[name].copy_(value)
