@@ -160,7 +160,7 @@ def summarise(seconds: dict[str, float]) -> dict[str, Any]:
 def print_summary(summary: dict[str, Any]) -> None:
     """Print the table of the closing summary, and where to look."""
     table = Table(title="Which training images made these outputs?", title_justify="left")
-    for column in ("ranked by", "recall@10 of the planted", f"loss change without the top {summary['removed']}"):
+    for column in ("ranked by", "recall@10 of planted", f"loss change without top {summary['removed']}"):
         table.add_column(column)
     recalls = {"top": "recall_at_10", "random": "recall_at_10_chance"}
     for method, words in METHODS.items():
