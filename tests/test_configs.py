@@ -251,9 +251,10 @@ def assert_ranks(path: Path, queries: int) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("folder", ["coco64", "mscoco"])
 def test_works(folder: str, work: Work) -> None:
-    """All stages, on stores of the folder's shapes and with fewer steps; those of the demo: tests/tools/test_demo.py."""
+    """All stages, on stores of the folder's shapes and with fewer steps. The demo has a test of its own."""
     prepare(folder)
     run_stages(folder, work)
     assert_ranks(Path("runs") / folder / "attribute/default/scores.safetensors", 2)
@@ -261,6 +262,7 @@ def test_works(folder: str, work: Work) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_methods_work(work: Work) -> None:
     """Every method, on what the stages of the shapes leave."""
     prepare("shapes")

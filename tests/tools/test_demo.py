@@ -15,6 +15,7 @@ FEWER = {**LARGEST, "batch_size": 100, "top": 16}  # what is removed stays as it
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_runs_all_stages_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
