@@ -150,27 +150,32 @@ def flatten(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
         yield from flatten(child, f"{prefix}.{key}" if prefix else str(key))
 
 
+#: Settings that may name a folder of inputs: of a curvature's factors, or of a local model. Other folders are outputs.
+FOLDERS = ("curvature", "model")
+
+
 def input_files(config: Config) -> Iterator[str]:
     """Yield the files that a config's model and data read.
 
-    A value may be a file, a pattern with ``*``, or a folder: of a curvature's factors, or of a local model.
+    A value may be a file, a pattern with ``*``, or, of a setting among :data:`FOLDERS`, a folder.
     """
     for section in ("model", "data"):
         for key, value in flatten(config.get(section) or {}):
-            if not isinstance(value, str) or not value or key.rpartition(".")[2] == "weights":  # a regular expression
+            names = key.split(".")
+            if not isinstance(value, str) or not value or names[-1] == "weights":  # a regular expression
                 continue
             for path in sorted(glob(value)) if "*" in value else [value]:
-                yield from _files(Path(path), path)
+                if Path(path).is_file():
+                    yield path
+                elif set(names) & set(FOLDERS) and Path(path).is_dir():
+                    yield from _files(Path(path))
 
 
-def _files(path: Path, name: str) -> Iterator[str]:
-    """Yield a file, or those of a folder and its subfolders, as model folders have them; of a run its results alone."""
-    if path.is_file():
-        yield name
-    if path.is_dir():
-        for pattern in ("*.safetensors",) if (path / "manifest.json").exists() else ("*", "*/*"):
-            inside = sorted(path.glob(pattern))
-            yield from (str(file) for file in inside if file.is_file() and not _hidden(file.relative_to(path)))
+def _files(folder: Path) -> Iterator[str]:
+    """Yield the files of a folder and its subfolders, as model folders have them."""
+    for pattern in ("*", "*/*"):
+        inside = sorted(folder.glob(pattern))
+        yield from (str(file) for file in inside if file.is_file() and not _hidden(file.relative_to(folder)))
 
 
 def _hidden(path: Path) -> bool:

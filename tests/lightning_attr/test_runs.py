@@ -101,19 +101,18 @@ def test_inputs_are_known_by_their_bytes(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("value", "file"),
+    ("key", "value", "file"),
     [
-        ("unlearn/*/weights.safetensors", "unlearn/7/weights.safetensors"),
-        ("factors_ekfac", "factors_ekfac/lambda_matrix.safetensors"),
-        ("model", "model/unet/config.json"),
-        ("leave_k_out", "leave_k_out/leave_k_out.safetensors"),
+        ("changed", "unlearn/*/weights.safetensors", "unlearn/7/weights.safetensors"),
+        ("curvature", "factors_ekfac", "factors_ekfac/lambda_matrix.safetensors"),
+        ("model", "model", "model/unet/config.json"),
     ],
 )
-def test_files_of_patterns_and_folders_are_inputs(tmp_path: Path, value: str, file: str) -> None:
+def test_files_of_patterns_and_folders_are_inputs(tmp_path: Path, key: str, value: str, file: str) -> None:
     (tmp_path / file).parent.mkdir(parents=True)
     (tmp_path / file).write_text("one")
     given = config()
-    given["model"]["init_args"]["changed"] = str(tmp_path / value)
+    given["model"]["init_args"][key] = str(tmp_path / value)
     run = RunFolder(tmp_path / "run")
     assert run.start("fit", given)
     (run.path / "result").touch()
