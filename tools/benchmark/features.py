@@ -10,7 +10,7 @@ batch, which none can do without. The network and the batch do not count.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -169,9 +169,9 @@ def _model_output(case: Case) -> Any:
             inputs = [part.unsqueeze(0) for part in sample]
             return denoising_loss(call, case.scheduler, *inputs).squeeze(0)  # type: ignore[arg-type]
 
-        def get_out_to_loss_grad(self, *arguments: Any) -> Tensor:
-            """Take no part in features."""
-            raise NotImplementedError
+        def get_out_to_loss_grad(self, model: nn.Module, weights: Any, buffers: Any, batch: Sequence[Tensor]) -> Tensor:
+            """Return the derivative of the loss by the output, which is the loss itself: ones, [B, 1]."""
+            return torch.ones(len(batch[0]), 1)
 
     return Denoising()
 
