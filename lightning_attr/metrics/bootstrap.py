@@ -85,8 +85,10 @@ def interval_over_queries_and_models(
     """Bootstrap the mean over queries of a statistic over models, both drawn anew in every resample.
 
     Queries measured on the same models err together: resampling the queries alone would hide that. Resampling both
-    counts their interaction too often, so that the interval errs on the wide side (Owen, "The pigeonhole bootstrap",
-    2007): by a factor of 1.0 to 1.2 in simulations where the queries differ, of 1.6 where they do not.
+    counts the variance of their interaction three times instead of once (Owen, "The pigeonhole bootstrap", 2007), so
+    that a 95% interval would cover 98% to 100%. How much that is follows from resampling each alone, which counts it
+    once: the resampled means are drawn together about the estimate by what is too much. In simulations with 32 models
+    the interval then covers 93% to 97% for 20 or 40 queries, and 90% to 92% for six.
 
     Args:
         statistic: maps counts of the models ``[R, M]`` to one value per resample and query ``[R, Q]``.
@@ -107,8 +109,29 @@ def interval_over_queries_and_models(
         return Interval(estimate, math.nan, math.nan)
     generator = torch.Generator().manual_seed(seed)
     by_query = statistic(draw_counts(models, resamples, generator))[:, known]
-    means = resampled_means(by_query, draw_counts(int(known.sum()), resamples, generator))
-    return percentile_interval(estimate, of_mean(means), level)
+    query_counts = draw_counts(int(known.sum()), resamples, generator)
+    of_both = resampled_means(by_query, query_counts)
+    of_models, of_queries = by_query.nanmean(1), resampled_means(plain[0, known], query_counts)
+    mean = plain[0, known].mean()
+    return percentile_interval(
+        estimate, of_mean(mean + _spread_factor(of_both, of_models, of_queries) * (of_both - mean)), level
+    )
+
+
+def _spread_factor(of_both: Tensor, of_models: Tensor, of_queries: Tensor) -> Tensor:
+    """Return by what to multiply the spread of means over queries and models that were both resampled.
+
+    Two factors and their interaction have the variances a + b + 3c when both are resampled, and a + c and b + c when
+    one is: a + b + c is wanted, which is never below the two.
+    """
+    both, models, queries = (_variance(means) for means in (of_both, of_models, of_queries))
+    interaction = both - models - queries
+    wanted = torch.maximum(models + queries - interaction, torch.maximum(models, queries))
+    return (wanted / both).sqrt().nan_to_num(0.0)
+
+
+def _variance(means: Tensor) -> Tensor:
+    return means[~means.isnan()].var(correction=0)
 
 
 def interval_over_queries(values: Tensor, *, level: float, resamples: int, seed: int) -> Interval:

@@ -145,24 +145,32 @@ def test_infinite_losses_have_ranks_and_nan_has_none() -> None:
     assert resampled_ranks(torch.tensor([torch.nan, 0.0, 1.0]), counts).isnan().all()
 
 
-def plain_lds_interval(scores: Tensor, masks: Tensor, losses: Tensor, resamples: int, level: float) -> list[float]:
-    """Resample queries and models one resample at a time, by numpy's generator."""
+def plain_lds_means(resamples: int, of_queries: bool, of_models: bool) -> Tensor:
+    """Resample queries, models or both one resample at a time, by numpy's generator."""
     generator = np.random.default_rng(0)
+
+    def drawn(units: int, anew: bool) -> Tensor:
+        return torch.from_numpy(generator.integers(units, size=units)) if anew else torch.arange(units)
+
     means = []
     for _ in range(resamples):
-        models = torch.from_numpy(generator.integers(len(masks), size=len(masks)))
-        queries = torch.from_numpy(generator.integers(len(scores), size=len(scores)))
-        means.append(linear_datamodelling_score(scores[queries], masks[models], losses[queries][:, models]).mean())
-    return torch.stack(means).quantile(torch.tensor([(1 - level) / 2, (1 + level) / 2]).double()).tolist()
+        queries, models = drawn(len(SCORES), of_queries), drawn(len(MASKS), of_models)
+        means.append(linear_datamodelling_score(SCORES[queries], MASKS[models], LOSSES[queries][:, models]).mean())
+    return torch.stack(means)
 
 
-def test_the_interval_of_lds_is_that_of_resampling_queries_and_models_plainly() -> None:
+def test_the_interval_of_lds_counts_what_queries_and_models_do_together_once() -> None:
     found = lds_interval(SCORES, MASKS, LOSSES, resamples=20_000, level=0.8)
-    low, high = plain_lds_interval(SCORES, MASKS, LOSSES, resamples=2_000, level=0.8)
-    assert found.estimate == pytest.approx(linear_datamodelling_score(SCORES, MASKS, LOSSES).mean().item(), rel=1e-12)
+    estimate = linear_datamodelling_score(SCORES, MASKS, LOSSES).mean().item()
+    assert found.estimate == pytest.approx(estimate, rel=1e-12)
+    both, queries, models = (plain_lds_means(2_000, *which) for which in ((True, True), (True, False), (False, True)))
+    once = 2 * (queries.var() + models.var()) - both.var()  # (a + c) + (b + c) - c of a + b + 3 c
+    low, high = both.quantile(torch.tensor([0.1, 0.9]).double()).tolist()
     tolerance = 0.1 * (high - low)  # about three standard errors of the plain one's ends
-    assert found.low == pytest.approx(low, abs=tolerance)
-    assert found.high == pytest.approx(high, abs=tolerance)
+    factor = (once / both.var()).sqrt().item()
+    assert 0.5 < factor < 0.9
+    assert found.low == pytest.approx(estimate + factor * (low - estimate), abs=tolerance)
+    assert found.high == pytest.approx(estimate + factor * (high - estimate), abs=tolerance)
 
 
 def test_models_that_all_queries_share_widen_the_interval() -> None:
@@ -341,16 +349,26 @@ def test_the_interval_of_a_mean_covers_the_truth_as_often_as_it_says() -> None:
 
 
 @pytest.mark.slow
-def test_the_interval_of_lds_covers_the_lds_of_all_queries_and_models() -> None:
-    def draw(seed: int, queries: int = QUERIES, models: int = MODELS) -> tuple[Tensor, Tensor, Tensor]:
+def test_the_intervals_of_lds_cover_the_lds_of_all_queries_and_models() -> None:
+    def draw(seed: int, queries: int = QUERIES, models: int = MODELS) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         generator = rng(seed)
         scores = torch.randn(queries, SAMPLES, generator=generator)
+        others = scores + torch.randn(queries, SAMPLES, generator=generator)
         masks = torch.rand(models, SAMPLES, generator=generator) < 0.5
         deviation = 4 * (0.5 * torch.randn(queries, 1, generator=generator)).exp()  # queries differ in their noise
         noise = deviation * torch.randn(queries, models, generator=generator)
         common = 2 * torch.randn(1, models, generator=generator)  # good and bad models
-        return scores, masks, noise + common - scores @ masks.float().T
+        return scores, others, masks, noise + common - scores @ masks.float().T
 
-    truth = linear_datamodelling_score(*draw(10**6, queries=500, models=3000)).mean().item()
-    found = coverage(lambda seed: lds_interval(*draw(seed), resamples=300), truth, repeats=300)
-    assert 0.93 <= found <= 0.995  # the interval errs on the wide side
+    scores, others, masks, losses = draw(10**6, queries=500, models=3000)
+    of_scores, of_others = (linear_datamodelling_score(each, masks, losses).mean().item() for each in (scores, others))
+
+    def alone(seed: int) -> Interval:
+        scores, _, masks, losses = draw(seed)
+        return lds_interval(scores, masks, losses, resamples=300)
+
+    def difference(seed: int) -> Interval:
+        return lds_difference_interval(*draw(seed), resamples=300)
+
+    assert 0.91 <= coverage(alone, of_scores, repeats=300) <= 0.985
+    assert 0.91 <= coverage(difference, of_scores - of_others, repeats=300) <= 0.985
