@@ -166,6 +166,8 @@ class VisionFeatures:
         # What a file lacks is drawn at random. DINO's files lack the pooler, which is not used here.
         if missing := sorted(name for name in loading["missing_keys"] if not name.startswith("pooler.")):
             raise UserError(f"vision model {source}: found no weights {missing[0]}, expected all that the model has")
+        if loading["missing_keys"]:
+            self._model.pooler = None
         self._model.requires_grad_(False).eval()
         self.weights = _checked_digest(self._model, source, None)
 

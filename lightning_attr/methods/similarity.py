@@ -6,8 +6,9 @@ Shapes: Q queries, B samples, R views or captions of a sample, F features.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -91,13 +92,21 @@ class VisionSimilarity(Method):
         """``similarity-`` and the last part of the model's name."""
         return f"similarity-{Path(self.model).name}"
 
-    def prepare(self, context: Context) -> None:
-        """Load the model, and look at the queries.
+    def settings(self) -> dict[str, Any]:
+        """Return the model's name and the digest of its weights: under one name others may come to lie.
 
         Raises:
             UserError: ``transformers`` is not installed, or the model cannot be loaded.
         """
-        self._pictures = _Pictures(context, VisionFeatures(self.model).to(context.device).encode)
+        return {**super().settings(), "weights": self._features.weights}
+
+    @cached_property
+    def _features(self) -> VisionFeatures:
+        return VisionFeatures(self.model)
+
+    def prepare(self, context: Context) -> None:
+        """Load the model, and look at the queries."""
+        self._pictures = _Pictures(context, self._features.to(context.device).encode)
 
     def measure(self, batch: Batch) -> Tensor:
         """Return the cosines [B, Q]."""

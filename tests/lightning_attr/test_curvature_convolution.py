@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_attr.curvature import Damping, KroneckerCurvature
-from lightning_attr.tasks.curvature_sums import EKFACSums
+from lightning_attr.curvature.sums import EKFACSums
 
 
 class Network(nn.Module):

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from datamodules.errors import UserError
 from lightning_attr.curvature import Damping, KroneckerCurvature, load_curvature, save_factors
 from lightning_attr.curvature.kronecker import decomposed, layer_curvature, second_moment
+from lightning_attr.curvature.sums import EKFACSums, KFACSums, layers_on, linear_layers
 from lightning_attr.gradients import Call
-from lightning_attr.tasks.curvature_sums import EKFACSums, KFACSums, layers_on, linear_layers
 
 
 class Network(nn.Module):

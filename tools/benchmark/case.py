@@ -18,13 +18,13 @@ import yaml
 from torch import Tensor, nn
 
 from lightning_attr.curvature import KroneckerCurvature
+from lightning_attr.curvature.sums import EKFACSums, layers_on, linear_layers
 from lightning_attr.denoisers import TrainedModel, build_denoiser, build_scheduler, select_weights
 from lightning_attr.diffusion import denoising_loss
 from lightning_attr.gradients import captured
 from lightning_attr.methods import Context, Method
 from lightning_attr.methods.base import Batch
 from lightning_attr.noise import Draws, keyed_generator
-from lightning_attr.tasks.curvature_sums import EKFACSums, layers_on, linear_layers
 
 MSCOCO = Path(__file__).parents[2] / "configs" / "mscoco" / "train.yaml"
 TOKENS = 77

@@ -123,7 +123,8 @@ def test_vision_features_of_pictures_and_their_flips(context: Context, tmp_path:
             wanted, *views = model.encode([picture(context.query_store, query), image, ImageOps.mirror(image)])
             largest = max(torch.cosine_similarity(wanted, view, dim=0) for view in views)
             torch.testing.assert_close(found[row, column], largest)
-    assert (method.name, method.settings()) == (f"similarity-{kind}", {"model": str(folder)})
+    settings = {"model": str(folder), "weights": model.weights}
+    assert (method.name, method.settings()) == (f"similarity-{kind}", settings)
 
 
 def test_order_and_batches_do_not_matter(context: Context) -> None:

@@ -17,9 +17,11 @@ from torch import Tensor, nn
 
 from datamodules.errors import UserError
 from lightning_attr.console import warn
-from lightning_attr.curvature import AnyCurvature, DiagonalCurvature, KroneckerCurvature, squared_sums
+from lightning_attr.curvature.diagonal import DiagonalCurvature, squared_sums
+from lightning_attr.curvature.files import AnyCurvature
 from lightning_attr.curvature.kronecker import (
     Factor,
+    KroneckerCurvature,
     decomposed,
     layer_curvature,
     layer_of,
