@@ -17,7 +17,7 @@ from torch import Tensor
 
 
 class Interval(NamedTuple):
-    """An estimate and its percentile bootstrap interval; NaN where unknown."""
+    """An estimate and its bootstrap interval; NaN where unknown."""
 
     estimate: float
     low: float
@@ -87,8 +87,10 @@ def interval_over_queries_and_models(
     Queries measured on the same models err together: resampling the queries alone would hide that. Resampling both
     counts the variance of their interaction three times instead of once (Owen, "The pigeonhole bootstrap", 2007), so
     that a 95% interval would cover 98% to 100%. How much that is follows from resampling each alone, which counts it
-    once: the resampled means are drawn together about the estimate by what is too much. In simulations with 32 models
-    the interval then covers 93% to 97% for 20 or 40 queries, and 90% to 92% for six.
+    once: the deviations of the resampled means from the estimate are reduced by what is too much. The interval reaches
+    equally far to both sides: two methods that rank all but a few pairs of models alike differ by nothing or to one
+    side in every resample, and reduced percentiles would leave out 0. In simulations with 32 models it covers 93% to
+    97% for 20 or 40 queries, and 90% to 93% for six.
 
     Args:
         statistic: maps counts of the models ``[R, M]`` to one value per resample and query ``[R, Q]``.
@@ -96,7 +98,7 @@ def interval_over_queries_and_models(
         level: the probability that the interval shall cover.
         resamples: R.
         seed: seed of the resamples.
-        of_mean: what is reported, as a function of the means ``[R]``.
+        of_mean: what is reported, as an increasing function of the mean.
 
     Returns:
         The interval over the queries whose statistic is known; its ends are NaN for fewer than two of them.
@@ -104,7 +106,8 @@ def interval_over_queries_and_models(
     _expect_settings(level, resamples)
     plain = statistic(torch.ones(1, models, dtype=torch.float64))
     known = ~plain[0].isnan()
-    estimate = of_mean(plain[:, known].mean(1)).item()
+    mean = plain[0, known].mean()
+    estimate = of_mean(mean).item()
     if known.sum() < 2:
         return Interval(estimate, math.nan, math.nan)
     generator = torch.Generator().manual_seed(seed)
@@ -112,10 +115,9 @@ def interval_over_queries_and_models(
     query_counts = draw_counts(int(known.sum()), resamples, generator)
     of_both = resampled_means(by_query, query_counts)
     of_models, of_queries = by_query.nanmean(1), resampled_means(plain[0, known], query_counts)
-    mean = plain[0, known].mean()
-    return percentile_interval(
-        estimate, of_mean(mean + _spread_factor(of_both, of_models, of_queries) * (of_both - mean)), level
-    )
+    deviations = _spread_factor(of_both, of_models, of_queries) * (of_both - mean).abs()
+    reach = deviations.nanquantile(level)
+    return Interval(estimate, of_mean(mean - reach).item(), of_mean(mean + reach).item())
 
 
 def _spread_factor(of_both: Tensor, of_models: Tensor, of_queries: Tensor) -> Tensor:
@@ -135,20 +137,15 @@ def _variance(means: Tensor) -> Tensor:
 
 
 def interval_over_queries(values: Tensor, *, level: float, resamples: int, seed: int) -> Interval:
-    """Bootstrap the mean of one value per query, ``[Q]``; see ``intervals.mean_interval``."""
+    """Bootstrap the mean of one value per query, ``[Q]``, by percentiles; see ``intervals.mean_interval``."""
     _expect_settings(level, resamples)
     known = values[~values.isnan()].double().cpu()
     estimate = known.mean().item()
     if len(known) < 2:
         return Interval(estimate, math.nan, math.nan)
     counts = draw_counts(len(known), resamples, torch.Generator().manual_seed(seed))
-    return percentile_interval(estimate, resampled_means(known, counts), level)
-
-
-def percentile_interval(estimate: float, resampled: Tensor, level: float) -> Interval:
-    """Cut equal tails off the resampled estimates ``[R]``; NaN among them, from a degenerate resample, is left out."""
-    tails = torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=resampled.dtype)
-    low, high = resampled.nanquantile(tails).tolist()
+    tails = torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=counts.dtype)
+    low, high = resampled_means(known, counts).quantile(tails).tolist()
     return Interval(estimate, low, high)
 
 

@@ -63,7 +63,7 @@ def lds_ceiling(losses: Tensor, *, level: float = 0.95, resamples: int = 2000, s
         level=level,
         resamples=resamples,
         seed=seed,
-        of_mean=lambda rho: (seeds * rho.clamp(min=0) / (1 + (seeds - 1) * rho.clamp(min=0))).sqrt(),
+        of_mean=lambda rho: (seeds * rho.clamp(0, 1) / (1 + (seeds - 1) * rho.clamp(0, 1))).sqrt(),
     )
 
 

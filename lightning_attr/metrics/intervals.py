@@ -1,7 +1,7 @@
 """Intervals of what is measured about attributions, so that a lucky draw of queries or models is not taken for skill.
 
-All are percentile bootstrap intervals, drawn by a generator of their own: equal inputs give equal intervals. They come
-out a little narrow for few queries: with twenty, a 95% interval of a mean covers about 93%.
+All are bootstrap intervals, drawn by a generator of their own: equal inputs give equal intervals. They come out a
+little narrow for few queries: with twenty, a 95% interval of a mean covers about 93%.
 
 Shape suffixes: Q queries, N samples, M retrained models, S training seeds.
 """
@@ -96,6 +96,7 @@ def lds_interval(
         level=level,
         resamples=resamples,
         seed=seed,
+        of_mean=lambda mean: mean.clamp(-1, 1),
     )
 
 
