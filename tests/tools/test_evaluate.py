@@ -222,7 +222,7 @@ def test_scores_of_some_queries(case: Case, capsys: pytest.CaptureFixture[str]) 
 def test_queries_that_settings_were_not_chosen_on(case: Case) -> None:
     """They count alone: for the scores, the ground truth, and the removals, where only their own tops count."""
     target = case.root / "some.json"
-    main([str(case.root / "pack"), case.path("half"), "--queries", "4-10", "--json", str(target)])
+    main([str(case.root / "pack"), "--queries", "4-10", case.path("half"), "--json", str(target)])
     found = read_json(target)
     kept = [int(query) for query in case.pack.query_id if 4 <= query <= 10]
     assert found["queries"] == len(kept) < QUERIES

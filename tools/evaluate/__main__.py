@@ -34,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         help="those queries alone, such as ones that settings were not chosen on",
     )
     parser.add_argument("--unpack", type=Path, metavar="FOLDER", help="write the original, queries and sample ids")
-    args = parser.parse_args(arguments)
+    args = parser.parse_intermixed_args(arguments)
     if args.out is not None and args.queries is not None:
         raise UserError("--queries: found it with --out, expected one of them: a run is of all queries")
     pack = Pack.load(args.pack)
