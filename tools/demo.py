@@ -13,7 +13,8 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from argparse import ArgumentParser, RawDescriptionHelpFormatter
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -173,8 +174,11 @@ def print_summary(summary: dict[str, Any]) -> None:
     out.print(f"Look: {ROOT}/report.html, and TensorBoard: tensorboard --logdir {ROOT}")
 
 
-def main() -> None:
-    """Run the demo."""
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the demo; there are no arguments but ``--help``."""
+    ArgumentParser(
+        prog="python -m tools.demo", description=__doc__, formatter_class=RawDescriptionHelpFormatter
+    ).parse_args(arguments)
     # On small networks a second thread gains a third, and costs a multiple where another process wants its core.
     torch.set_num_threads(1)
     ROOT.mkdir(parents=True, exist_ok=True)

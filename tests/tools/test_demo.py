@@ -22,7 +22,7 @@ def test_runs_all_stages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
     demo.CONFIGS.mkdir(parents=True)
     for config in (CONFIGS / "demo").glob("*.yaml"):
         (demo.CONFIGS / config.name).write_text(yaml.safe_dump(miniature(yaml.safe_load(config.read_text()), FEWER)))
-    demo.main()
+    demo.main([])
     printed = capsys.readouterr().out
     assert all(words in printed for words in demo.METHODS.values())
     summary = json.loads((demo.ROOT / "summary.json").read_text())

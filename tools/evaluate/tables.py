@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from lightning_attr.evaluation import Evaluated
@@ -119,4 +119,6 @@ def _order(estimate: float) -> float:
 
 
 def _table(title: str, *columns: str) -> Table:
-    return Table(*columns, title=Text(title, style="bold"), title_justify="left")
+    # On a narrow terminal a long name goes on in the next line: cut off, those of two methods may look alike.
+    folded = [Column(column, overflow="fold") for column in columns]
+    return Table(*folded, title=Text(title, style="bold"), title_justify="left")
