@@ -18,6 +18,7 @@ from datamodules.store import Store
 from lightning_attr.artifacts import tensors_digest
 from lightning_attr.console import err, progress
 from lightning_attr.loss_sweep import LossSweep
+from lightning_attr.methods.base import expect_counts
 from lightning_attr.methods.loss_deltas import delta_scores
 from lightning_attr.noise import Draws
 from lightning_attr.tasks.unlearning import Unlearning
@@ -50,6 +51,7 @@ class LossDeltaRecorder(Callback):
         batch_size: int = 256,
         top: int = 16,
     ) -> None:
+        expect_counts("callbacks.LossDeltaRecorder", captions=captions, views=views)
         self.base = base
         self.draws = draws
         self.captions = captions

@@ -106,6 +106,11 @@ class AttributionCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         """Add what every run has: TensorBoard in its folder, safe checkpoints, a graceful stop, a progress bar."""
         config = self._get(self.config_init, "trainer")
+        if config.max_time is not None:
+            raise UserError(
+                f"trainer.max_time: found {config.max_time}, expected none: a run that it cuts short would count as "
+                "finished; stop it by SIGTERM instead (`timeout -s TERM 1h lightning-attr ...`), and give it again"
+            )
         if config.logger in (None, True) and self.subcommand != "validate":
             kwargs["logger"] = self._tensorboard()
         kwargs["plugins"] = [AtomicCheckpointIO(), *(config.plugins or [])]

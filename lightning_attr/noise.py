@@ -68,8 +68,7 @@ def draw_timesteps(draws: Draws, num_train_timesteps: int) -> Tensor:
         raise UserError(f"draws.window: found an end of {end}, expected at most {num_train_timesteps}")
     if draws.timesteps > end - first:
         raise UserError(f"draws.timesteps: found {draws.timesteps}, expected at most {end - first}")
-    spacing = (end - first) // draws.timesteps
-    return (first + torch.arange(draws.timesteps) * spacing).repeat(draws.noises)
+    return (first + torch.arange(draws.timesteps) * (end - first) // draws.timesteps).repeat(draws.noises)
 
 
 def shared_noise(draws: Draws, indices: Sequence[int], shape: Sequence[int]) -> Tensor:

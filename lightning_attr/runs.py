@@ -165,10 +165,18 @@ def input_files(config: Config) -> Iterator[str]:
             if not isinstance(value, str) or not value or names[-1] == "weights":  # a regular expression
                 continue
             for path in sorted(glob(value)) if "*" in value else [value]:
-                if Path(path).is_file():
+                if is_file(path):
                     yield path
                 elif set(names) & set(FOLDERS) and Path(path).is_dir():
                     yield from _files(Path(path))
+
+
+def is_file(value: str) -> bool:
+    """Return whether a setting's value is a file; a long prompt is no path at all."""
+    try:
+        return Path(value).is_file()
+    except (OSError, ValueError):
+        return False
 
 
 def _files(folder: Path) -> Iterator[str]:

@@ -119,7 +119,9 @@ def compare(
 def _standing(difference: Interval) -> Standing:
     if not math.isfinite(difference.low):
         return "unknown"
-    return "tie" if difference.low <= 0 <= difference.high else "behind"
+    if difference.high < 0:  # ahead on the queries that both have, where the best is so by others
+        return "unknown"
+    return "tie" if difference.low <= 0 else "behind"
 
 
 def share_of_ceiling(lds: Interval, ceiling: Interval | None) -> str:

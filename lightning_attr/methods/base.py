@@ -121,3 +121,10 @@ def plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [plain(each) for each in value]
     return value
+
+
+def expect_counts(where: str, **counts: int | None) -> None:
+    """Raise ``UserError`` for a number of captions or views below one; None is all of them."""
+    for name, count in counts.items():
+        if count is not None and count < 1:
+            raise UserError(f"{where}.{name}: found {count}, expected at least 1, or null for all")

@@ -21,7 +21,7 @@ from lightning_attr.gradients import (
     outside_autocast,
     sample_gradients,
 )
-from lightning_attr.methods.base import Batch, Context, Method
+from lightning_attr.methods.base import Batch, Context, Method, expect_counts
 from lightning_attr.noise import Draws
 from lightning_attr.region import read_region
 
@@ -57,6 +57,7 @@ class GradientMethod(Method):
         query: Draws | None = None,
         region: str | None = None,
     ) -> None:
+        expect_counts("method", captions=captions, views=views)
         self.output = output
         self.weights = weights
         self.captions = captions

@@ -9,6 +9,7 @@ from lightning_attr.diffusion import predicted_original
 from lightning_attr.methods.base import Batch, Context
 from lightning_attr.methods.trak import Trak
 from lightning_attr.noise import Draws
+from lightning_attr.sampling import sampling_of
 
 
 class JourneyTrak(Trak):
@@ -46,7 +47,7 @@ class JourneyTrak(Trak):
         steps = len(context.trained().scheduler.alphas_cumprod)
         if self.timestep >= steps:
             raise UserError(f"method.timestep: found {self.timestep}, expected 0 to {steps - 1}")
-        sampling(context)
+        sampling_of(context.query_store, context.queries["id"].tolist())
         super().prepare(context)
 
     def query_batch(self, context: Context) -> Batch:
@@ -56,7 +57,7 @@ class JourneyTrak(Trak):
             UserError: A query does not say how it was sampled, or not all were sampled alike.
         """
         batch = super().query_batch(context)
-        seeds, steps, guidance = sampling(context)
+        seeds, steps, guidance = sampling_of(context.query_store, context.queries["id"].tolist())
         latent = predicted_original(
             self._model.denoiser,
             self._model.scheduler,
@@ -69,20 +70,3 @@ class JourneyTrak(Trak):
             guidance=guidance,
         )
         return {**batch, "latent": latent[:, None]}
-
-
-def sampling(context: Context) -> tuple[list[int], int, float]:
-    """Return the seed of each query, and the number of steps and the guidance that all were sampled with.
-
-    Raises:
-        UserError: A query does not say how it was sampled, or not all were sampled alike.
-    """
-    store, ids = context.query_store, context.queries["id"].tolist()
-    attributes = [store.meta(int(position)).attributes for position in store.positions(ids)]
-    for query, found in zip(ids, attributes, strict=True):
-        if missing := [name for name in ("seed", "steps", "guidance") if name not in found]:
-            raise UserError(f"queries {store.path}: found no {missing[0]} of query {query}, which JourneyTrak needs")
-    alike = {(int(found["steps"]), float(found["guidance"])) for found in attributes}
-    if len(alike) > 1:
-        raise UserError(f"queries {store.path}: found steps and guidance {sorted(alike)}, expected all sampled alike")
-    return [int(found["seed"]) for found in attributes], *alike.pop()

@@ -17,12 +17,14 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from lightning_attr.encoders import VisionFeatures, thumb_images
+from lightning_attr.gradients import outside_autocast
 from lightning_attr.methods.base import Batch, Context, Method
 
 SIDE = 64
 """Pixels a side at which pixels are compared: stores may hold thumbnails of several sizes."""
 
 
+@outside_autocast
 def largest_cosines(query_QF: Tensor, sample_BRF: Tensor, counts_B: Tensor | None = None) -> Tensor:
     """Return the cosine of each sample's most similar row with every query, float32 [B, Q].
 

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from datamodules.errors import UserError
 from lightning_attr.artifacts import file_digest, load_tensors
-from lightning_attr.methods.base import Batch, Context, Method, differs, digest_of
+from lightning_attr.gradients import outside_autocast
+from lightning_attr.methods.base import Batch, Context, Method, differs, digest_of, expect_counts
 from lightning_attr.methods.loss_deltas import sample_losses
 from lightning_attr.noise import Draws
 
@@ -39,6 +40,7 @@ class Unlearned(Method):
     mark: ClassVar[str]
 
     def __init__(self, changed: str, draws: Draws = Draws(), captions: int | None = 1, views: int | None = 1) -> None:
+        expect_counts("method", captions=captions, views=views)
         self.changed = changed
         self.draws = draws
         self.captions = captions
@@ -102,6 +104,8 @@ class Unlearned(Method):
                 raise UserError(f"{path}: found {name} {tuple(value.shape)}, expected {expected}")
         return weights
 
+    # In low precision a small change of the weights would be rounded away.
+    @outside_autocast
     @torch.no_grad()
     def measure(self, batch: Batch) -> Tensor:
         """Return the scores, [B, Q]."""

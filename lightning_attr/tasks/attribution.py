@@ -22,7 +22,7 @@ from lightning_attr.denoisers import TrainedModel, load_trained
 from lightning_attr.methods import Method
 from lightning_attr.methods.base import Context
 from lightning_attr.methods.ensemble import Ensemble
-from lightning_attr.runs import flatten
+from lightning_attr.runs import flatten, is_file
 from lightning_attr.tasks.analysis import samples_used
 from lightning_attr.tasks.latent_diffusion import check_shapes
 
@@ -198,9 +198,10 @@ class Attribution(pl.LightningModule):
         files |= {f"checkpoints.{index}": path for index, path in enumerate(self.checkpoints)}
         # Files that the method reads, such as a curvature.
         settings = self.method.settings()
-        files |= {key: path for key, path in flatten(settings) if isinstance(path, str) and Path(path).is_file()}
+        files |= {key: path for key, path in flatten(settings) if isinstance(path, str) and is_file(path)}
         digests = {name: file_digest(path) for name, path in files.items()}
-        return {**settings, "samples": samples_used(self._data), "digests": digests}
+        precision = self.trainer.precision
+        return {**settings, "precision": precision, "samples": samples_used(self._data), "digests": digests}
 
     def _chunk_settings(self, data: LatentDataModule) -> dict[str, Any]:
         return {
@@ -208,7 +209,6 @@ class Attribution(pl.LightningModule):
             "settings": self._settings,
             "query_id": self._query_id,
             "batch_size": data.batch_size,
-            "precision": self.trainer.precision,
         }
 
     def _is_finished(self) -> bool:

@@ -93,7 +93,9 @@ class Evaluation(pl.LightningModule):
         items: list[Item] = [read_leave_k_out(folder) for folder in self.retrained]
         if self.relevant is not None:
             store = Store(self.relevant.store)
-            items += [read_ranking(path, store, self.relevant) for path in self.scores]
+            rankings = [read_ranking(path, store, self.relevant) for path in self.scores]
+            _check_queries(rankings, self.scores, self.relevant)
+            items += rankings
         if self.pack is not None:
             items.append({"pack": self.pack})
         return DataLoader(items, batch_size=None)  # type: ignore[arg-type]
@@ -180,6 +182,10 @@ def read_leave_k_out(folder: str) -> Item:
     if not path.exists():
         raise UserError(f"{path}: no such file; has the LeaveKOut run in {folder} finished?")
     tensors, settings = load_tensors(path)
+    # It was retrained without the top of these queries; what it does to others is no answer of the method.
+    top_of = settings.get("top_of")
+    rows = row_indices(tensors["query_id"], [top_of] if isinstance(top_of, int) else top_of)
+    tensors = {name: value if name == "removed_id" else value[rows] for name, value in tensors.items()}
     return {**tensors, "method": settings["method"], "k": settings["k"]}
 
 
@@ -188,6 +194,8 @@ def read_ranking(path: str, store: Store, relevant: Relevant) -> Item:
     scores = Scores.load(path)
     metas = (store.meta(int(position)) for position in store.positions(scores.sample_id.numpy()))
     marked = torch.tensor([bool(meta.attributes.get(relevant.attribute)) for meta in metas])
+    if not marked.any():
+        raise UserError(f"model.relevant.attribute: found no sample of {store.path} with {relevant.attribute!r}")
     rows = row_indices(scores.query_id, relevant.queries)
     return {
         "method": scores.method,
@@ -195,6 +203,18 @@ def read_ranking(path: str, store: Store, relevant: Relevant) -> Item:
         "scores": scores.scores[rows],
         "relevant": marked.expand(len(rows), -1),
     }
+
+
+def _check_queries(rankings: Sequence[Item], paths: Sequence[str], relevant: Relevant) -> None:
+    """Refuse two rankings of a query by one method, of which the second would be lost, and queries in no file."""
+    seen: dict[tuple[str, int], str] = {}
+    for path, ranking in zip(paths, rankings, strict=True):
+        for query in ranking["query_id"].tolist():
+            if (other := seen.setdefault((ranking["method"], query), path)) != path:
+                raise UserError(f"{path}: found query {query} by {ranking['method']}, which {other} has too")
+    known = {query for _, query in seen}
+    if missing := [query for query in relevant.queries or [] if query not in known]:
+        raise UserError(f"model.relevant.queries: found {missing[0]}, expected one of {sorted(known)}")
 
 
 def row_indices(query_id: Tensor, queries: Sequence[int] | None) -> list[int]:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from datamodules import LatentDataModule
 from datamodules.errors import UserError
@@ -18,8 +18,8 @@ from lightning_attr.encoders import store_image_encoder
 from lightning_attr.methods.loss_deltas import sample_losses
 from lightning_attr.metrics.functional import feature_similarity, generation_deviation, loss_change
 from lightning_attr.noise import Draws
+from lightning_attr.sampling import sampling_of
 from lightning_attr.tasks.latent_diffusion import LatentDiffusion
-from lightning_attr.tasks.sampler import regeneration_settings
 
 
 class LeaveKOut(LatentDiffusion):
@@ -68,7 +68,8 @@ class LeaveKOut(LatentDiffusion):
             UserError: They are not.
         """
         queries = Store(self.queries)
-        queries.positions(self._query_ids(queries))
+        ids = self._query_ids(queries)
+        sampling_of(queries, ids)
         configs = load_trained(self.original).configs
         if configs != self.configs:
             raise UserError(
@@ -127,6 +128,7 @@ class LeaveKOut(LatentDiffusion):
         return {
             "method": self.method,
             "k": len(data.left_out_ids),
+            "top_of": None if data.exclude is None else data.exclude.query,
             "seed": self.seed,
             "draws": vars(self.evaluation),
             "digests": {name: file_digest(path) for name, path in files.items()},
@@ -148,8 +150,11 @@ def measure(
     }
     with torch.no_grad():
         losses = sample_losses(denoiser, model.scheduler, batch, draws)[:, 0]
-    metas = [queries.meta(int(position)) for position in positions]
-    latents = regenerate(denoiser, model, text[:, 0], metas)
+    seeds, steps, guidance = sampling_of(queries, ids)
+    shape = model.latent_shape
+    latents, _ = generate(
+        denoiser, model.scheduler, text[:, 0], model.null_text, seeds, shape, steps=steps, guidance=guidance
+    )
     images = store_image_encoder(queries).decode(latents.cpu())
     return {"losses": losses.cpu(), "latent": latents.cpu(), "image": images}
 
@@ -162,11 +167,3 @@ def summary(original: dict[str, Tensor], retrained: dict[str, Tensor]) -> dict[s
         "latent_similarity": feature_similarity(original["latent"], retrained["latent"]),
     }
     return {f"leave_k_out/{name}": float(value.mean()) for name, value in values.items()}
-
-
-def regenerate(denoiser: nn.Module, model: TrainedModel, text: Tensor, metas: list[Any]) -> Tensor:
-    """Sample queries again from their own seeds, [Q, C, H, W]. All of them share one set of sampling settings."""
-    settings = regeneration_settings(metas[0])
-    seeds = [int(meta.attributes["seed"]) for meta in metas]
-    latents, _ = generate(denoiser, model.scheduler, text, model.null_text, seeds, model.latent_shape, **settings)
-    return latents

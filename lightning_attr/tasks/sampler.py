@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -167,8 +166,3 @@ def choose_captions(store: Store, count: int, seed: int) -> list[str]:
         raise UserError(f"model.count: found {count}, expected at most {len(store)}, the size of {store.path}")
     positions = sorted(keyed_generator("prompts", seed).choice(len(store), count, replace=False).tolist())
     return [store.meta(position).captions[0] for position in positions]
-
-
-def regeneration_settings(meta: Meta) -> dict[str, Any]:
-    """Return the sampling settings that a query was made with: ``steps`` and ``guidance``."""
-    return {"steps": int(meta.attributes["steps"]), "guidance": float(meta.attributes["guidance"])}

@@ -125,6 +125,9 @@ class Unlearning(ChangedWeights):
     def setup(self, stage: str) -> None:
         """Read the query and let one epoch be one step."""
         super().setup(stage)
+        limit = self.trainer.limit_train_batches
+        if isinstance(limit, int) or limit != 1.0:  # the integer is a number of batches
+            raise UserError(f"trainer.limit_train_batches: found {limit}, expected 1.0: a step needs all of its draws")
         self.trainer.accumulate_grad_batches = len(self.train_dataloader())
 
     def train_dataloader(self) -> DrawBatches:
@@ -211,7 +214,8 @@ class Unlearning(ChangedWeights):
             "query": self.query,
             "weights": self.weights,
             "step_size": self.step_size,
-            "steps": self.trainer.max_steps,
+            "steps": self.global_step,
+            "precision": self.trainer.precision,
             "damping": vars(self.damping),
             "draws": vars(self.draws),
             "digests": self.digests(),

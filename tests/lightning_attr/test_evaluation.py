@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -10,9 +11,10 @@ from damage import Refused, assert_says
 from miniature import Project
 from synthetic_packs import world
 
-from lightning_attr.artifacts import read_json
+from lightning_attr.artifacts import load_tensors, read_json, save_tensors
 from lightning_attr.cli import run_stage
-from lightning_attr.metrics import mean_interval
+from lightning_attr.evaluation.records import compare
+from lightning_attr.metrics import Interval, mean_interval
 
 
 def test_every_mean_has_an_interval(project: Project) -> None:
@@ -49,3 +51,42 @@ def test_a_pack_of_other_samples_is_refused(project: Project, tmp_path: Path, re
     assert_says(refused(arguments), project.scores, "of another query store")
     arguments = project.args("evaluate", tmp_path / "other", model__init_args__pack=tmp_path / "none.json")
     assert_says(refused(arguments), tmp_path / "none.json", "no such file")
+
+
+def test_two_rankings_of_a_query_by_one_method_are_refused(project: Project, tmp_path: Path, refused: Refused) -> None:
+    again = tmp_path / "again.safetensors"
+    shutil.copy(project.scores, again)
+    scores = f"[{project.scores}, {again}]"
+    message = refused(project.args("evaluate", tmp_path / "run", model__init_args__scores=scores))
+    assert_says(message, again, "found query 0", project.scores, "has too")
+
+
+def test_a_retraining_counts_for_the_query_whose_top_it_went_without(project: Project, tmp_path: Path) -> None:
+    tensors, settings = load_tensors(project.root / "leave_k_out/leave_k_out.safetensors")
+    assert settings["top_of"] is None
+    for query in (0, 1):
+        (tmp_path / str(query)).mkdir()
+        save_tensors(tmp_path / str(query) / "leave_k_out.safetensors", tensors, {**settings, "top_of": query})
+    retrained = f"[{tmp_path / '0'}, {tmp_path / '1'}]"
+    run_stage(project.args("evaluate", tmp_path / "run", model__init_args__retrained=retrained))
+    content = read_json(tmp_path / "run/metrics.json")
+    assert [point["query_id"] for point in content["loss_changes"]] == [0, 1]
+
+
+def test_queries_that_were_not_sampled_are_refused_before_the_training(
+    project: Project, tmp_path: Path, refused: Refused
+) -> None:
+    message = refused(project.args("leave_k_out", tmp_path / "run", model__init_args__queries=project.store))
+    assert_says(message, project.store, "found no seed of query")
+    assert not (tmp_path / "run/checkpoints").exists()
+
+
+def test_a_method_that_is_ahead_where_both_are_known_is_not_behind() -> None:
+    means = {"all": Interval(0.5, 0.4, 0.6), "some": Interval(0.4, 0.3, 0.5), "other": Interval(0.2, 0.1, 0.3)}
+    differences = {"some": Interval(-0.2, -0.3, -0.1), "other": Interval(0.3, 0.2, 0.4)}
+    found = compare(means, lambda a, b: 10, lambda best, method: differences[method])
+    assert {method: each.standing for method, each in found.items()} == {
+        "all": "best",
+        "some": "unknown",
+        "other": "behind",
+    }
