@@ -69,7 +69,7 @@ def test_a_method_may_take_gradients(stores: Project, checkpoints: list[Path], s
     assert straight.scores.std() > 0
     assert straight.query_id.tolist() == QUERIES
     assert straight.sample_id.tolist() == store.ids.tolist()
-    assert (straight.method, set(straight.settings)) == ("textgradient", {"digests", "samples"})
+    assert (straight.method, set(straight.settings)) == ("textgradient", {"digests", "precision", "samples"})
     assert straight.settings["digests"] == {
         "store": store.digest, "queries": queries.digest, "checkpoints.0": file_digest(checkpoints[0])
     }  # fmt: skip

@@ -194,7 +194,7 @@ def test_a_journey_that_cannot_be(context: Context, settings: dict[str, Any], me
 def test_journeys_of_images_that_were_not_sampled(project: Project, context: Context) -> None:
     photographs = replace(context, query_store=Store(project.val_store))
     photographs.queries["id"] = torch.from_numpy(photographs.query_store.ids[:5])
-    with pytest.raises(UserError, match=r"val.lmdb: found no seed of query 40, which JourneyTrak needs"):
+    with pytest.raises(UserError, match=r"val.lmdb: found no seed of query 40, expected sampled queries"):
         journey(photographs, 400)
 
 
