@@ -87,10 +87,13 @@ def test_several_at_once(project: Project, tmp_path: Path) -> None:
     torch.testing.assert_close(found.scores.double(), torch.stack(standard).sum(0), rtol=1e-4, atol=1e-4)
 
 
-def test_unlearning_is_what_the_recorder_wrote(project: Project, tmp_path: Path) -> None:
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_unlearning_is_what_the_recorder_wrote(project: Project, tmp_path: Path, precision: str) -> None:
     settings = {"changed": f"{project.root}/unl[e]arn/weights.safetensors", "draws": {"timesteps": 1}, "views": None}
-    found = scored(project, tmp_path, "Unlearning", settings, model__init_args__query_ids=[0])
+    options = {"model__init_args__query_ids": [0], "trainer__precision": precision}
+    found = scored(project, tmp_path, "Unlearning", settings, **options)
     expected = Scores.load(project.scores)
+    assert found.settings["precision"] == precision
     assert (found.method, found.query_id.tolist()) == ("unlearning", [0])
     assert torch.equal(found.sample_id, expected.sample_id)
     assert expected.scores.std() > 0
