@@ -21,6 +21,7 @@ import lightning.pytorch as pl
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 from lightning.pytorch.utilities.exceptions import SIGTERMException
+from torch import distributed
 from torch.distributed import DistError
 
 from datamodules.errors import UserError
@@ -107,6 +108,17 @@ def ending_together(trainer: pl.Trainer) -> Iterator[None]:
         os.environ.pop(PARENT, None)
     for process in _take(launcher):
         process.wait()
+    leave_group()
+
+
+def leave_group() -> None:
+    """Close this rank's connections to the others, which must not be needed any more.
+
+    Python that ends while gloo's threads still hold tensors aborts the process, though all its work is done. Lightning
+    closes connections of NCCL alone.
+    """
+    if distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group()
 
 
 def _take(launcher: Any) -> list[Popen[bytes]]:

@@ -1,5 +1,6 @@
 """The data module under a real Trainer."""
 
+import atexit
 import json
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from small_stores import write_store
 
 from datamodules import Exclude, LatentDataModule, Store, StoreError, Subset, UserError
+from lightning_attr.ranks import leave_group
 
 
 class Recorder(pl.LightningModule):
@@ -23,6 +25,10 @@ class Recorder(pl.LightningModule):
         self.layer = torch.nn.Linear(48, 4)
         self.log_file = log
         self.seen: list[list[int]] = []
+
+    def setup(self, stage: str) -> None:
+        if self.trainer.world_size > 1:
+            atexit.register(leave_group)
 
     def training_step(self, batch: dict[str, torch.Tensor], batch_idx: int) -> torch.Tensor:
         self.record(batch)
