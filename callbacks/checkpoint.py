@@ -86,6 +86,7 @@ class RunCheckpoint(Checkpoint):
         """Save every so many steps, before what follows the last one, before a validation, and before a stop."""
         loop, fetcher = trainer.fit_loop.epoch_loop, trainer.fit_loop._data_fetcher
         assert fetcher is not None
+        _begin_epoch(trainer)
         self._validation_due = loop._should_check_val_fx(fetcher)
         last_epoch = trainer.current_epoch + 1 == trainer.max_epochs
         last = trainer.global_step == trainer.max_steps or (last_epoch and trainer.is_last_batch)
@@ -130,3 +131,14 @@ class RunCheckpoint(Checkpoint):
                 "which was taken in the middle of an optimizer step"
             )
         self._gradients = gradients[trainer.global_rank]
+
+
+def _begin_epoch(trainer: pl.Trainer) -> None:
+    """Count the epoch that is under way as begun.
+
+    Lightning does not where it resumed at the end of an epoch. A second stop at an end would then cost an epoch.
+    """
+    progress = trainer.fit_loop.epoch_progress
+    for counts in (progress.total, progress.current):
+        counts.ready = counts.started = counts.completed + 1
+        counts.processed = counts.completed
