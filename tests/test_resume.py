@@ -136,6 +136,22 @@ def test_training_stopped_twice(project: Project, tmp_path: Path) -> None:
     assert_same(tmp_path / "run/checkpoints/last.ckpt", project.checkpoint)
 
 
+def test_training_stopped_at_the_end_of_two_epochs(project: Project, tmp_path: Path) -> None:
+    """The second time where a validation is due, and there is nothing to validate: it cost an epoch once."""
+    settings = {"trainer__max_steps": 22, "data__init_args__val_store": "null"}
+    assert run(project.args("train", tmp_path / "straight", **settings), tmp_path / "log").status == 0
+    args = project.args("train", tmp_path / "run", **settings)
+    for call in (15, 5):
+        assert (
+            run(args, tmp_path / "log", Moment(f"{TASKS}LatentDiffusion.training_step", call, signal.SIGTERM)).status
+            == 143
+        )
+    assert run(args, tmp_path / "log").status == 0
+    assert_same(tmp_path / "run/checkpoints/last.ckpt", tmp_path / "straight/checkpoints/last.ckpt")
+    points = [curve(tmp_path / name, "epoch")[-1] for name in ("run", "straight")]
+    assert points == [(21, 4.0)] * 2
+
+
 @pytest.mark.parametrize(
     "sends", [pytest.param(signal.SIGKILL, marks=pytest.mark.slow), signal.SIGTERM], ids=lambda sends: sends.name
 )
