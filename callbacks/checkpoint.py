@@ -10,6 +10,7 @@ import lightning.pytorch as pl
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.loops.progress import _ProcessedTracker as ProcessedTracker
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor
 
@@ -140,5 +141,6 @@ def _begin_epoch(trainer: pl.Trainer) -> None:
     """
     progress = trainer.fit_loop.epoch_progress
     for counts in (progress.total, progress.current):
+        assert isinstance(counts, ProcessedTracker)
         counts.ready = counts.started = counts.completed + 1
         counts.processed = counts.completed
