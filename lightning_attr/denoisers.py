@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import pickle
 import re
 import zipfile
 from collections.abc import Mapping
@@ -115,12 +114,12 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     try:
         _check_bits(path)
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        reason = str(error).partition("\n")[0]
-        raise UserError(f"checkpoint {path}: refused, it is damaged or asks to run code ({reason})") from error
     except Exception as error:  # torch.load has no error of its own for a damaged file
-        reason = one_line(error)
-        raise UserError(f"checkpoint {path}: damaged or not a checkpoint ({reason})") from error
+        # Of a file that asks to run code, torch advises on the next lines to trust it.
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        raise UserError(
+            f"checkpoint {path}: refused, it is damaged, not a checkpoint, or asks to run code ({reason})"
+        ) from error
     if not isinstance(checkpoint, dict):
         raise UserError(f"checkpoint {path}: found a {type(checkpoint).__name__}, expected a Lightning checkpoint")
     return checkpoint

@@ -117,7 +117,7 @@ def leave_group() -> None:
     Python that ends while gloo's threads still hold tensors aborts the process, though all its work is done. Lightning
     closes connections of NCCL alone.
     """
-    if distributed.is_available() and distributed.is_initialized():
+    if distributed.is_initialized():
         distributed.destroy_process_group()
 
 
