@@ -11,12 +11,12 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
-from callbacks.figures import SampleImage, image_grid, summary_writer
-from datamodules.errors import UserError
-from datamodules.scores import Scores
+from callbacks.pictures import SampleImage, image_grid, summary_writer
 from datamodules.store import Store
 from lightning_attr.artifacts import tensors_digest
+from lightning_attr.artifacts.scores import Scores
 from lightning_attr.console import err, progress
+from lightning_attr.errors import UserError
 from lightning_attr.loss_sweep import LossSweep
 from lightning_attr.methods.base import expect_counts
 from lightning_attr.methods.loss_deltas import delta_scores

@@ -7,7 +7,7 @@ from typing import Any
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
 
-from callbacks.figures import SampleImage, image_grid, summary_writer
+from callbacks.pictures import SampleImage, image_grid, summary_writer
 from lightning_attr.diffusion import generate
 from lightning_attr.encoders import jpeg, store_image_encoder, store_text_encoder
 from lightning_attr.tasks.latent_diffusion import LatentDiffusion

@@ -5,10 +5,10 @@ from __future__ import annotations
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
 
-from callbacks.figures import SampleImage, image_grid, summary_writer
-from datamodules.errors import UserError
-from datamodules.scores import Scores, TopScores, load_scores
+from callbacks.pictures import SampleImage, image_grid, summary_writer
 from datamodules.store import Store
+from lightning_attr.artifacts.scores import Scores, TopScores, load_scores
+from lightning_attr.errors import UserError
 from lightning_attr.tasks.attribution import Attribution
 
 

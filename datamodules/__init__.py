@@ -1,13 +1,9 @@
-"""Where samples live and how they stream: the LMDB store, scores on disk, and the Lightning data module."""
+"""Where samples live and how they stream: the LMDB store and the Lightning data modules."""
 
-from datamodules.errors import StoreError, UserError
 from datamodules.grouped import GroupedLatents
 from datamodules.latents import LatentDataModule
-from datamodules.records import Field, Meta, Sample, Schema
-from datamodules.scores import Scores, TopScores, load_scores
 from datamodules.selection import Exclude, Subset, kept_positions
-from datamodules.store import Store
-from datamodules.writer import StoreWriter
+from datamodules.store import Field, Meta, Sample, Schema, Store, StoreWriter
 
 __all__ = [
     "Exclude",
@@ -17,13 +13,8 @@ __all__ = [
     "Meta",
     "Sample",
     "Schema",
-    "Scores",
     "Store",
-    "StoreError",
     "StoreWriter",
     "Subset",
-    "TopScores",
-    "UserError",
     "kept_positions",
-    "load_scores",
 ]

@@ -12,9 +12,9 @@ import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
 
-from datamodules.errors import UserError
 from datamodules.latents import LatentDataModule
 from datamodules.loading import Batch, LatentLoader
+from lightning_attr.errors import UserError
 
 
 class GroupedLatents(LightningDataModule):

@@ -11,10 +11,10 @@ from lightning.pytorch import LightningDataModule
 from lightning.pytorch.accelerators import CUDAAccelerator
 from numpy.typing import NDArray
 
-from datamodules.errors import UserError
 from datamodules.loading import GivenKeys, Keys, LatentLoader, PredictBatches, Share, TrainBatches
 from datamodules.selection import Exclude, Subset, kept_positions
 from datamodules.store import Store
+from lightning_attr.errors import UserError
 
 
 class LatentDataModule(LightningDataModule):

@@ -16,9 +16,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 from xxhash import xxh3_64_hexdigest
 
-from datamodules.errors import StoreError, UserError
 from datamodules.hashing import choices, shuffled
 from datamodules.store import Store
+from lightning_attr.errors import StoreError, UserError
 
 Ints = NDArray[np.int64]
 Batch = dict[str, Tensor]

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from datamodules.errors import UserError
 from datamodules.hashing import shuffled
-from datamodules.scores import load_scores
 from datamodules.store import Store
+from lightning_attr.artifacts.scores import load_scores
+from lightning_attr.errors import UserError
 
 Ints = NDArray[np.int64]
 

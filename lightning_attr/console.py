@@ -11,7 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColum
 from rich.table import Table
 from rich.text import Text
 
-from datamodules.errors import UserError
+from lightning_attr.errors import UserError
 
 out = Console(highlight=False)
 """Results: tables and the sentences a user reads at the end."""

@@ -14,8 +14,8 @@ import diffusers
 import torch
 from torch import Tensor, nn
 
-from datamodules.errors import UserError
-from lightning_attr.artifacts import file_digest
+from lightning_attr.digests import file_digest
+from lightning_attr.errors import UserError
 
 #: Names for the weights that attribution works on; any other string is a regular expression over parameter names.
 WEIGHT_PATTERNS: Mapping[str, str] = {

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from datamodules.errors import UserError
+from lightning_attr.errors import UserError
 
 
 def expand_right(values: Tensor, like: Tensor) -> Tensor:

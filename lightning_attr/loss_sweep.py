@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from datamodules.errors import UserError
 from datamodules.store import Store
 from lightning_attr.artifacts import load_tensors, save_tensors
+from lightning_attr.errors import UserError
 from lightning_attr.methods.loss_deltas import sample_losses
 from lightning_attr.noise import Draws
 

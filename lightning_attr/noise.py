@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from datamodules.errors import UserError
+from lightning_attr.errors import UserError
 
 
 @dataclass(frozen=True)

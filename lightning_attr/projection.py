@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from datamodules.errors import UserError
+from lightning_attr.errors import UserError
 from lightning_attr.gradients import SampleGradients, outside_autocast
 from lightning_attr.noise import keyed_generator
 

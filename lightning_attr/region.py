@@ -10,7 +10,7 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from datamodules.errors import UserError
+from lightning_attr.errors import UserError
 
 
 def read_region(path: str | Path, shape: Sequence[int]) -> Tensor:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from datamodules.errors import UserError
 from datamodules.store import Store
+from lightning_attr.errors import UserError
 
 
 def sampling_of(queries: Store, ids: Sequence[int]) -> tuple[list[int], int, float]:

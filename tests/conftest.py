@@ -13,7 +13,7 @@ from damage import Refused, snapshot
 from miniature import Project
 
 from lightning_attr.cli import main, run_stage
-from tools.prepare_shapes import main as prepare_shapes
+from lightning_attr.commands.prepare.shapes import main as prepare_shapes
 
 
 @pytest.fixture(scope="session")

@@ -12,7 +12,8 @@ import torch
 import yaml
 from miniature import Project
 
-from datamodules import Scores, Store
+from datamodules import Store
+from lightning_attr.artifacts.scores import Scores
 from lightning_attr.cli import run_stage
 
 PAGE = (Path(__file__).parents[1] / "docs/a-new-method.md").read_text()

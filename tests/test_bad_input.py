@@ -20,7 +20,7 @@ from miniature import Project
 from datamodules.store import Store
 from lightning_attr.artifacts import load_tensors, save_tensors
 from lightning_attr.cli import main
-from tools.prepare_shapes import main as prepare_shapes
+from lightning_attr.commands.prepare.shapes import main as prepare_shapes
 
 # --- Stores -----------------------------------------------------------------------------------------------------------
 

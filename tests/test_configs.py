@@ -11,12 +11,12 @@ import torch
 import yaml
 from miniature import Project
 
-from datamodules.scores import Scores
+from lightning_attr.artifacts.scores import Scores
 from lightning_attr.cli import run_stage
+from lightning_attr.commands.prepare.shapes import main as prepare_shapes
+from lightning_attr.commands.sweep.command import parsed_options
 from lightning_attr.denoisers import build_denoiser, build_scheduler, select_weights
 from lightning_attr.noise import Draws, draw_timesteps
-from tools.prepare_shapes import main as prepare_shapes
-from tools.sweep.command import parsed_options
 
 Work = Callable[..., Path]
 

@@ -15,7 +15,7 @@ from two_ranks import command, run_both
 from datamodules.store import Store
 from lightning_attr.artifacts import load_tensors, read_json
 from lightning_attr.cli import main, run_stage
-from tools.prepare_shapes import main as prepare_shapes
+from lightning_attr.commands.prepare.shapes import main as prepare_shapes
 
 
 @pytest.fixture(scope="session")
@@ -185,7 +185,7 @@ def test_unlearning_goes_on_exactly(chain: Project, tmp_path: Path, rank: int, m
 @pytest.mark.slow
 def test_sampling_goes_on_exactly(chain: Project, tmp_path: Path) -> None:
     args = chain.args("sample", tmp_path / "run")
-    stopped_then_resumed(args, tmp_path / "log", 0, Moment("datamodules.writer:StoreWriter.write", 4))
+    stopped_then_resumed(args, tmp_path / "log", 0, Moment("datamodules.store.writer:StoreWriter.write", 4))
     assert Store(str(tmp_path / "run/queries.lmdb")).digest == Store(str(chain.queries)).digest
 
 

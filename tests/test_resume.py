@@ -17,9 +17,9 @@ from stopped import Ended, Moment, run
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # type: ignore[import-untyped]
 from torch import Tensor
 
-from datamodules.scores import Scores
 from datamodules.store import Store
 from lightning_attr.artifacts import load_tensors, read_json
+from lightning_attr.artifacts.scores import Scores
 from lightning_attr.cli import main
 
 TASKS = "lightning_attr.tasks:"
@@ -190,7 +190,7 @@ UNLEARNING_MOMENTS = {
     "between two parts": ("lightning_attr.loss_sweep:save_tensors", 2),
     "before the parts are joined": ("lightning_attr.loss_sweep:LossSweep.join", 1),
     "in the sweep after unlearning": ("lightning_attr.loss_sweep:sample_losses", 35),
-    "before the scores are written": ("datamodules.scores:Scores.save", 1),
+    "before the scores are written": ("lightning_attr.artifacts.scores:Scores.save", 1),
 }
 
 
@@ -230,8 +230,8 @@ SAMPLING_MOMENTS = {
     "in the first batch": (f"{TASKS}Sampler.predict_step", 1),
     "between two batches": (f"{TASKS}Sampler.predict_step", 2),
     "in the last batch": (f"{TASKS}Sampler.predict_step", 3),
-    "in the middle of a batch's samples": ("datamodules.writer:StoreWriter.write", 4),
-    "before the store has its name": ("datamodules.writer:StoreWriter.finish", 1),
+    "in the middle of a batch's samples": ("datamodules.store.writer:StoreWriter.write", 4),
+    "before the store has its name": ("datamodules.store.writer:StoreWriter.finish", 1),
 }
 
 
@@ -255,7 +255,7 @@ def test_sampling(project: Project, tmp_path: Path, moment: str, sends: signal.S
 @pytest.mark.slow
 def test_sampling_killed_when_only_the_mark_of_the_run_is_missing(project: Project, tmp_path: Path) -> None:
     args = project.args("sample", tmp_path / "run")
-    stopped_then_resumed(args, tmp_path / "log", Moment("lightning_attr.runs:RunFolder.finish", 1))
+    stopped_then_resumed(args, tmp_path / "log", Moment("lightning_attr.runs.folder:RunFolder.finish", 1))
     assert Store(str(tmp_path / "run/queries.lmdb")).digest == Store(str(project.queries)).digest
     assert "finished already" in run(args, tmp_path / "log").stderr
 

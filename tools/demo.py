@@ -22,14 +22,14 @@ from typing import Any
 import torch
 from rich.table import Table
 
-from datamodules.errors import UserError
-from datamodules.scores import Scores, load_scores
 from datamodules.store import Store
 from lightning_attr.artifacts import read_json, write_json
+from lightning_attr.artifacts.scores import Scores, load_scores
 from lightning_attr.cli import FinishedError, run_stage
+from lightning_attr.commands.prepare.shapes import main as prepare_shapes
+from lightning_attr.commands.report.__main__ import main as report
 from lightning_attr.console import err, out, run
-from tools.prepare_shapes import main as prepare_shapes
-from tools.report.__main__ import main as report
+from lightning_attr.errors import UserError
 
 ROOT = Path("runs/demo")
 CONFIGS = Path("configs/demo")

@@ -122,14 +122,14 @@ def demo(commands: Commands) -> Iterator[Stage]:
     yield Stage("demo/train", commands.stage("fit", "demo/train"), ["checkpoints/last.ckpt"])
     yield Stage("demo/sample", commands.stage("predict", "demo/sample"), ["queries.lmdb"])
     yield Stage("demo/curvature", commands.stage("fit", "demo/curvature"), ["curvature.safetensors"])
-    yield Stage("demo/unlearn/0", commands.stage("fit", "demo/unlearn"),
-                ["weights.safetensors", "losses.safetensors", "scores.safetensors", "../../base_losses.safetensors"])  # fmt: skip
+    unlearned = ["weights.safetensors", "losses.safetensors", "scores.safetensors", "../../base_losses.safetensors"]
+    yield Stage("demo/unlearn/0", commands.stage("fit", "demo/unlearn"), unlearned)
     yield Stage("demo/curvature_ekfac", commands.stage("fit", "demo/curvature_ekfac"), ["curvature.safetensors"])
     yield Stage("demo/attribute/default", commands.attribute("demo", "default"), ["scores.safetensors"])
     topk = {"trainer__default_root_dir": f"{run}/attribute/topk", "model__init_args__topk": 20}
     yield Stage("demo/attribute/topk", commands.attribute("demo", "default", **topk), ["scores.safetensors"])
-    yield Stage("demo/similarity", commands.attribute(
-        "demo", "similarity_latent", trainer__default_root_dir=f"{run}/similarity"), ["scores.safetensors"])  # fmt: skip
+    similarity = commands.attribute("demo", "similarity_latent", trainer__default_root_dir=f"{run}/similarity")
+    yield Stage("demo/similarity", similarity, ["scores.safetensors"])
     for method, exclude in (
         ("influence", f"{{scores: {run}/attribute/default/scores.safetensors, top: 16}}"),
         ("random", "{scores: null, top: null, random: 16}"),
@@ -144,7 +144,7 @@ def demo(commands: Commands) -> Iterator[Stage]:
     yield Stage("demo/evaluate", commands.stage(
         "test", "demo/evaluate", trainer__callbacks=[],
         model__init_args__retrained=[f"{run}/leave_k_out/influence", f"{run}/leave_k_out/random"],
-        model__init_args__scores=[f"{run}/attribute/default/scores.safetensors", f"{run}/similarity/scores.safetensors"],
+        model__init_args__scores=[f"{run}/{name}/scores.safetensors" for name in ("attribute/default", "similarity")],
     ), ["metrics.json"])  # fmt: skip
     entries = [f"entries/subset/{subset}/seed-0/{file}" for subset in (0, 1)
                for file in ("checkpoints/last.ckpt", "leave_k_out.safetensors")]  # fmt: skip
@@ -178,38 +178,54 @@ def pack(commands: Commands, world: str, store: Stage) -> Iterator[Stage]:
     }
     for name, (config, own) in curvatures.items():
         overrides = {"trainer__default_root_dir": f"{run}/{name}", "model__init_args__checkpoint": original, **own}
-        yield Stage(f"{world}/{name}", commands.stage("fit", f"{world}/{config}", **overrides), ["curvature.safetensors"])
+        yield Stage(
+            f"{world}/{name}", commands.stage("fit", f"{world}/{config}", **overrides), ["curvature.safetensors"]
+        )
     for query in QUERIES:
-        given = {
+        given: dict[str, Any] = {
             "model__init_args__checkpoint": original,
             "model__init_args__queries": f"{run}/pack/queries.lmdb",
             "model__init_args__query": query,
         }
         for name in ("unlearn", "mirrored"):
             folder = f"{name}/{query}"
-            overrides = {"trainer__default_root_dir": f"{run}/{folder}", **given}
-            overrides |= {"trainer__callbacks": []} if name == "unlearn" else {}
-            yield Stage(f"{world}/{folder}", commands.stage("fit", f"{world}/{name}", **overrides), ["weights.safetensors"])
+            own = {"trainer__default_root_dir": f"{run}/{folder}"} | (
+                {"trainer__callbacks": []} if name == "unlearn" else {}
+            )
+            yield Stage(
+                f"{world}/{folder}", commands.stage("fit", f"{world}/{name}", **given, **own), ["weights.safetensors"]
+            )
     methods = sorted(path.stem for path in (commands.clone / "configs" / "methods").glob("*.yaml"))
     for method in ("default", *(name for name in methods if name != "default")):
-        overrides = {
+        scored: dict[str, Any] = {
             "trainer__default_root_dir": f"{run}/attribute/{method}",
             "model__init_args__queries": f"{run}/pack/queries.lmdb",
             "model__init_args__checkpoints": [] if method.startswith(("similarity", "random")) else [original],
             "model__init_args__query_ids": QUERIES,
         }
-        yield Stage(f"{world}/attribute/{method}", commands.attribute(world, method, **overrides), ["scores.safetensors"])
+        yield Stage(f"{world}/attribute/{method}", commands.attribute(world, method, **scored), ["scores.safetensors"])
 
 
 def stages(commands: Commands, coco: Path | None) -> Iterator[Stage]:
     """Yield everything that is compared; the COCO pack where its images are at hand."""
     yield from demo(commands)
-    shapes = ["--out", "runs/shapes/train.lmdb", "--val", "runs/shapes/val.lmdb", "--count", "500", "--val-count", "100"]
+    shapes = [
+        "--out",
+        "runs/shapes/train.lmdb",
+        "--val",
+        "runs/shapes/val.lmdb",
+        "--count",
+        "500",
+        "--val-count",
+        "100",
+    ]
     shapes = shapes if commands.old else [word.replace("val-count", "val_count") for word in shapes]
     yield from pack(commands, "shapes", Stage("shapes", commands.shapes(*shapes), ["train.lmdb", "val.lmdb"]))
     if coco is not None:
         captions = coco / "annotations" / "captions_train2017.json"
-        make = commands.coco(str(coco / "train2017"), str(captions), "runs/coco64/pack/sample_ids.txt", "runs/coco64/train.lmdb")
+        make = commands.coco(
+            str(coco / "train2017"), str(captions), "runs/coco64/pack/sample_ids.txt", "runs/coco64/train.lmdb"
+        )
         yield from pack(commands, "coco64", Stage("coco64", make, ["train.lmdb"]))
 
 
@@ -245,7 +261,9 @@ def run(stage: Stage, clone: Path, folder: Path) -> int:
                 stops += 1
                 continue
             if process.wait():
-                raise RuntimeError(f"{' '.join(command)}: status {process.returncode}\n{(folder / 'log.txt').read_text()}")
+                raise RuntimeError(
+                    f"{' '.join(command)}: status {process.returncode}\n{(folder / 'log.txt').read_text()}"
+                )
             break
     return stops
 
@@ -265,7 +283,9 @@ def digest(path: Path) -> str:
     if path.suffix == ".json":
         metrics = json.loads(path.read_text())["metrics"]
         return xxhash.xxh3_128_hexdigest(json.dumps(metrics, sort_keys=True).encode())
-    tensors = _arrays(path) if path.suffix == ".lmdb" else _checkpoint(path) if path.suffix == ".ckpt" else load_file(path)
+    tensors = (
+        _arrays(path) if path.suffix == ".lmdb" else _checkpoint(path) if path.suffix == ".ckpt" else load_file(path)
+    )
     parts = sorted(_of_tensor(tensor) for name, tensor in tensors.items() if name != "queries")  # a store's bytes
     return xxhash.xxh3_128_hexdigest("".join(parts).encode())
 

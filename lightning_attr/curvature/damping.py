@@ -7,7 +7,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from datamodules.errors import UserError
+from lightning_attr.errors import UserError
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from datamodules.errors import UserError
+from lightning_attr.errors import UserError
 
 
 def missing(name: str, settings: Mapping[str, Any]) -> UserError:

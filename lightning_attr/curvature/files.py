@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from datamodules.errors import UserError
-from lightning_attr.artifacts import file_digest, load_tensors
+from lightning_attr.artifacts import load_tensors
 from lightning_attr.curvature.diagonal import DiagonalCurvature
 from lightning_attr.curvature.kronecker import KroneckerCurvature
 from lightning_attr.curvature.kronfluence_layout import factors_digest, load_factors
+from lightning_attr.digests import file_digest
+from lightning_attr.errors import UserError
 
 AnyCurvature = DiagonalCurvature | KroneckerCurvature
 

@@ -22,10 +22,10 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from datamodules.errors import UserError
 from lightning_attr.artifacts import save_tensors
 from lightning_attr.curvature.damping import Damping
 from lightning_attr.curvature.errors import check_shape, missing
+from lightning_attr.errors import UserError
 from lightning_attr.gradients import outside_autocast
 
 

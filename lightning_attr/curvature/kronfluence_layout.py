@@ -18,9 +18,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from datamodules.errors import UserError
-from lightning_attr.artifacts import file_digest, read_json, write_atomically, write_json
+from lightning_attr.artifacts import read_json, write_atomically, write_json
 from lightning_attr.curvature.kronecker import Factor, KroneckerCurvature, LayerCurvature, layer_curvature
+from lightning_attr.digests import file_digest
+from lightning_attr.errors import UserError
 
 ARGUMENTS = "factor_arguments.json"
 SETTINGS = "curvature.json"

@@ -15,7 +15,6 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from datamodules.errors import UserError
 from lightning_attr.console import warn
 from lightning_attr.curvature.diagonal import DiagonalCurvature, squared_sums
 from lightning_attr.curvature.files import AnyCurvature
@@ -30,6 +29,7 @@ from lightning_attr.curvature.kronecker import (
     squared_rotated,
     with_one,
 )
+from lightning_attr.errors import UserError
 from lightning_attr.gradients import Call, Layer, captured, is_linear, linear_weights, per_sample_gradients
 
 Losses = Callable[[nn.Module, tuple[Tensor, ...]], Tensor]

@@ -10,7 +10,7 @@ import torch
 import xxhash
 from torch import Tensor
 
-from datamodules.errors import UserError
+from lightning_attr.errors import UserError
 
 _WORD = re.compile(r"\w+(?:'\w+)*")
 # Names of the special tokens: no word can have one, for a word holds no angle bracket.

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
-from datamodules.errors import UserError
+from lightning_attr.errors import UserError
 
 
 class PatchPCA(nn.Module):

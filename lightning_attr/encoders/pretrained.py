@@ -15,7 +15,7 @@ from PIL.Image import Image
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from datamodules.errors import UserError
+from lightning_attr.errors import UserError
 
 
 class AutoencoderKLEncoder:

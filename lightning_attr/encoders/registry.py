@@ -4,11 +4,11 @@ from collections.abc import Mapping
 from inspect import Parameter, signature
 from typing import Any, cast
 
-from datamodules.errors import UserError
 from lightning_attr.encoders.base import ImageEncoder, TextEncoder
 from lightning_attr.encoders.hashed_words import HashedWords
 from lightning_attr.encoders.patch_pca import PatchPCA
 from lightning_attr.encoders.pretrained import AutoencoderKLEncoder, CLIPText
+from lightning_attr.errors import UserError
 
 _IMAGE: dict[str, type] = {"patch-pca": PatchPCA, "kl": AutoencoderKLEncoder}
 _TEXT: dict[str, type] = {"hashed-words": HashedWords, "clip": CLIPText}

@@ -9,10 +9,10 @@ from numpy.typing import ArrayLike
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from datamodules.errors import UserError
 from datamodules.store import Store
 from lightning_attr.encoders.base import ImageEncoder, TextEncoder
 from lightning_attr.encoders.registry import image_encoder, text_encoder
+from lightning_attr.errors import UserError
 
 #: The encoders whose fitted state a store may carry.
 ENCODER_STATES = ("image", "text")

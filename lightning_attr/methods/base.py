@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from datamodules.errors import UserError
 from datamodules.store import Store
 from lightning_attr.denoisers import TrainedModel
+from lightning_attr.errors import UserError
 
 Batch = Mapping[str, Tensor]
 

@@ -8,7 +8,7 @@ from itertools import accumulate, pairwise
 import torch
 from torch import Tensor
 
-from datamodules.errors import UserError
+from lightning_attr.errors import UserError
 from lightning_attr.methods.base import Batch, Columns, Context, Method
 
 

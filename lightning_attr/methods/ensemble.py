@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from datamodules.errors import UserError
 from lightning_attr.denoisers import TrainedModel
+from lightning_attr.errors import UserError
 from lightning_attr.methods.base import Batch, Columns, Context, Method
 
 

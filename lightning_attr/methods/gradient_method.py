@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from datamodules.errors import UserError
 from lightning_attr.console import warn
 from lightning_attr.denoisers import select_weights
+from lightning_attr.errors import UserError
 from lightning_attr.gradients import (
     Output,
     SampleGradients,

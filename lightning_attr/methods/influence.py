@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from datamodules.errors import UserError
 from lightning_attr.curvature import AnyCurvature, Damping, curvature_digest, load_curvature
 from lightning_attr.denoisers import TrainedModel
+from lightning_attr.errors import UserError
 from lightning_attr.methods.base import Batch, Context, digest_of, plain
 from lightning_attr.methods.gradient_method import GradientMethod, products
 

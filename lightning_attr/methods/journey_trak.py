@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from datamodules.errors import UserError
 from lightning_attr.diffusion import predicted_original
+from lightning_attr.errors import UserError
 from lightning_attr.methods.base import Batch, Context
 from lightning_attr.methods.trak import Trak
 from lightning_attr.noise import Draws

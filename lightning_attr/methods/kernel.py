@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from datamodules.errors import UserError
+from lightning_attr.errors import UserError
 from lightning_attr.methods.base import Columns
 
 #: How many numbers the matrices that are solved at once may hold, 1 GB of float64; more draws take more passes.

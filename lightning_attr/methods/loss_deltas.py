@@ -11,8 +11,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from datamodules.errors import UserError
 from lightning_attr.diffusion import denoising_loss
+from lightning_attr.errors import UserError
 from lightning_attr.noise import Draws, batch_noise, draw_timesteps
 
 

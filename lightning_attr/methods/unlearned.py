@@ -13,8 +13,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from datamodules.errors import UserError
-from lightning_attr.artifacts import file_digest, load_tensors
+from lightning_attr.artifacts import load_tensors
+from lightning_attr.digests import file_digest
+from lightning_attr.errors import UserError
 from lightning_attr.gradients import outside_autocast
 from lightning_attr.methods.base import Batch, Context, Method, differs, digest_of, expect_counts
 from lightning_attr.methods.loss_deltas import sample_losses

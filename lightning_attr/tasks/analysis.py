@@ -11,10 +11,11 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from datamodules import LatentDataModule
-from datamodules.errors import UserError
 from datamodules.store import Store
-from lightning_attr.artifacts import file_digest, tensors_digest
+from lightning_attr.artifacts import tensors_digest
 from lightning_attr.denoisers import load_trained
+from lightning_attr.digests import file_digest
+from lightning_attr.errors import UserError
 
 
 def require_one_rank(task: pl.LightningModule) -> None:

@@ -13,16 +13,16 @@ import torch
 from torch import Tensor
 
 from datamodules import LatentDataModule
-from datamodules.errors import UserError
-from datamodules.scores import Scores, TopScores, load_scores, merge_top
 from datamodules.store import Store
-from lightning_attr.artifacts import file_digest
-from lightning_attr.chunks import Chunks
+from lightning_attr.artifacts.chunks import Chunks
+from lightning_attr.artifacts.scores import Scores, TopScores, load_scores, merge_top
 from lightning_attr.denoisers import TrainedModel, load_trained
+from lightning_attr.digests import file_digest
+from lightning_attr.errors import UserError
 from lightning_attr.methods import Method
 from lightning_attr.methods.base import Context
 from lightning_attr.methods.ensemble import Ensemble
-from lightning_attr.runs import flatten, is_file
+from lightning_attr.runs.folder import flatten, is_file
 from lightning_attr.tasks.analysis import samples_used
 from lightning_attr.tasks.latent_diffusion import check_shapes
 

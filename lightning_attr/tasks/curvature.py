@@ -9,13 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from datamodules import LatentDataModule
-from datamodules.errors import UserError
 from datamodules.store import Store
-from lightning_attr.artifacts import file_digest
 from lightning_attr.curvature import KroneckerCurvature, save_factors
 from lightning_attr.curvature.sums import SUMS, DiagonalSums, Sums, layers_on, linear_layers, not_finite
 from lightning_attr.denoisers import select_weights
 from lightning_attr.diffusion import denoising_loss
+from lightning_attr.digests import file_digest
+from lightning_attr.errors import UserError
 from lightning_attr.gradients import captured
 from lightning_attr.noise import keyed_generator
 from lightning_attr.tasks.analysis import AnalysisTask, samples_used

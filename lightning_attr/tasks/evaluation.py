@@ -13,23 +13,23 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from torchmetrics import MetricCollection
 
-from datamodules.errors import UserError
-from datamodules.scores import Scores
 from datamodules.store import Store
 from lightning_attr.artifacts import load_tensors, write_json
-from lightning_attr.evaluation import Evaluated, as_json, evaluate, figures, read_scores, scalars
-from lightning_attr.metrics import (
+from lightning_attr.artifacts.scores import Scores
+from lightning_attr.errors import UserError
+from lightning_attr.ground_truth import Evaluated, as_json, evaluate, read_scores
+from lightning_attr.ground_truth.figures import figures, loss_change_figure, scalars
+from lightning_attr.ground_truth.metrics import (
     GenerationDeviation,
     LossChange,
-    LossChangePoint,
     MeanAveragePrecision,
     PerQuery,
     RecallAtK,
-    loss_change_figure,
     mean_interval,
 )
-from lightning_attr.metrics.functional import loss_change
-from lightning_attr.pack import Pack
+from lightning_attr.ground_truth.metrics.functional import loss_change
+from lightning_attr.ground_truth.pack import Pack
+from lightning_attr.ground_truth.records import LossChangePoint
 from lightning_attr.tasks.analysis import require_one_rank
 
 Item = dict[str, Any]

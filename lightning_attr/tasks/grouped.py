@@ -19,14 +19,14 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from datamodules.errors import UserError
 from datamodules.grouped import GroupedLatents, check_equal
 from datamodules.store import Store
 from lightning_attr.artifacts import write_atomically
 from lightning_attr.denoisers import read_checkpoint
 from lightning_attr.diffusion import denoising_loss, expand_right
+from lightning_attr.errors import UserError
 from lightning_attr.noise import training_noise
-from lightning_attr.runs import RunFolder
+from lightning_attr.runs.folder import RunFolder
 from lightning_attr.tasks.analysis import require_one_rank
 from lightning_attr.tasks.latent_diffusion import LatentDiffusion
 from lightning_attr.tasks.leave_k_out import LeaveKOut

@@ -11,11 +11,11 @@ from torch import Tensor
 from torchmetrics import MeanMetric
 
 from datamodules import LatentDataModule
-from datamodules.errors import UserError
 from datamodules.store import Store
 from lightning_attr.denoisers import build_denoiser, build_scheduler
 from lightning_attr.diffusion import denoising_loss
 from lightning_attr.encoders import null_text
+from lightning_attr.errors import UserError
 from lightning_attr.methods.loss_deltas import sample_losses
 from lightning_attr.noise import Draws, training_noise
 

@@ -9,14 +9,15 @@ import torch
 from torch import Tensor
 
 from datamodules import LatentDataModule
-from datamodules.errors import UserError
 from datamodules.store import Store
-from lightning_attr.artifacts import file_digest, save_tensors
+from lightning_attr.artifacts import save_tensors
 from lightning_attr.denoisers import TrainedModel, load_trained
 from lightning_attr.diffusion import generate
+from lightning_attr.digests import file_digest
 from lightning_attr.encoders import store_image_encoder
+from lightning_attr.errors import UserError
+from lightning_attr.ground_truth.metrics.functional import feature_similarity, generation_deviation, loss_change
 from lightning_attr.methods.loss_deltas import sample_losses
-from lightning_attr.metrics.functional import feature_similarity, generation_deviation, loss_change
 from lightning_attr.noise import Draws
 from lightning_attr.sampling import sampling_of
 from lightning_attr.tasks.latent_diffusion import LatentDiffusion

@@ -10,10 +10,11 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
 from datamodules import LatentDataModule
-from datamodules.errors import UserError
 from datamodules.store import Store
-from lightning_attr.artifacts import file_digest, save_tensors
+from lightning_attr.artifacts import save_tensors
 from lightning_attr.diffusion import add_noise, mean_square, prediction_target
+from lightning_attr.digests import file_digest
+from lightning_attr.errors import UserError
 from lightning_attr.noise import Draws, batch_noise, draw_timesteps, keyed_generator, training_noise
 from lightning_attr.tasks.analysis import samples_used
 from lightning_attr.tasks.changed_weights import ChangedWeights

@@ -9,14 +9,14 @@ import numpy as np
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from datamodules.errors import UserError
-from datamodules.records import Field, Meta, Sample, Schema
 from datamodules.store import Store
-from datamodules.writer import StoreWriter
+from datamodules.store.records import Field, Meta, Sample, Schema
+from datamodules.store.writer import StoreWriter
 from lightning_attr.diffusion import generate
 from lightning_attr.encoders import ENCODER_STATES, jpeg, store_image_encoder, store_text_encoder
+from lightning_attr.errors import UserError
 from lightning_attr.noise import keyed_generator
-from lightning_attr.ranks import gather
+from lightning_attr.runs.ranks import gather
 from lightning_attr.tasks.analysis import AnalysisTask
 
 

@@ -9,11 +9,12 @@ import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
-from datamodules.errors import UserError
 from datamodules.store import Store
-from lightning_attr.artifacts import file_digest, save_tensors
+from lightning_attr.artifacts import save_tensors
 from lightning_attr.curvature import Damping, curvature_digest, load_curvature
 from lightning_attr.diffusion import denoising_loss
+from lightning_attr.digests import file_digest
+from lightning_attr.errors import UserError
 from lightning_attr.noise import Draws, draw_timesteps, own_noise, shared_noise
 from lightning_attr.optim import NaturalGradient
 from lightning_attr.region import read_region

@@ -8,10 +8,10 @@ import pytest
 import torch
 from miniature import Project
 
-from datamodules.errors import UserError
-from datamodules.scores import Scores
 from lightning_attr.artifacts import load_tensors
+from lightning_attr.artifacts.scores import Scores
 from lightning_attr.cli import run_stage
+from lightning_attr.errors import UserError
 from lightning_attr.methods.loss_deltas import delta_scores
 
 MEASURED_ANEW = "measured anew"

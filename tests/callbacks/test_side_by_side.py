@@ -10,10 +10,10 @@ from miniature import Project
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from callbacks.side_by_side import SideBySide, read_tops
-from datamodules.errors import UserError
-from datamodules.scores import Scores, TopScores, load_scores
 from datamodules.store import Store
+from lightning_attr.artifacts.scores import Scores, TopScores, load_scores
 from lightning_attr.cli import run_stage
+from lightning_attr.errors import UserError
 
 
 def callbacks(project: Project, **settings: Any) -> str:

@@ -12,8 +12,9 @@ from jsonargparse import ArgumentParser
 from lightning.pytorch.callbacks import ModelCheckpoint
 from small_stores import write_store
 
-from datamodules import Exclude, LatentDataModule, Store, StoreError, Subset, UserError
-from lightning_attr.ranks import leave_group
+from datamodules import Exclude, LatentDataModule, Store, Subset
+from lightning_attr.errors import StoreError, UserError
+from lightning_attr.runs.ranks import leave_group
 
 
 class Recorder(pl.LightningModule):

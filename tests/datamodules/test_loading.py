@@ -6,9 +6,10 @@ import pytest
 import torch
 from small_stores import damage, write_store
 
-from datamodules import Store, StoreError, UserError
+from datamodules import Store
 from datamodules.hashing import choices, shuffled
 from datamodules.loading import Keys, LatentLoader, PredictBatches, Share, TrainBatches
+from lightning_attr.errors import StoreError, UserError
 
 
 def train_loader(path: Path, batch_size: int = 16, workers: int = 0, share: Share | None = None) -> LatentLoader:

@@ -5,7 +5,9 @@ import numpy as np
 import pytest
 import torch
 
-from datamodules import Exclude, Scores, Store, StoreError, Subset, TopScores, UserError, kept_positions
+from datamodules import Exclude, Store, Subset, kept_positions
+from lightning_attr.artifacts.scores import Scores, TopScores
+from lightning_attr.errors import StoreError, UserError
 
 
 @pytest.fixture

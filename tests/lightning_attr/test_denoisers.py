@@ -6,8 +6,8 @@ import pytest
 import torch
 from miniature import DENOISER, Project
 
-from datamodules.errors import UserError
 from lightning_attr.denoisers import build_denoiser, build_scheduler, load_trained, load_weights, select_weights
+from lightning_attr.errors import UserError
 
 
 def test_initial_weights_depend_on_the_seed_alone() -> None:

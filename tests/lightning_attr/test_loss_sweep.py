@@ -7,10 +7,10 @@ import pytest
 import torch
 from miniature import Project
 
-from datamodules.errors import UserError
 from datamodules.store import Store
 from lightning_attr.denoisers import TrainedModel, load_trained
 from lightning_attr.diffusion import denoising_loss
+from lightning_attr.errors import UserError
 from lightning_attr.loss_sweep import LossSweep
 from lightning_attr.noise import Draws, batch_noise, draw_timesteps
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from scipy import stats
 
-from datamodules.errors import UserError
+from lightning_attr.errors import UserError
 from lightning_attr.noise import Draws, batch_noise, draw_timesteps, own_noise, shared_noise, training_noise
 
 SHAPE = (4, 8, 8)

@@ -8,8 +8,8 @@ from diffusers import UNet2DConditionModel
 from small_network import SCHEDULER, small_batch, small_network
 from torch import Tensor
 
-from datamodules.errors import UserError
 from lightning_attr.denoisers import select_weights
+from lightning_attr.errors import UserError
 from lightning_attr.gradients import Output, SampleGradients, sample_gradients
 from lightning_attr.noise import Draws
 from lightning_attr.projection import Projection, rademacher

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from lightning_attr.ground_truth.metrics.functional import rank_correlation
 from lightning_attr.methods.base import Batch
-from lightning_attr.metrics.functional import rank_correlation
 from tools.benchmark.case import TOKENS, Case, build_case, mscoco_config
 from tools.benchmark.one_pass import influence
 from tools.benchmark.timing import Figure, Spread

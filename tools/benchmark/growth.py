@@ -22,10 +22,10 @@ from lightning.pytorch.callbacks import Callback
 
 from lightning_attr.artifacts import write_json
 from lightning_attr.cli import run_stage
+from lightning_attr.commands.prepare.shapes import main as prepare_shapes
 from tools.benchmark.sweep import command
 from tools.benchmark.timing import Figure, Sizes, Spread
 from tools.benchmark.train import CONFIG
-from tools.prepare_shapes import main as prepare_shapes
 
 FACTOR = 8
 QUERIES = 64

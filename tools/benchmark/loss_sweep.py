@@ -13,13 +13,13 @@ import yaml
 from torch import Tensor, nn
 
 from datamodules import Store
+from lightning_attr.commands.prepare.shapes import main as prepare_shapes
 from lightning_attr.denoisers import build_denoiser, build_scheduler
 from lightning_attr.diffusion import denoising_loss
 from lightning_attr.loss_sweep import LossSweep, read_samples
 from lightning_attr.noise import Draws, draw_timesteps, shared_noise
 from tools.benchmark.timing import Figure, Sizes, Timed, ratio, seconds
 from tools.benchmark.train import CONFIG
-from tools.prepare_shapes import main as prepare_shapes
 
 BATCH = 256
 DRAWS = Draws()

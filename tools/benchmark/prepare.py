@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from lightning_attr.commands.prepare.coco.command import main as prepare_coco
 from tools.benchmark.timing import Figure, Sizes, Spread, seconds
-from tools.prepare_coco.command import main as prepare_coco
 
 WORKERS = 2
 REPEATS = 3

@@ -11,7 +11,8 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from datamodules.loading import Batch, Key, Keys, LatentLoader, TrainBatches
-from datamodules.store import Ints, Store
+from datamodules.store import Store
+from datamodules.store.reader import Ints
 from tools.benchmark.records import LATENT, TEXT, Records, write_records
 from tools.benchmark.timing import Figure, Sizes, Spread, Timed, ratio, seconds
 

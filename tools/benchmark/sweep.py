@@ -1,4 +1,4 @@
-"""Retraining many models: `python -m tools.sweep` against one `lightning-attr fit` after the other, as a shell loop.
+"""Retraining many models: `lightning-attr sweep` against one `lightning-attr fit` after the other, as a shell loop.
 
 Both sides train the demo's network on the same entries, as long as the demo trains, and measure what became of the
 queries. Each side counts from its first command to the end of its last, the start of processes included: that is what
@@ -21,14 +21,14 @@ from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
 from lightning_attr.cli import run_stage
+from lightning_attr.commands.prepare.shapes import main as prepare_shapes
+from lightning_attr.commands.sweep.plan import Random, Sweep, entries, merged
 from lightning_attr.diffusion import denoising_loss
 from lightning_attr.noise import Draws
 from lightning_attr.tasks import GroupedLeaveKOut, LeaveKOut
 from lightning_attr.tasks.grouped import clip_each_norm
 from tools.benchmark.timing import Figure, Sizes, Spread, Timed, ratio, seconds
 from tools.benchmark.train import CONFIG
-from tools.prepare_shapes import main as prepare_shapes
-from tools.sweep.plan import Random, Sweep, entries, merged
 
 ROOT = CONFIG.parents[2]
 BATCH = 8
@@ -67,7 +67,7 @@ def _sweep_ratio(folder: Path, sizes: Sizes) -> Spread:
     given |= {"evaluation": {"timesteps": TIMESTEPS}, "random": random}
     config.write_text(yaml.safe_dump({"sweep": given}))
     loop = seconds(lambda: _loop(folder, sweep))()
-    swept = seconds(lambda: command("-m", "tools.sweep", "-c", str(config)))()
+    swept = seconds(lambda: command("-m", "lightning_attr.commands.sweep", "-c", str(config)))()
     return Spread.of([loop / swept])
 
 

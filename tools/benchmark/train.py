@@ -25,11 +25,11 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from datamodules import Store
 from datamodules.loading import Batch, Keys, LatentLoader, TrainBatches
 from lightning_attr.cli import run_stage
+from lightning_attr.commands.prepare.shapes import main as prepare_shapes
 from lightning_attr.denoisers import build_denoiser, build_scheduler
 from lightning_attr.diffusion import denoising_loss
 from lightning_attr.encoders import null_text
 from tools.benchmark.timing import Figure, Sizes, Timed, ratio, seconds
-from tools.prepare_shapes import main as prepare_shapes
 
 CONFIG = Path(__file__).parents[2] / "configs" / "demo" / "train.yaml"
 

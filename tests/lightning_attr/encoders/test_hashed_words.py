@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from datamodules.errors import UserError
 from lightning_attr.encoders import HashedWords
+from lightning_attr.errors import UserError
 
 ROOT = Path(__file__).parents[3]
 TEXTS = ["A cat on a mat.", "", "ein Bär läuft"]

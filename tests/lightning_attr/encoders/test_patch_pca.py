@@ -2,8 +2,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from datamodules.errors import UserError
 from lightning_attr.encoders import PatchPCA
+from lightning_attr.errors import UserError
 
 
 def psnr(images: Tensor, others: Tensor) -> float:

@@ -9,7 +9,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from datamodules.errors import UserError
 from lightning_attr.encoders import (
     AutoencoderKLEncoder,
     CLIPText,
@@ -18,6 +17,7 @@ from lightning_attr.encoders import (
     parse_text_encoder,
     text_encoder,
 )
+from lightning_attr.errors import UserError
 
 AutoencoderKL: Any = import_module("diffusers").AutoencoderKL  # diffusers is not typed
 ROOT = Path(__file__).parents[3]
@@ -143,7 +143,7 @@ def test_clip_folder_without_a_model_is_named(tmp_path: Path) -> None:
 def test_missing_transformers_names_the_extra() -> None:
     program = """
 import sys
-from datamodules.errors import UserError
+from lightning_attr.errors import UserError
 from lightning_attr.encoders import parse_text_encoder
 sys.modules["transformers"] = None  # from here on, its import fails
 try:

@@ -4,7 +4,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from datamodules.errors import UserError
 from lightning_attr.encoders import (
     HashedWords,
     PatchPCA,
@@ -13,6 +12,7 @@ from lightning_attr.encoders import (
     parse_text_encoder,
     text_encoder,
 )
+from lightning_attr.errors import UserError
 
 
 def test_command_line_forms() -> None:

@@ -12,8 +12,8 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from vision_models import save_vision_model
 
-from datamodules.errors import UserError
 from lightning_attr.encoders import VisionFeatures
+from lightning_attr.errors import UserError
 
 transformers: Any = pytest.importorskip("transformers", reason="the extra `hf` is not installed")
 ROOT = Path(__file__).parents[3]
@@ -78,7 +78,7 @@ def test_a_folder_that_lacks_a_file_is_named(tmp_path: Path, lost: str) -> None:
 def test_missing_transformers_names_the_extra() -> None:
     program = """
 import sys
-from datamodules.errors import UserError
+from lightning_attr.errors import UserError
 from lightning_attr.encoders import VisionFeatures
 sys.modules["transformers"] = None  # from here on, its import fails
 try:

@@ -16,11 +16,11 @@ from plain_gradients import mean_over_draws, plain_gradients, rows
 from small_network import SCHEDULER, small_batch, small_network
 from torch import Tensor
 
-from datamodules.errors import UserError
 from lightning_attr.artifacts import save_tensors
 from lightning_attr.curvature import Damping, DiagonalCurvature, curvature_digest, load_curvature
 from lightning_attr.denoisers import TrainedModel, select_weights
 from lightning_attr.diffusion import denoising_loss
+from lightning_attr.errors import UserError
 from lightning_attr.gradients import Output
 from lightning_attr.methods import (
     Combined,

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from datamodules.errors import UserError
+from lightning_attr.errors import UserError
 from lightning_attr.methods import kernel
 from lightning_attr.methods.kernel import gram, ridge_scores
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from datamodules.errors import UserError
+from lightning_attr.errors import UserError
 from lightning_attr.methods import Random
 from lightning_attr.methods.base import Context
 from lightning_attr.methods.loss_deltas import delta_scores

@@ -14,11 +14,13 @@ from damage import Refused
 from miniature import Project
 from torch import Tensor
 
-from datamodules import Scores, Store
-from datamodules.errors import UserError
-from lightning_attr.artifacts import file_digest, load_tensors, save_tensors
+from datamodules import Store
+from lightning_attr.artifacts import load_tensors, save_tensors
+from lightning_attr.artifacts.scores import Scores
 from lightning_attr.cli import run_stage
 from lightning_attr.denoisers import TrainedModel, load_trained
+from lightning_attr.digests import file_digest
+from lightning_attr.errors import UserError
 from lightning_attr.gradients import Output
 from lightning_attr.methods import JourneyTrak
 from lightning_attr.methods import gradient_method as gradient_method_module

@@ -13,10 +13,10 @@ from torch import Tensor
 from vision_models import save_vision_model
 
 from datamodules import Field, Meta, Sample, Schema, Store, StoreWriter
-from datamodules.errors import UserError
-from datamodules.scores import Scores
+from lightning_attr.artifacts.scores import Scores
 from lightning_attr.cli import run_stage
 from lightning_attr.encoders import VisionFeatures, jpeg
+from lightning_attr.errors import UserError
 from lightning_attr.methods import Method, Similarity, VisionSimilarity
 from lightning_attr.methods.base import Context
 

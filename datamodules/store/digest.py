@@ -1,0 +1,121 @@
+"""The digest of a store, and the check of everything that it covers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import lmdb
+from lmdb.verify import VerifyError
+from lmdb.verify import verify as verify_structure
+from xxhash import xxh3_128
+
+from datamodules.store.environment import Opened
+from datamodules.store.layout import HEAD, META, THUMB, Blocks, Bytes, key_of, unseal
+from datamodules.store.records import Schema
+
+Progress = Callable[[int, int], None]
+
+
+class Digest:
+    """Running digest of a store: over keys and checksums of all values, in a fixed order."""
+
+    def __init__(self) -> None:
+        self._hash = xxh3_128()
+
+    def add(self, database: str, key: bytes, checksums: Bytes) -> None:
+        """Take in the checksums that a value starts with."""
+        self._hash.update(f"{database}/{key.hex()}:{len(checksums)}:".encode())
+        self._hash.update(checksums)
+
+    def hexdigest(self) -> str:
+        """Digest so far."""
+        return f"xxh3-128:{self._hash.hexdigest()}"
+
+
+def head_keys(transaction: lmdb.Transaction[memoryview], head: lmdb._Database) -> Iterator[bytes]:
+    """Keys of the head that the digest covers: all but the record that holds the digest."""
+    with transaction.cursor(head) as cursor:
+        for key in cursor.iternext(keys=True, values=False):
+            if bytes(key) != b"complete":
+                yield bytes(key)
+
+
+def places(schema: Schema, count: int) -> Iterator[tuple[str, bytes, Blocks | None, int]]:
+    """Every value outside the head: (database, key, layout of a field's block, samples in it)."""
+    for name in sorted(schema.fields):
+        blocks = Blocks.of(name, schema.fields[name])
+        for block, first in enumerate(range(0, count, blocks.samples)):
+            yield name, key_of(block), blocks, min(blocks.samples, count - first)
+    for name in (META, THUMB):
+        for position in range(count):
+            yield name, key_of(position), None, 1
+
+
+def compute_digest(
+    transaction: lmdb.Transaction[memoryview], database: Callable[[str], lmdb._Database], schema: Schema, count: int
+) -> str:
+    """Digest of a store whose values are all there; reads checksums only."""
+    digest = Digest()
+    for key in head_keys(transaction, database(HEAD)):
+        digest.add(HEAD, key, transaction.get(key, b"", db=database(HEAD))[:8])
+    for name, key, blocks, _ in places(schema, count):
+        value = transaction.get(key, b"", db=database(name))
+        digest.add(name, key, value[: blocks.header if blocks else 8])
+    return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class Damage:
+    """Something that is wrong in a store."""
+
+    database: str
+    what: str
+
+    @staticmethod
+    def summary(damage: list[Damage], most: int = 5) -> str:
+        """The first few, and how many more."""
+        shown = "; ".join(f"{item.database}: {item.what}" for item in damage[:most])
+        return shown + (f"; and {len(damage) - most} more" if len(damage) > most else "")
+
+
+def check_values(
+    path: str, file: Opened, schema: Schema, count: int, expected: str, progress: Callable[[int, int], None] | None
+) -> list[Damage]:
+    """Read and check every value, the structure of the file, and the digest."""
+    damage = _check_structure(path)
+    if damage:
+        return damage  # LMDB is not safe to use on a damaged structure
+    digest = Digest()
+    todo = list(places(schema, count))
+    databases = {name: file.database(name) for name in (HEAD, META, THUMB, *schema.fields)}
+    with file.env.begin(buffers=True) as transaction:
+        for key in head_keys(transaction, databases[HEAD]):
+            value = transaction.get(key, b"", db=databases[HEAD])
+            digest.add(HEAD, key, value[:8])
+            if unseal(HEAD, key, value) is None:
+                damage.append(Damage(HEAD, key.decode(errors="replace")))
+        for done, (name, key, blocks, held) in enumerate(todo, 1):
+            value = transaction.get(key, b"", db=databases[name])
+            digest.add(name, key, value[: blocks.header if blocks else 8])
+            if not _is_right(name, key, blocks, held, value):
+                first = int.from_bytes(key, "big") * (blocks.samples if blocks else 1)
+                damage.append(Damage(name, f"positions {first} to {first + held - 1}"))
+            if progress is not None and (done % 64 == 0 or done == len(todo)):
+                progress(done, len(todo))
+    if not damage and digest.hexdigest() != expected:
+        damage.append(Damage(HEAD, f"found digest {digest.hexdigest()}, expected {expected}"))
+    return damage
+
+
+def _is_right(name: str, key: bytes, blocks: Blocks | None, held: int, value: Bytes) -> bool:
+    if blocks is None:
+        return unseal(name, key, value) is not None
+    return blocks.decode(int.from_bytes(key, "big"), held, value) is not None
+
+
+def _check_structure(path: str) -> list[Damage]:
+    try:
+        return [Damage("structure", problem) for problem in verify_structure(path, subdir=False)]  # type: ignore[no-untyped-call]
+    except VerifyError as error:
+        return [Damage("structure", str(error))]

@@ -1,0 +1,179 @@
+"""How values lie in a store file: names, blocks of samples, and checksums.
+
+Every checksum is an xxh3 seeded by where the value belongs (database and key). A value that damage has moved under
+another key therefore fails its check just as a changed one does.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from xxhash import xxh3_64_digest, xxh3_64_intdigest
+
+from datamodules.store.records import Field, Schema
+from lightning_attr.errors import StoreError
+
+FORMAT = "lightning-attr store"
+VERSION = 1
+
+HEAD = "head"
+"""Database of the schema, the index, the `complete` record and the encoder states."""
+META = "meta"
+THUMB = "thumb"
+RESERVED = frozenset({HEAD, META, THUMB})
+
+BLOCK_SAMPLES = 64
+BLOCK_BYTES = 4 * 1024 * 1024  # pieces under 3 MB are copied at half the speed
+
+Bytes = bytes | memoryview
+
+
+def key_of(number: int) -> bytes:
+    """Key of a block or position; big-endian, so that LMDB's order is the order of numbers."""
+    return number.to_bytes(8, "big")
+
+
+def encoder_key(name: str) -> bytes:
+    """Key of an encoder's state in the head."""
+    return f"encoder/{name}".encode()
+
+
+def seed_of(*place: str) -> int:
+    """Seed of the checksums of a place; room is left above it to add numbers of rows in int64."""
+    return xxh3_64_intdigest("/".join(place).encode()) >> 2
+
+
+def seal(database: str, key: bytes, payload: bytes) -> bytes:
+    """Put a checksum before a small value."""
+    return xxh3_64_digest(payload, seed_of(database, key.hex())) + payload
+
+
+def unseal(database: str, key: bytes, value: Bytes) -> bytes | None:
+    """Take the checksum off a small value; None if it is wrong."""
+    payload = bytes(value[8:])
+    return payload if bytes(value[:8]) == xxh3_64_digest(payload, seed_of(database, key.hex())) else None
+
+
+def encode_json(value: Any) -> bytes:
+    """JSON in the one form that checksums and comparisons use."""
+    return json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":")).encode()
+
+
+def encode_schema(schema: Schema) -> bytes:
+    """Schema record."""
+    return encode_json({"format": FORMAT, "version": VERSION, **schema.to_json()})
+
+
+def decode_schema(path: str, payload: bytes) -> Schema:
+    """Inverse of :func:`encode_schema`.
+
+    Raises:
+        StoreError: The record is of another format or version.
+    """
+    value = json.loads(payload)
+    found = (value.get("format"), value.get("version"))
+    if found != (FORMAT, VERSION):
+        raise StoreError(f"{path}: found format {found[0]!r} version {found[1]}, expected {FORMAT!r} version {VERSION}")
+    return Schema.from_json(value)
+
+
+@dataclass(frozen=True)
+class Pieces:
+    """Parts of a block that can be checked alone: its samples, or the rows of its samples.
+
+    Args:
+        count: Pieces of a full block.
+        nbytes: Bytes of a piece.
+        table: Where in a value the checksums of the pieces start.
+        seed: Added to the number of a piece, counted over the whole field, it is the seed of its checksum.
+    """
+
+    count: int
+    nbytes: int
+    table: int
+    seed: int
+
+    def checksums(self, block: int, payload: memoryview) -> bytes:
+        """Checksums of the pieces of a block; zero for those that a short block lacks."""
+        first = self.seed + block * self.count
+        sums = [
+            xxh3_64_intdigest(payload[place * self.nbytes : (place + 1) * self.nbytes], first + place)
+            for place in range(len(payload) // self.nbytes)
+        ]
+        return struct.pack(f"<{self.count}Q", *sums, *[0] * (self.count - len(sums)))
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """Layout of one field: values of `samples` samples each, of which the last may be short.
+
+    A value is: checksum of the payload, of each sample, of each row; then the payload. So whole blocks, samples and
+    rows can each be read with one check and without the rest.
+    """
+
+    name: str
+    field: Field
+    samples: int
+
+    @classmethod
+    def of(cls, name: str, field: Field) -> Blocks:
+        """Layout of a field: blocks of at most 64 samples and about 4 MiB, always a power of two."""
+        fitting = max(1, min(BLOCK_SAMPLES, BLOCK_BYTES // field.nbytes))
+        return cls(name, field, 1 << (fitting.bit_length() - 1))
+
+    @cached_property
+    def seed(self) -> int:
+        """Seed of block 0; that of block n is n higher."""
+        return seed_of(self.name, "block")
+
+    @cached_property
+    def by_sample(self) -> Pieces:
+        """Samples of a block."""
+        return Pieces(self.samples, self.field.nbytes, 8, seed_of(self.name, "sample"))
+
+    @cached_property
+    def by_row(self) -> Pieces:
+        """Rows of the samples of a block."""
+        rows = self.field.shape[0]
+        table = 8 * (1 + self.samples)
+        return Pieces(self.samples * rows, self.field.nbytes // rows, table, seed_of(self.name, "row"))
+
+    @cached_property
+    def header(self) -> int:
+        """Bytes of a value before its payload."""
+        return 8 * (1 + self.by_sample.count + self.by_row.count)
+
+    def held(self, block: int, total: int) -> int:
+        """Samples in a block of a store of `total` samples."""
+        return min(self.samples, total - block * self.samples)
+
+    def encode(self, block: int, arrays: NDArray[Any]) -> bytes:
+        """Value of a block from its samples' arrays [n, *shape]."""
+        payload = np.ascontiguousarray(arrays).tobytes()
+        view = memoryview(payload)
+        whole = xxh3_64_intdigest(payload, self.seed + block).to_bytes(8, "little")
+        return whole + self.by_sample.checksums(block, view) + self.by_row.checksums(block, view) + payload
+
+    def decode(self, block: int, held: int, value: Bytes) -> NDArray[Any] | None:
+        """Arrays [held, *shape] of a block, a copy; None unless every checksum in it is right."""
+        if len(value) != self.header + held * self.field.nbytes:
+            return None
+        arrays = np.frombuffer(bytes(value[self.header :]), self.field.dtype).reshape(held, *self.field.shape)
+        return arrays if self.encode(block, arrays) == bytes(value) else None
+
+
+def encode_index(ids: NDArray[np.int64], caption_counts: NDArray[np.int32]) -> bytes:
+    """Index of all samples: ids, then numbers of captions."""
+    return ids.astype("<i8").tobytes() + caption_counts.astype("<i4").tobytes()
+
+
+def decode_index(payload: bytes) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
+    """Inverse of :func:`encode_index`: read-only arrays."""
+    count = len(payload) // 12
+    return np.frombuffer(payload, "<i8", count), np.frombuffer(payload, "<i4", count, offset=8 * count)

@@ -1,0 +1,21 @@
+"""Neutral ground, which imports nothing else of ours: files of tensors and their checksums, scores, chunks."""
+
+from lightning_attr.artifacts.tensors import (
+    load_tensors,
+    read_json,
+    read_safetensors,
+    save_tensors,
+    tensors_digest,
+    write_atomically,
+    write_json,
+)
+
+__all__ = [
+    "load_tensors",
+    "read_json",
+    "read_safetensors",
+    "save_tensors",
+    "tensors_digest",
+    "write_atomically",
+    "write_json",
+]

@@ -1,0 +1,100 @@
+"""What a long pass over a store measured, in chunk files: a stop costs no more than the chunk that is under way."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from lightning_attr.artifacts import load_tensors, save_tensors
+from lightning_attr.console import warn
+from lightning_attr.errors import UserError
+
+#: Batches in a chunk.
+BATCHES_PER_CHUNK = 4
+
+Ints = NDArray[np.int64]
+
+
+class Chunks(Sequence[Tensor]):
+    """Rows of samples, [B, R] in each file, which are written one by one and read when asked for.
+
+    Where chunks and their batches begin depends on nothing but the samples and the batch size, so that neither a stop
+    nor the number of ranks changes what is computed together. A file that was made with other settings is never used.
+
+    Args:
+        folder: Where the files lie.
+        settings: All that the rows depend on.
+        positions: Positions of the samples in their store, [N], ascending.
+        batch_size: Samples in a batch.
+        device: Where rows go that are read.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        settings: Mapping[str, Any],
+        positions: Ints,
+        batch_size: int,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.folder = folder
+        self.settings = json.loads(json.dumps(settings))  # as a file gives it back, which has no tuples
+        self.positions = np.split(positions, range(step := batch_size * BATCHES_PER_CHUNK, len(positions), step))
+        self.batch_size = batch_size
+        self.device = device
+
+    def __len__(self) -> int:
+        """Return the number of chunks, written or not."""
+        return len(self.positions)
+
+    def __getitem__(self, index: Any) -> Any:
+        """Read the rows of a chunk, [B, R].
+
+        Raises:
+            UserError: The file is missing, damaged, or was made with other settings.
+        """
+        if (rows := self._read(index)) is None:
+            raise UserError(f"{self._path(index)}: missing or of another run; run the same command again")
+        return rows.to(self.device)
+
+    def pending(self, rank: int = 0, ranks: int = 1) -> list[int]:
+        """Return which chunks of a rank's share are still to be done; a damaged one is, with a warning."""
+        return [index for index in range(rank, len(self), ranks) if not self._whole(index)]
+
+    def batches(self, index: int) -> list[Ints]:
+        """Return the positions of each batch of a chunk."""
+        positions = self.positions[index]
+        return np.split(positions, range(self.batch_size, len(positions), self.batch_size))
+
+    def write(self, index: int, rows: Tensor) -> None:
+        """Write the rows of a chunk."""
+        save_tensors(self._path(index), {"rows": rows}, self.settings)
+
+    def delete(self) -> None:
+        """Delete all chunks."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _whole(self, index: int) -> bool:
+        try:
+            return self._read(index) is not None
+        except UserError as error:
+            warn(f"{error}; it is measured again")
+            return False
+
+    def _read(self, index: int) -> Tensor | None:
+        if not (path := self._path(index)).exists():
+            return None
+        tensors, settings = load_tensors(path)
+        return tensors["rows"] if settings == self.settings else None
+
+    def _path(self, index: int) -> Path:
+        positions = self.positions[index]
+        return self.folder / f"{positions[0]:09d}-{positions[-1]:09d}.safetensors"

@@ -1,0 +1,241 @@
+"""Scores of samples for queries, and their file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import save
+from torch import Tensor
+from xxhash import xxh3_128
+
+from lightning_attr.artifacts.tensors import read_safetensors, write_atomically
+from lightning_attr.errors import UserError
+
+_TENSORS = ("query_id", "sample_id", "scores")
+_TOP_TENSORS = ("index", "query_id", "value")
+
+
+@dataclass(frozen=True)
+class Scores:
+    """How much each sample influenced each query; higher is more.
+
+    Args:
+        scores: float32 [Q, N].
+        query_id: int64 [Q].
+        sample_id: int64 [N].
+        method: Name of the method that made them.
+        settings: What else they depend on; anything that JSON can hold.
+
+    Raises:
+        UserError: Shapes do not fit together, or an id occurs twice.
+    """
+
+    scores: Tensor
+    query_id: Tensor
+    sample_id: Tensor
+    method: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name, dtype in (("scores", torch.float32), ("query_id", torch.int64), ("sample_id", torch.int64)):
+            object.__setattr__(self, name, torch.as_tensor(getattr(self, name)).detach().to("cpu", dtype).contiguous())
+        expected = (len(self.query_id), len(self.sample_id))
+        if tuple(self.scores.shape) != expected:
+            raise UserError(f"scores: found shape {tuple(self.scores.shape)}, expected {expected}: queries by samples")
+        for name in ("query_id", "sample_id"):
+            if len(getattr(self, name).unique()) != len(getattr(self, name)):
+                raise UserError(f"scores.{name}: found an id twice, expected each once")
+
+    @property
+    def depth(self) -> int:
+        """How many samples of each query are ranked: all of them."""
+        return len(self.sample_id)
+
+    def ranked(self, query_id: int, k: int) -> list[tuple[int, float]]:
+        """Ids and scores of the `k` highest-scored samples of a query, as :meth:`top` orders them."""
+        row, ids = self.scores[_row(self, query_id, k)].numpy(), self.sample_id.numpy()
+        if np.isnan(row).any():
+            raise UserError(f"scores: found NaN for query {query_id}, expected numbers")
+        order = np.lexsort((ids, -row))[:k]
+        return list(zip(ids[order].tolist(), row[order].tolist(), strict=True))
+
+    def top(self, query_id: int, k: int) -> list[int]:
+        """Ids of the `k` highest-scored samples of a query, best first; of equal scores, the smaller id first.
+
+        Raises:
+            UserError: The query is not among them, a score of it is NaN, or there are fewer than `k` samples.
+        """
+        return [sample for sample, _ in self.ranked(query_id, k)]
+
+    def of_queries(self, ids: Collection[int]) -> Scores:
+        """Scores of those of the queries that are among `ids`."""
+        rows = [row for row, query in enumerate(self.query_id.tolist()) if query in ids]
+        return Scores(self.scores[rows], self.query_id[rows], self.sample_id, self.method, self.settings)
+
+    @classmethod
+    def stack(cls, parts: Sequence[Scores]) -> Scores:
+        """Rows of several scores over the same samples, which must agree in method and settings.
+
+        Raises:
+            UserError: There are none, or they do not fit together.
+        """
+        if not parts:
+            raise UserError("scores: found nothing to stack, expected at least one")
+        first = parts[0]
+        for part in parts[1:]:
+            if not torch.equal(part.sample_id, first.sample_id):
+                raise UserError("scores: found different samples, expected the same in each to stack them")
+            if part.method != first.method:
+                raise UserError(f"scores: found methods {first.method} and {part.method}, expected one to stack them")
+            names = sorted(first.settings.keys() | part.settings.keys())
+            if other := [name for name in names if part.settings.get(name) != first.settings.get(name)]:
+                raise UserError(f"scores: found different settings {', '.join(other)}, expected the same to stack them")
+        scores, query_id = torch.cat([part.scores for part in parts]), torch.cat([part.query_id for part in parts])
+        return cls(scores, query_id, first.sample_id, first.method, first.settings)
+
+    def save(self, path: str | Path) -> None:
+        """Write a safetensors file, whole or not at all."""
+        _save(path, self, _TENSORS)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Scores:
+        """Read what :meth:`save` wrote.
+
+        Raises:
+            UserError: The file is missing, damaged, or holds no scores, or only those of the highest-scored samples.
+        """
+        scores = load_scores(path)
+        if isinstance(scores, TopScores):
+            raise UserError(f"{path}: found the top {scores.depth} of each query only, expected scores of all samples")
+        return scores
+
+
+@dataclass(frozen=True)
+class TopScores:
+    """The highest-scored samples of each query; what remains of scores where queries by samples is too large.
+
+    Args:
+        index: int64 [Q, K], ids of the samples, best first; of equal scores, the smaller id first.
+        value: float32 [Q, K], their scores.
+        query_id: int64 [Q].
+        method: Name of the method that made them.
+        settings: What else they depend on; anything that JSON can hold.
+
+    Raises:
+        UserError: Shapes do not fit together, an id occurs twice in a row, or a row is not in order.
+    """
+
+    index: Tensor
+    value: Tensor
+    query_id: Tensor
+    method: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name, dtype in (("index", torch.int64), ("value", torch.float32), ("query_id", torch.int64)):
+            object.__setattr__(self, name, torch.as_tensor(getattr(self, name)).detach().to("cpu", dtype).contiguous())
+        if self.index.ndim != 2 or self.index.shape != self.value.shape or len(self.index) != len(self.query_id):
+            raise UserError(
+                f"scores: found index {tuple(self.index.shape)} and value {tuple(self.value.shape)}, "
+                f"expected ({len(self.query_id)}, K) twice: queries by ranks"
+            )
+        for query, ids, values in zip(self.query_id.tolist(), self.index, self.value, strict=True):
+            if len(set(ids.tolist())) < len(ids):
+                raise UserError(f"scores: found a sample twice for query {query}, expected each once")
+            if not (values[:-1] >= values[1:]).all():
+                raise UserError(f"scores: found scores of query {query} that do not fall, expected the best first")
+        if len(set(self.query_id.tolist())) < len(self.query_id):
+            raise UserError("scores.query_id: found an id twice, expected each once")
+
+    @property
+    def depth(self) -> int:
+        """How many samples of each query are ranked."""
+        return self.index.shape[1]
+
+    def ranked(self, query_id: int, k: int) -> list[tuple[int, float]]:
+        """Ids and scores of the `k` highest-scored samples of a query, best first.
+
+        Raises:
+            UserError: The query is not among them, or fewer than `k` samples are ranked.
+        """
+        row = _row(self, query_id, k)
+        return list(zip(self.index[row, :k].tolist(), self.value[row, :k].tolist(), strict=True))
+
+    def top(self, query_id: int, k: int) -> list[int]:
+        """Ids of the `k` highest-scored samples of a query, best first, as :meth:`Scores.top` gives them."""
+        return [sample for sample, _ in self.ranked(query_id, k)]
+
+    def save(self, path: str | Path) -> None:
+        """Write a safetensors file, whole or not at all."""
+        _save(path, self, _TOP_TENSORS)
+
+
+def merge_top(index: Tensor, value: Tensor, sample_id: Tensor, scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Merge more samples into the highest-scored ones so far: index and value [Q, at most k], in order.
+
+    Args:
+        index: Ids of the samples so far, [Q, K], best first.
+        value: Their scores, [Q, K], no NaN.
+        sample_id: Ids of the further samples [B], ascending, and each above all those so far.
+        scores: Their scores, [Q, B], no NaN.
+        k: How many to keep.
+    """
+    # Equal scores keep their order here, in which the smaller id comes first already.
+    value, order = torch.cat([value, scores], dim=1).sort(dim=1, descending=True, stable=True)
+    index = torch.cat([index, sample_id.expand(len(index), -1)], dim=1)
+    return index.gather(1, order[:, :k]), value[:, :k]
+
+
+def load_scores(path: str | Path) -> Scores | TopScores:
+    """Read scores of either form.
+
+    Raises:
+        UserError: The file is missing, damaged, or holds no scores.
+    """
+    if not Path(path).is_file():
+        raise UserError(f"{path}: no such file, expected scores")
+    tensors, metadata = read_safetensors(path)
+    checksum = metadata.pop("checksum", None)
+    forms: dict[tuple[str, ...], type[Scores] | type[TopScores]] = {_TENSORS: Scores, _TOP_TENSORS: TopScores}
+    form = forms.get(tuple(sorted(tensors)))
+    if form is None or sorted(metadata) != ["method", "settings"]:
+        raise UserError(f"{path}: found {sorted(tensors)}, expected scores: {list(_TENSORS)} or {list(_TOP_TENSORS)}")
+    if checksum != _checksum(tensors, metadata):
+        raise UserError(f"{path}: damaged, its checksum does not match its contents")
+    return form(**tensors, method=metadata["method"], settings=json.loads(metadata["settings"]))
+
+
+def _save(path: str | Path, scores: Scores | TopScores, names: Sequence[str]) -> None:
+    tensors = {name: getattr(scores, name) for name in names}
+    metadata = {"method": scores.method, "settings": json.dumps(dict(scores.settings), sort_keys=True)}
+    write_atomically(path, save(tensors, metadata | {"checksum": _checksum(tensors, metadata)}))
+
+
+def _row(scores: Scores | TopScores, query_id: int, k: int) -> int:
+    """Row of a query of which `k` samples are asked for."""
+    rows = (scores.query_id == query_id).nonzero().flatten()
+    if len(rows) == 0:
+        raise UserError(f"scores: found no query {query_id}, expected one of {_shown(scores.query_id)}")
+    if not 0 <= k <= scores.depth:
+        raise UserError(f"scores: found top {k}, expected 0 to {scores.depth}, the number of samples that are ranked")
+    return int(rows[0])
+
+
+def _checksum(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
+    """Checksum over names, types, shapes and bytes."""
+    digest = xxh3_128(json.dumps(metadata, sort_keys=True).encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _shown(ids: Tensor, most: int = 10) -> str:
+    values = ids[:most].tolist()
+    return f"{values}" if len(ids) <= most else f"{values} and {len(ids) - most} more"

@@ -1,0 +1,82 @@
+"""Say what a store holds, and whether it is undamaged: `python -m lightning_attr.commands.inspect STORE [--verify]`.
+
+Run it as a module only: as a script, its folder would come first on the path and this file would hide the standard
+library's `inspect`.
+"""
+
+import argparse
+import json
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.table import Table
+from rich.text import Text
+
+from datamodules.store import Store
+from lightning_attr.console import out, progress, run, summary
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command."""
+    parser = argparse.ArgumentParser(prog="python -m lightning_attr.commands.inspect", description=__doc__)
+    parser.add_argument("store", type=Path, metavar="STORE")
+    parser.add_argument("--verify", action="store_true", help="read everything and check every checksum")
+    parser.add_argument("--captions", type=int, default=3, metavar="N", help="samples whose captions are shown")
+    args = parser.parse_args(arguments)
+    with Store(args.store) as store:
+        _describe(args.store, store)
+        _show_fields(store)
+        _show_captions(store, args.captions)
+        if args.verify:
+            _verify(store)
+
+
+def _describe(path: Path, store: Store) -> None:
+    """Counts, size, digest and encoders."""
+    per_sample = Counter(int(count) for count in store.caption_counts)
+    rows: list[tuple[str, object]] = [
+        ("samples", len(store)),
+        ("ids", f"{store.ids[0]} to {store.ids[-1]}" if len(store) else "none"),
+        ("captions", int(sum(store.caption_counts))),
+        ("captions per sample", ", ".join(f"{count} in {per_sample[count]:,}" for count in sorted(per_sample))),
+        ("size", f"{path.stat().st_size / 1e6:,.1f} MB"),
+        ("digest", store.digest),
+    ]
+    for name, config in store.schema.encoders.items():
+        state = store.encoder_state(name)
+        fitted = "" if state is None else f", state of {len(state):,} bytes"
+        rows.append((f"{name} encoder", json.dumps(dict(config)) + fitted))
+    summary(str(path), rows)
+
+
+def _show_fields(store: Store) -> None:
+    """Shape, type and bytes of each field."""
+    table = Table("field", "shape", "type", "bytes a sample", title="fields", title_justify="left")
+    for name, field in store.schema.fields.items():
+        size = store.read(name, [0]).nbytes if len(store) else 0
+        table.add_row(name, " x ".join(map(str, field.shape)), str(field.dtype), f"{size:,}")
+    out.print(table)
+
+
+def _show_captions(store: Store, count: int) -> None:
+    """Captions of samples evenly spread over the store."""
+    table = Table("id", "captions", "licence", "source", title="samples", title_justify="left")
+    shown = min(count, len(store))
+    for i in range(shown):
+        meta = store.meta(i * len(store) // shown)
+        texts = Text("\n".join(meta.captions), overflow="fold")
+        table.add_row(str(meta.id), texts, Text(meta.licence or ""), Text(meta.source or "", overflow="fold"))
+    out.print(table)
+
+
+def _verify(store: Store) -> None:
+    """Check every checksum; damage is raised as a `StoreError`."""
+    with progress("records") as bar:
+        task = bar.add_task("verify", total=None)
+        store.verify(lambda done, total: bar.update(task, completed=done, total=total))
+    out.print(f"verified: every checksum of {len(store):,} samples is right")
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,1 @@
+"""Making stores of images and captions."""

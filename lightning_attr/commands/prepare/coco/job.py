@@ -1,0 +1,133 @@
+"""One run of `prepare_coco`: fit, decode, encode, write; go on where a killed run stopped."""
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeGuard
+
+import numpy as np
+import torch
+
+from datamodules.store.records import Meta, Sample
+from datamodules.store.writer import StoreWriter
+from lightning_attr.commands.prepare.coco.captions import CocoImage
+from lightning_attr.commands.prepare.coco.decoder import Decoder
+from lightning_attr.commands.prepare.encode import Recipe
+from lightning_attr.commands.prepare.images import Decoded, Undecoded
+from lightning_attr.console import progress, warn
+from lightning_attr.encoders import PatchPCA
+from lightning_attr.errors import UserError
+
+FIT_IMAGES = 2_000  # a 48 x 48 covariance is known to three digits after far fewer
+NAMED = 20  # images left out for one reason that are named; the rest is only counted
+
+
+@dataclass
+class Job:
+    """One run of the command: what it reads, how it encodes, where it writes, and what it counts."""
+
+    folder: Path
+    images: Sequence[CocoImage]
+    recipe: Recipe
+    batch_size: int
+    skip: bool
+    decoder: Decoder
+    writer: StoreWriter
+    counts: Counter[str]
+
+    def check_partial(self) -> None:
+        """Refuse to go on with a killed run of other images.
+
+        Raises:
+            UserError: the partial store cannot come from these images.
+        """
+        last = self.writer.last_id
+        if last is None:
+            return
+        ids = [image.id for image in self.images if image.id <= last]
+        if last not in ids[-1:] or len(self.writer) > len(ids):
+            raise UserError(
+                f"{self.writer.partial}: a killed run left {len(self.writer)} samples up to id {last}, expected them "
+                "among the images asked for; give the same arguments again or delete that file"
+            )
+
+    def settle_encoders(self) -> None:
+        """Fit the image encoder where it needs that, or take its state from the run that this one goes on with.
+
+        Raises:
+            UserError: that run had other encoders.
+        """
+        encoder, saved = self.recipe.image, self.writer.encoder_state("image")
+        if isinstance(encoder, PatchPCA) and not encoder.fitted:
+            if saved is None:
+                encoder.fit(self._fit_batches())
+            else:
+                encoder.load_state(saved)
+        state = encoder.state()
+        if saved is not None and saved != state:
+            raise UserError(f"{self.writer.partial}: a killed run left another fitted encoder, expected the same")
+        if state is not None:
+            self.writer.put_encoder_state("image", state)
+
+    def store(self) -> None:
+        """Decode, encode and write what the store does not hold yet."""
+        last = self.writer.last_id
+        # The cuts are the same whatever is there already: the last bits of an encoding may depend on its batch.
+        batches = [batch for batch in self._batches(self.images) if last is None or batch[-1].id > last]
+        with progress("images") as bar:
+            task = bar.add_task("encode", total=sum(map(len, batches)))
+            for batch, items in zip(batches, self._decoded(batches), strict=True):
+                pairs = [(image, item) for image, item in zip(batch, items, strict=True) if self._accepts(item)]
+                for sample in self._samples(pairs):
+                    if last is None or sample.meta.id > last:
+                        self.writer.write(sample)
+                self._count(item for image, item in zip(batch, items, strict=True) if last is None or image.id > last)
+                bar.advance(task, len(batch))
+
+    def _fit_batches(self) -> Iterator[torch.Tensor]:
+        """Images evenly spread over all of them, in batches [B, H, W, 3]."""
+        spread = self.images[:: math.ceil(len(self.images) / FIT_IMAGES)]
+        with progress("images") as bar:
+            task = bar.add_task("fit encoder", total=len(spread))
+            for items in self._decoded(self._batches(spread)):
+                pixels = [item.pixels for item in items if self._accepts(item)]
+                if pixels:
+                    yield torch.from_numpy(np.stack(pixels))
+                bar.advance(task, len(items))
+
+    def _batches(self, images: Sequence[CocoImage]) -> list[Sequence[CocoImage]]:
+        return [images[i : i + self.batch_size] for i in range(0, len(images), self.batch_size)]
+
+    def _decoded(self, batches: Iterable[Sequence[CocoImage]]) -> Iterator[list[Decoded | Undecoded]]:
+        return self.decoder.batches([self.folder / image.file_name for image in batch] for batch in batches)
+
+    def _accepts(self, item: Decoded | Undecoded) -> TypeGuard[Decoded]:
+        """Whether an image was decoded; where not, it is left out, or the run fails."""
+        if isinstance(item, Undecoded) and not self.skip:
+            raise UserError(f"{item.path}: {item.reason} (see --on-error)")
+        return isinstance(item, Decoded)
+
+    def _count(self, items: Iterable[Decoded | Undecoded]) -> None:
+        """Count what was left out and what was changed."""
+        for item in items:
+            if isinstance(item, Undecoded):
+                kind = "skipped: missing file" if item.missing else "skipped: unreadable"
+                self.counts[kind] += 1
+                if self.counts[kind] <= NAMED:
+                    warn(f"skipped {item.path}: {item.reason}")
+                continue
+            if item.converted:
+                self.counts[f"converted to RGB: {item.converted}"] += 1
+            self.counts["kept as stored in spite of EXIF orientation"] += item.turned
+
+    def _samples(self, pairs: Sequence[tuple[CocoImage, Decoded]]) -> Iterator[Sample]:
+        """Encode a batch."""
+        if not pairs:
+            return
+        captions = [image.captions[: self.recipe.captions] for image, _ in pairs]
+        arrays = self.recipe.arrays(np.stack([item.pixels for _, item in pairs]), captions)
+        for (image, item), texts, fields in zip(pairs, captions, arrays, strict=True):
+            meta = Meta(image.id, texts, image.licence, image.source, {"file_name": image.file_name})
+            yield Sample(meta, fields, item.thumb)

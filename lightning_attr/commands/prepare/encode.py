@@ -1,0 +1,116 @@
+"""Turn images and captions into what a store holds: views and captions, encoded, in half precision."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from datamodules.store import Store
+from datamodules.store.records import Field, Schema
+from lightning_attr.commands.prepare.images import Pixels
+from lightning_attr.encoders import ImageEncoder, TextEncoder
+from lightning_attr.encoders.store import store_image_encoder, store_text_encoder
+from lightning_attr.errors import UserError
+
+Half = np.ndarray[Any, np.dtype[np.float16]]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a store is made of images and captions.
+
+    Args:
+        image: image encoder.
+        text: text encoder.
+        size: side of the square images in pixels.
+        captions: captions kept per image; an image may have fewer.
+        flips: whether the horizontal flip is stored as a second view.
+    """
+
+    image: ImageEncoder
+    text: TextEncoder
+    size: int
+    captions: int
+    flips: bool
+
+    @property
+    def schema(self) -> Schema:
+        """Schema of the store."""
+        views = 2 if self.flips else 1
+        return Schema(
+            fields={
+                "latent": Field((views, *self.image.latent_shape(self.size)), "float16"),
+                "text": Field((self.captions, self.text.tokens, self.text.dim), "float16"),
+            },
+            encoders={"image": self.image.config(), "text": self.text.config()},
+        )
+
+    def arrays(self, pixels: Pixels, captions: Sequence[Sequence[str]]) -> list[dict[str, Half]]:
+        """Encode a batch: uint8 pixels [B, size, size, 3] and at most `captions` texts an image to arrays by field."""
+        latents, states = self._latents(pixels), self._states(captions)
+        return [{"latent": latent, "text": state} for latent, state in zip(latents, states, strict=True)]
+
+    def _latents(self, pixels: Pixels) -> Half:
+        """Pixels to latents [B, views, C, h, w]."""
+        images = torch.from_numpy(pixels)
+        views = [images, images.flip(2)] if self.flips else [images]
+        latents = torch.stack([self.image.encode(view) for view in views], dim=1)
+        return _half(latents, "image")
+
+    def _states(self, captions: Sequence[Sequence[str]]) -> Half:
+        """Captions to text states [B, captions, tokens, dim], zero where an image has fewer captions."""
+        encoded = _half(self.text.encode([text for texts in captions for text in texts]), "text")
+        states = np.zeros((len(captions), self.captions, self.text.tokens, self.text.dim), np.float16)
+        start = 0
+        for row, texts in zip(states, captions, strict=True):
+            row[: len(texts)] = encoded[start : start + len(texts)]
+            start += len(texts)
+        return states
+
+
+def _half(values: torch.Tensor, encoder: str) -> Half:
+    """To float16, refusing what it cannot hold."""
+    half = values.to("cpu", torch.float16)
+    if not half.isfinite().all():
+        largest = values.abs().max().item()
+        raise UserError(f"{encoder} encoder: found a value of size {largest:.3g}, expected finite ones below 65504")
+    return half.numpy()
+
+
+def encoders_of(path: Path) -> tuple[ImageEncoder, TextEncoder]:
+    """Rebuild the encoders that a finished store was made with."""
+    with Store(path) as store:
+        return store_image_encoder(store), store_text_encoder(store)
+
+
+def finished(path: Path, schema: Schema) -> bool:
+    """Whether a complete store lies at `path` already.
+
+    Raises:
+        UserError: there is one, of another schema.
+    """
+    if not path.exists():
+        return False
+    with Store(path) as store:
+        if store.schema != schema:
+            raise UserError(
+                f"{path}: holds a finished store with {store.schema}, expected {schema}; choose another --out"
+            )
+    return True
+
+
+def device(name: str) -> torch.device:
+    """Device by name.
+
+    Raises:
+        UserError: torch knows no such device, or it is not there.
+    """
+    try:
+        found = torch.device(name)
+        torch.empty(0, device=found)
+    except (RuntimeError, AssertionError) as error:  # AssertionError: torch without CUDA
+        raise UserError(f"--device {name}: {str(error).splitlines()[0]}") from error
+    return found

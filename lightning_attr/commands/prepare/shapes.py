@@ -1,0 +1,133 @@
+"""Make a store of generated, captioned shapes in seconds: `lightning-attr prepare shapes --out STORE`.
+
+A rare concept, a purple star, is planted in a few of the images, so that an attribution has a right answer:
+`meta.attributes["planted"]` tells which. With `--val`, a second store holds held-out images and the same encoders.
+"""
+
+import argparse
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from datamodules.store import Store
+from datamodules.store.records import Meta, Sample
+from datamodules.store.writer import StoreWriter
+from lightning_attr.commands.prepare.encode import Recipe, finished
+from lightning_attr.commands.prepare.images import Pixels, thumbnail
+from lightning_attr.commands.prepare.scenes import Scene, captions, draw_scene, planted_ids, render
+from lightning_attr.console import out, progress, run, summary
+from lightning_attr.encoders import HashedWords, PatchPCA
+from lightning_attr.errors import UserError
+
+BATCH = 64
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command."""
+    args = _parser().parse_args(arguments)
+    _check(args)
+    image = PatchPCA(args.patch, args.channels)
+    image.latent_shape(args.size)  # refuses sizes that do not fit before anything is drawn
+    recipe = Recipe(image, HashedWords(args.tokens, args.dim), args.size, captions=3, flips=args.flips)
+    # Held-out images have a seed and ids of their own: no id means two images.
+    train = _scenes(args.seed, range(args.count), args.planted)
+    held_out = range(args.count, args.count + args.val_count)
+    image.fit(torch.from_numpy(pixels) for _, pixels in _rendered(train, args.size))
+    _make(args.out, recipe, train, args.seed)
+    if args.val:
+        rare = round(args.val_count * args.planted / args.count)
+        _make(args.val, recipe, _scenes(args.seed + 1, held_out, max(rare, min(args.planted, 1))), args.seed + 1)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m lightning_attr.commands.prepare.shapes", description=__doc__)
+    parser.add_argument("--out", type=Path, required=True, metavar="STORE", help="the store to make")
+    parser.add_argument("--val", type=Path, metavar="STORE", help="a held-out store to make as well")
+    parser.add_argument("--count", type=int, default=800, help="images")
+    parser.add_argument("--val-count", type=int, default=64, help="held-out images")
+    parser.add_argument("--planted", type=int, default=12, help="images of the rare concept among them")
+    parser.add_argument("--size", type=int, default=32, help="side of the images in pixels")
+    parser.add_argument("--patch", type=int, default=4, help="side of a patch that becomes one latent pixel")
+    parser.add_argument("--channels", type=int, default=4, help="channels of a latent pixel")
+    parser.add_argument("--tokens", type=int, default=16, help="tokens of an encoded caption")
+    parser.add_argument("--dim", type=int, default=64, help="width of a token's state")
+    parser.add_argument(
+        "--flips", action=argparse.BooleanOptionalAction, default=False, help="store mirror images as well"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="another seed is another set")
+    return parser
+
+
+def _check(args: argparse.Namespace) -> None:
+    for name, least in (("count", 1), ("val_count", 1), ("planted", 0), ("size", 8), ("seed", 0)):
+        if getattr(args, name) < least:
+            raise UserError(f"--{name.replace('_', '-')}: found {getattr(args, name)}, expected at least {least}")
+    if args.planted > args.count:
+        raise UserError(f"--planted: found {args.planted}, expected at most --count, which is {args.count}")
+
+
+def _scenes(seed: int, ids: range, planted: int) -> dict[int, Scene]:
+    """Scenes by id."""
+    rare = planted_ids(seed, ids, planted)
+    return {id: draw_scene(seed, id, id in rare) for id in ids}
+
+
+def _rendered(scenes: dict[int, Scene], size: int) -> Iterator[tuple[list[int], Pixels]]:
+    """Batches of ids and uint8 images [B, size, size, 3]."""
+    ids = list(scenes)
+    for start in range(0, len(ids), BATCH):
+        batch = ids[start : start + BATCH]
+        yield batch, np.stack([np.asarray(render(scenes[id], size)) for id in batch])
+
+
+def _make(path: Path, recipe: Recipe, scenes: dict[int, Scene], seed: int) -> None:
+    """Write one store, unless it is there already."""
+    metas = {id: _meta(id, scene, seed) for id, scene in scenes.items()}
+    if finished(path, recipe.schema):
+        _check_same(path, metas)
+        out.print(f"{path} is finished already: nothing to do", soft_wrap=True)
+        return
+    with StoreWriter(path, recipe.schema) as writer:
+        state = recipe.image.state()
+        assert state is not None  # of a PatchPCA
+        writer.put_encoder_state("image", state)
+        _write(writer, recipe, scenes, metas)
+        writer.finish()
+    rare = sum(scene.planted for scene in scenes.values())
+    size = f"{path.stat().st_size / 1e6:,.1f} MB"
+    summary(str(path), [("samples", len(scenes)), ("planted", rare), ("size", size)])
+
+
+def _write(writer: StoreWriter, recipe: Recipe, scenes: dict[int, Scene], metas: dict[int, Meta]) -> None:
+    """Encode all scenes and write those that a killed run has not written."""
+    last = writer.last_id
+    with progress("images") as bar:
+        task = bar.add_task("encode", total=len(scenes))
+        for ids, pixels in _rendered(scenes, recipe.size):
+            arrays = recipe.arrays(pixels, [metas[id].captions for id in ids])
+            for id, fields in zip(ids, arrays, strict=True):
+                if last is None or id > last:
+                    writer.write(Sample(metas[id], fields, thumbnail(render(scenes[id], 3 * recipe.size))))
+            bar.advance(task, len(ids))
+
+
+def _meta(id: int, scene: Scene, seed: int) -> Meta:
+    attributes = {"planted": scene.planted, "shape": scene.shape, "colour": scene.colour}
+    return Meta(id, captions(scene), "CC0-1.0", f"generated: shapes, seed {seed}", attributes)
+
+
+def _check_same(path: Path, metas: dict[int, Meta]) -> None:
+    """Refuse a finished store of other images.
+
+    Raises:
+        UserError: its ids or what its records say are not what would be written.
+    """
+    with Store(path) as store:
+        if list(store.ids) != list(metas) or any(store.meta(i) != meta for i, meta in enumerate(metas.values())):
+            raise UserError(f"{path}: holds a finished store of other images, expected {len(metas)} as asked for")
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,45 @@
+"""Setting the page."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from lightning_attr.commands.report.agreement import agreement
+from lightning_attr.commands.report.checks import ground_truths
+from lightning_attr.commands.report.contents import LOSS_DELTAS, Run
+from lightning_attr.commands.report.sections import BESIDE, comparisons, query_views, retrievals, training_pictures
+
+
+def render(run: Run) -> str:
+    """Return the report of a run as one HTML page that needs no other file and no network."""
+    # Captions and prompts are foreign text: everything that is put into the page is escaped.
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["setting"] = write_setting
+    queries = list(query_views(run))
+    return environment.get_template("page.html.jinja").render(
+        name=run.path.resolve().name,
+        run=run,
+        queries=queries,
+        pictures=training_pictures(queries),
+        beside=BESIDE,
+        agreement=agreement(run.rankings),
+        comparisons=comparisons(run.retrained),
+        ground_truths=ground_truths(run.packs),
+        retrievals=list(retrievals(run.metrics)),
+        loss_deltas=LOSS_DELTAS,
+    )
+
+
+def write_setting(value: Any) -> str:
+    """Write a setting as configs do: ``null``, ``true``, plain words."""
+    return value if isinstance(value, str) else json.dumps(value)

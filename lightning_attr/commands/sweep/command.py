@@ -1,0 +1,186 @@
+"""Retrain many models, to check attributions against: leave-K-out, random removals, random subsets, other seeds.
+
+    python -m lightning_attr.commands.sweep -c configs/demo/sweep.yaml
+
+Each entry is an ordinary `lightning-attr fit` with a run folder of its own. The same command goes on after a stop;
+finished entries are not repeated, failed ones are tried again, and entries may be added to the config. When all are
+done they become one pack, which `python -m tools.evaluate` scores methods against.
+
+Entries run in worker processes of this machine, in tasks of a job array by --index (then once without it, which makes
+the pack), or on a Ray cluster by --ray, whose nodes must all see the same files at the same paths.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing, contextmanager
+from typing import Any
+
+import torch
+from jsonargparse import ArgumentError, ArgumentParser
+from jsonargparse.typing import NonNegativeFloat, PositiveInt
+from rich.table import Table
+from rich.text import Text
+
+from lightning_attr.cli import check_yaml, plain, quiet
+from lightning_attr.commands.sweep.board import Board
+from lightning_attr.commands.sweep.cluster import run_cluster
+from lightning_attr.commands.sweep.folder import PATIENCE, SweepFolder
+from lightning_attr.commands.sweep.grouping import job_alone, members_alone, unfinished_jobs
+from lightning_attr.commands.sweep.local import run_local
+from lightning_attr.commands.sweep.plan import Sweep, entries, store_path
+from lightning_attr.commands.sweep.worker import STOPPED, Job, Outcome, run_job, stop
+from lightning_attr.console import err, out
+from lightning_attr.errors import UserError
+from lightning_attr.ground_truth.packing import collect
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command.
+
+    Raises:
+        UserError: The config does not make sense, or entries are not done at the end.
+    """
+    options = parsed_options(arguments)
+    sweep: Sweep = options.sweep
+    quiet()
+    folder = SweepFolder(sweep, entries(sweep))
+    if options.list:
+        out.print(Text(str(folder.path)), soft_wrap=True)
+        out.print(_listed(folder))
+        return
+    if options.index is not None:
+        _check_index(folder, options.index)
+    folder.start()
+    with _stoppable():
+        if options.index is not None:
+            _run_one(folder, options.index, options.threads)
+        else:
+            _run_all(folder, options)
+            _pack(folder)
+
+
+def parsed_options(arguments: Sequence[str] | None) -> Any:
+    """Return the options of the command, with its :class:`Sweep`.
+
+    Raises:
+        UserError: They do not make sense.
+    """
+    parser = _parser()
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    check_yaml(words)
+    try:
+        options = parser.instantiate_classes(parser.parse_args(words))
+    except ArgumentError as error:
+        raise UserError(plain(str(error))) from None
+    if options.gpus and options.ray is None:
+        raise UserError(f"gpus: found {options.gpus:g} without ray, which hands them out; expected ray as well")
+    return options
+
+
+def _parser() -> ArgumentParser:
+    parser = ArgumentParser(
+        prog="python -m lightning_attr.commands.sweep", description=__doc__, exit_on_error=False, allow_abbrev=False
+    )
+    parser.add_argument("-c", "--config", action="config", help="the sweep's config file")
+    parser.add_class_arguments(Sweep, "sweep")
+    parser.add_argument("--workers", type=PositiveInt, default=2, help="worker processes on this machine")
+    parser.add_argument(
+        "--threads", type=PositiveInt, default=1, help="torch threads of each worker; on Ray the CPUs it takes as well"
+    )
+    parser.add_argument(
+        "--group", type=PositiveInt, default=1, help="train so many entries together: faster where models are small"
+    )
+    parser.add_argument(
+        "--ray",
+        type=str | None,
+        default=None,
+        help="run on Ray: local starts it here, auto or HOST:PORT joins a cluster; all nodes share the files, and an "
+        "entry whose node dies goes on from its last checkpoint on another one",
+    )
+    parser.add_argument(
+        "--gpus", type=NonNegativeFloat, default=0, help="GPUs of an entry on Ray; 0.5 lets two entries share one"
+    )
+    parser.add_argument("--index", type=int | None, default=None, help="run this entry alone, for job arrays")
+    parser.add_argument("--list", action="store_true", help="show all entries with their index and state")
+    return parser
+
+
+def _check_index(folder: SweepFolder, index: int) -> None:
+    if not 0 <= index < len(folder.entries):
+        raise UserError(f"index: found {index}, expected 0 to {len(folder.entries) - 1}, the entries of {folder.path}")
+
+
+def _run_one(folder: SweepFolder, index: int, threads: int) -> None:
+    torch.set_num_threads(threads)
+    entry = folder.entries[index]
+    run_job(job_alone(folder, entry), patience=PATIENCE)
+    err.print(f"done: {entry.name}", markup=False)
+
+
+def _run_all(folder: SweepFolder, options: Any) -> None:
+    board = Board(folder)
+    with board.shown():
+        failed = _run_jobs(unfinished_jobs(folder, options.group), options, board)
+        _run_jobs(members_alone(folder, failed), options, board)
+    out.print(board.table())
+    if not_done := board.not_done():
+        for line in not_done:
+            err.print(line, style="red", markup=False, soft_wrap=True)
+        raise UserError(
+            f"{folder.path}: {len(not_done)} of {len(folder.entries)} entries are not done, so no pack is written; the "
+            "same command tries them again"
+        )
+
+
+def _run_jobs(jobs: Sequence[Job], options: Any, board: Board) -> list[Job]:
+    """Run jobs where the options say, and return those that failed."""
+    if not jobs:
+        return []
+    failed: list[Job] = []
+    with closing(_outcomes(jobs, options)) as outcomes:
+        for outcome in outcomes:
+            board.ended(outcome)
+            if outcome.error is not None:
+                failed.append(outcome.job)
+    return failed
+
+
+def _outcomes(jobs: Sequence[Job], options: Any) -> Generator[Outcome, None, None]:
+    if options.ray is not None:
+        return run_cluster(jobs, options.ray, options.threads, options.gpus)
+    return run_local(jobs, options.workers, options.threads)
+
+
+def _pack(folder: SweepFolder) -> None:
+    sweep, path = folder.sweep, folder.path / "pack"
+    settings = {name: folder.settings()[name] for name in ("training", "shared")}
+    runs = [folder.entry(entry) for entry in folder.entries]
+    collect(runs, store_path(sweep), sweep.original, sweep.queries, settings).save(path)
+    scores = " ".join(sweep.top.scores.values()) if sweep.top is not None else "SCORES..."
+    out.print(f"pack: {path}.json, {path}.safetensors", markup=False, soft_wrap=True)
+    out.print(f"next: python -m tools.evaluate {path} {scores}", markup=False, soft_wrap=True)
+
+
+def _listed(folder: SweepFolder) -> Table:
+    table = Table()
+    for column in ("index", "entry", "state"):
+        table.add_column(column, no_wrap=True)
+    for index, entry in enumerate(folder.entries):
+        table.add_row(str(index), entry.name, folder.status(entry).state)
+    return table
+
+
+@contextmanager
+def _stoppable() -> Iterator[None]:
+    """End with status 143 after SIGTERM, when the workers have saved."""
+    previous = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    except SystemExit:  # from `stop`; Ray passes it on as its base class
+        err.print("stopped and saved; the same command goes on from here", markup=False)
+        sys.exit(STOPPED)
+    finally:
+        signal.signal(signal.SIGTERM, previous)

@@ -1,0 +1,299 @@
+"""What a sweep retrains: its config, and the entries that follow from it."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from glob import glob
+from pathlib import Path
+from typing import Any
+
+import yaml
+from xxhash import xxh3_64_intdigest
+
+from datamodules.selection import Exclude, Subset, kept_positions
+from datamodules.store import Store
+from lightning_attr.artifacts.scores import load_scores
+from lightning_attr.cli import check_yaml
+from lightning_attr.errors import UserError
+from lightning_attr.ground_truth.pack import UNATTRIBUTED
+from lightning_attr.noise import Draws
+
+Settings = Mapping[str, Any]
+
+#: Callbacks that only watch the training of the original.
+WATCHERS = ("callbacks.SampleGrid",)
+
+
+@dataclass(frozen=True)
+class Top:
+    """Leave-K-out: for each method, query and K one model trained without the K highest-scored samples.
+
+    Args:
+        scores: The scores of each method: a file, or a pattern such as ``runs/coco64/unlearn/*/scores.safetensors``
+            where each query has its own.
+        k: How many samples to remove.
+        queries: Ids of the queries; None is all of the query store.
+    """
+
+    scores: dict[str, str]
+    k: list[int]
+    queries: list[int] | None = None
+
+
+@dataclass(frozen=True)
+class Random:
+    """Models trained without K random samples: what removal alone does.
+
+    Args:
+        k: How many samples to remove.
+        count: Models for each K.
+    """
+
+    k: list[int]
+    count: int = 1
+
+
+@dataclass(frozen=True)
+class Subsets:
+    """Models trained on random shares of the store, for the linear datamodelling score (LDS).
+
+    Args:
+        count: How many subsets.
+        fraction: Share of the store in each.
+        seeds: Training seeds of each subset; with two or more, the noise of the ground truth is known.
+    """
+
+    count: int
+    fraction: float = 0.5
+    seeds: int = 1
+
+
+@dataclass(frozen=True)
+class Full:
+    """Models trained on everything with other seeds: the noise floor.
+
+    Args:
+        seeds: How many.
+    """
+
+    seeds: int
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A sweep of retrainings.
+
+    Args:
+        folder: Where everything goes.
+        train: The config files of the original's training, in order.
+        original: Checkpoint of the original.
+        queries: The query store.
+        evaluation: The draws at which the queries' losses are measured.
+        top: Leave-K-out entries.
+        random: Random removals.
+        subsets: Random subsets.
+        full: Other seeds.
+        shared: Whether all models share the original's initial weights and noise, so that they differ by their data
+            alone; else each entry has a seed of its own. Subsets and full entries with a further seed have that one.
+    """
+
+    folder: str
+    train: list[str]
+    original: str
+    queries: str
+    evaluation: Draws = field(default_factory=lambda: Draws(timesteps=100))
+    top: Top | None = None
+    random: Random | None = None
+    subsets: Subsets | None = None
+    full: Full | None = None
+    shared: bool = True
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One retraining of a sweep.
+
+    Args:
+        name: Its folder below ``entries``.
+        settings: What goes on top of the training config.
+    """
+
+    name: str
+    settings: Settings = field(hash=False)
+
+
+def entries(sweep: Sweep) -> list[Entry]:
+    """Return all entries of a sweep, always in the same order.
+
+    Raises:
+        UserError: The sweep is empty, a file is missing, or more samples are to be removed than there are.
+    """
+    training = training_config(sweep.train)
+    _check(sweep)
+    common = _common(sweep, training)
+    found = [
+        Entry(name, merged(common, {"trainer": {"default_root_dir": str(entry_folder(sweep, name))}}, own))
+        for name, own in _own_settings(sweep, training)
+    ]
+    if not found:
+        raise UserError("sweep: found nothing to train, expected some of top, random, subsets and full")
+    name, times = Counter(entry.name for entry in found).most_common(1)[0]
+    if times > 1:
+        raise UserError(f"sweep: found {name} {times} times, expected each k and query once")
+    return found
+
+
+def _check(sweep: Sweep) -> None:
+    """Check what would fail in the middle of the sweep otherwise."""
+    store = Store(store_path(sweep))
+    if sweep.top is not None:
+        for method in sweep.top.scores:
+            if method in UNATTRIBUTED or not re.fullmatch(r"[\w.+-]+", method):
+                raise UserError(
+                    f"top.scores: found method {method!r}, expected a name of letters, digits and .+-_ that is none of "
+                    f"{', '.join(UNATTRIBUTED)}"
+                )
+        _at_least("top.k", sweep.top.k, 1)
+    if sweep.random is not None:
+        _at_least("random.count", [sweep.random.count], 1)
+        for k in sweep.random.k:
+            kept_positions(store, Exclude(random=k))
+    if sweep.subsets is not None:
+        _at_least("subsets.count", [sweep.subsets.count], 1)
+        _at_least("subsets.seeds", [sweep.subsets.seeds], 1)
+        kept_positions(store, subset=Subset(fraction=sweep.subsets.fraction))
+    if sweep.full is not None:
+        _at_least("full.seeds", [sweep.full.seeds], 1)
+
+
+def _at_least(key: str, values: Sequence[int], least: int) -> None:
+    for value in values:
+        if value < least:
+            raise UserError(f"{key}: found {value}, expected at least {least}")
+
+
+def entry_folder(sweep: Sweep, name: str) -> Path:
+    """Return the run folder of an entry."""
+    return Path(sweep.folder) / "entries" / name
+
+
+def training_config(paths: list[str]) -> dict[str, Any]:
+    """Read the training's config files, later ones on top of earlier ones."""
+    result: dict[str, Any] = {}
+    for path in paths:
+        if not Path(path).is_file():
+            raise UserError(f"train: found no file {path}")
+        check_yaml(["-c", path])
+        config = yaml.safe_load(Path(path).read_text()) or {}
+        if not isinstance(config, dict):
+            raise UserError(f"train: found no keys in {path}, expected the config of a training")
+        result = merged(result, config)
+    return result
+
+
+def store_path(sweep: Sweep) -> str:
+    """Return the store that the original was trained on."""
+    path = ((training_config(sweep.train).get("data") or {}).get("init_args") or {}).get("store")
+    if path is None:
+        raise UserError(f"train: found no data.init_args.store in {', '.join(sweep.train)}")
+    return str(path)
+
+
+def _common(sweep: Sweep, training: Settings) -> dict[str, Any]:
+    callbacks = (training.get("trainer") or {}).get("callbacks") or []
+    callbacks = callbacks if isinstance(callbacks, list) else [callbacks]
+    return {
+        "trainer": {"callbacks": [callback for callback in callbacks if _class_path(callback) not in WATCHERS]},
+        "model": {
+            "class_path": "lightning_attr.tasks.LeaveKOut",
+            "init_args": {
+                "original": sweep.original,
+                "queries": sweep.queries,
+                "evaluation": dict(vars(sweep.evaluation)),
+            },
+        },
+        "data": {"init_args": {"val_store": None}},
+    }
+
+
+def _class_path(callback: Any) -> str:
+    """Return the class of a callback, which a config may give by its name alone."""
+    return str(callback["class_path"] if isinstance(callback, Mapping) else callback)
+
+
+def _own_settings(sweep: Sweep, training: Settings) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the name and what is particular of each entry."""
+    if sweep.top is not None:
+        for method, path, query, k in _rankings(sweep, sweep.top):
+            exclude = {"scores": path, "query": query, "top": k}
+            yield _retraining(sweep, training, f"top/{method}/query-{query}/k-{k}", method, {"exclude": exclude})
+    if sweep.random is not None:
+        for k in sweep.random.k:
+            for seed in range(sweep.random.count):
+                yield _retraining(
+                    sweep, training, f"random/k-{k}/{seed}", "random", {"exclude": {"random": k, "seed": seed}}
+                )
+    if sweep.subsets is not None:
+        for subset in range(sweep.subsets.count):
+            for seed in range(sweep.subsets.seeds):
+                data = {"subset": {"fraction": sweep.subsets.fraction, "seed": subset}}
+                yield _retraining(sweep, training, f"subset/{subset}/seed-{seed}", "subset", data, seed)
+    if sweep.full is not None:
+        for seed in range(1, sweep.full.seeds + 1):
+            yield _retraining(sweep, training, f"full/seed-{seed}", "full", {}, seed)
+
+
+def _rankings(sweep: Sweep, top: Top) -> Iterator[tuple[str, str, int, int]]:
+    """Yield the method, scores file, query and K of every leave-K-out entry."""
+    queries = [int(query) for query in Store(sweep.queries).ids] if top.queries is None else top.queries
+    for method, pattern in top.scores.items():
+        files: dict[int, str] = {}
+        for path in matching(pattern):
+            for query_id in load_scores(path).query_id.tolist():
+                if files.setdefault(query_id, path) != path:
+                    raise UserError(
+                        f"sweep.top.scores.{method}: found query {query_id} in {files[query_id]} and in {path}, "
+                        "expected it in one file"
+                    )
+        for query in queries:
+            if query not in files:
+                raise UserError(f"sweep.top.scores.{method}: found no query {query} in {pattern}")
+            # Refuses what cannot be removed before anything is trained.
+            load_scores(files[query]).top(query, max(top.k, default=0))
+            yield from ((method, files[query], query, k) for k in top.k)
+
+
+def matching(pattern: str) -> list[str]:
+    """Return the files that a pattern names, sorted.
+
+    Raises:
+        UserError: There is none.
+    """
+    if not (paths := sorted(glob(pattern))):
+        raise UserError(f"scores: found no file {pattern}")
+    return paths
+
+
+def _retraining(
+    sweep: Sweep, training: Settings, name: str, method: str, data: Settings, seed: int = 0
+) -> tuple[str, dict[str, Any]]:
+    settings = {"model": {"init_args": {"method": method}}, "data": {"init_args": dict(data)}}
+    if not sweep.shared:
+        seed = xxh3_64_intdigest(name.encode()) % 2**31  # of the name, so that further entries do not change it
+    if seed:
+        for part in ("model", "data"):  # added to the original's, so that none of them is the original's
+            settings[part]["init_args"]["seed"] = seed + training.get(part, {}).get("init_args", {}).get("seed", 0)
+    return name, settings
+
+
+def merged(*parts: Settings) -> dict[str, Any]:
+    """Merge nested mappings; later values win, as for config files."""
+    result: dict[str, Any] = {}
+    for part in parts:
+        for key, value in part.items():
+            both = isinstance(value, Mapping) and isinstance(result.get(key), Mapping)
+            result[key] = merged(result[key], value) if both else value
+    return result

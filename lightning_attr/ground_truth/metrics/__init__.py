@@ -1,0 +1,38 @@
+"""How good is an attribution? Pure functions (``functional``) and the torchmetrics shells around them."""
+
+from lightning_attr.ground_truth.metrics.bootstrap import Interval
+from lightning_attr.ground_truth.metrics.intervals import (
+    difference_interval,
+    lds_difference_interval,
+    lds_interval,
+    mean_interval,
+)
+from lightning_attr.ground_truth.metrics.per_query import PerQuery, Summary, summarise
+from lightning_attr.ground_truth.metrics.ranking import MeanAveragePrecision, RecallAtK
+from lightning_attr.ground_truth.metrics.reliability import (
+    Variances,
+    attributability,
+    lds_ceiling,
+    variance_components,
+)
+from lightning_attr.ground_truth.metrics.retraining import GenerationDeviation, LinearDatamodellingScore, LossChange
+
+__all__ = [
+    "GenerationDeviation",
+    "Interval",
+    "LinearDatamodellingScore",
+    "LossChange",
+    "MeanAveragePrecision",
+    "PerQuery",
+    "RecallAtK",
+    "Summary",
+    "Variances",
+    "attributability",
+    "difference_interval",
+    "lds_ceiling",
+    "lds_difference_interval",
+    "lds_interval",
+    "mean_interval",
+    "summarise",
+    "variance_components",
+]

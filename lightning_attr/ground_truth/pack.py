@@ -1,0 +1,211 @@
+"""The pack of a sweep: its finished ground truth in two files, against which scores are checked without retraining.
+
+``NAME.safetensors`` holds the tensors; ``NAME.json``, the manifest, holds the settings, the list of retrained models
+and the digest of the tensors.
+
+Shapes: Q queries, N samples, M retrained models, D draws.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import xxhash
+from torch import Tensor
+
+from lightning_attr.artifacts import load_tensors, read_json, save_tensors, write_atomically, write_json
+from lightning_attr.digests import file_digest
+from lightning_attr.errors import UserError
+from lightning_attr.ground_truth.metrics.functional import loss_change
+
+FORMAT = 1
+
+#: What models whose training set follows no attribution method have for its name.
+UNATTRIBUTED = ("random", "subset", "full")
+
+
+class Model(NamedTuple):
+    """One retrained model."""
+
+    name: str
+    """Of its entry in the sweep, such as ``top/similarity/query-3/k-20``."""
+    method: str
+    """``subset``, ``random``, ``full``, or the attribution method whose top was removed."""
+    query: int | None
+    """The query whose top was removed; None where it was not that of one query."""
+    k: int
+    """How many samples were removed."""
+    seed: int
+    """Of the training."""
+
+
+@dataclass(frozen=True, eq=False)
+class Pack:
+    """The ground truth of a sweep.
+
+    Args:
+        models: The retrained models.
+        masks: What each of them was trained on, bool [M, N].
+        sample_id: int64 [N], ascending.
+        query_id: int64 [Q], ascending.
+        losses: The queries' losses under each of them, float32 [M, Q, D]; NaN where a query was not measured.
+        original_losses: The same under the original model, on the same draws, [Q, D].
+        deviations: Generation deviation Delta G of the latents, float64 [M, Q]; NaN likewise.
+        similarities: Cosine of the regenerated latents with the original's, float64 [M, Q]; NaN likewise.
+        weights: The original's weights, by name.
+        null_text: Its text state of the empty caption, [L, E].
+        configs: Its ``denoiser``, ``scheduler`` and ``latent_shape``.
+        queries: The query store, byte by byte, uint8.
+        settings: ``draws``, ``digests`` of original, queries and store, ``versions``, and what the sweep adds.
+    """
+
+    models: tuple[Model, ...]
+    masks: Tensor
+    sample_id: Tensor
+    query_id: Tensor
+    losses: Tensor
+    original_losses: Tensor
+    deviations: Tensor
+    similarities: Tensor
+    weights: Mapping[str, Tensor]
+    null_text: Tensor
+    configs: Mapping[str, Any]
+    queries: Tensor
+    settings: Mapping[str, Any]
+
+    @property
+    def loss_changes(self) -> Tensor:
+        """Loss change Delta L of each model and query, float64 [M, Q]."""
+        return loss_change(self.original_losses.expand_as(self.losses), self.losses)
+
+    def rows(self, method: str) -> list[int]:
+        """Return which models are of a method."""
+        return [row for row, model in enumerate(self.models) if model.method == method]
+
+    def of_queries(self, ids: Collection[int]) -> Pack:
+        """Return what the pack knows of those of its queries, without the models that others' tops were removed for.
+
+        Raises:
+            UserError: It has none of them.
+        """
+        known = self.query_id.tolist()
+        columns = [column for column, query in enumerate(known) if query in ids]
+        if not columns:
+            raise UserError(f"queries: found none of the pack's, expected some of {known[0]} to {known[-1]}")
+        rows = [row for row, model in enumerate(self.models) if model.query is None or model.query in ids]
+        measured = ("losses", "deviations", "similarities")
+        return replace(
+            self,
+            models=tuple(self.models[row] for row in rows),
+            masks=self.masks[rows],
+            query_id=self.query_id[columns],
+            original_losses=self.original_losses[columns],
+            **{name: getattr(self, name)[rows][:, columns] for name in measured},
+        )
+
+    def save(self, path: str | Path) -> None:
+        """Write both files; a pack is whole only with the second, the manifest."""
+        manifest_path, tensors_path = pack_files(path)
+        plain = {name: getattr(self, name) for name in _TENSORS}
+        packed = torch.from_numpy(np.packbits(self.masks.numpy(), axis=1))
+        weights = {f"original/{name}": weight for name, weight in self.weights.items()}
+        save_tensors(tensors_path, {**plain, **weights, "masks": packed}, {"format": FORMAT})
+        manifest = {
+            "format": FORMAT,
+            "settings": dict(self.settings),
+            "original": dict(self.configs),
+            "models": [model._asdict() for model in self.models],
+            "tensors": file_digest(tensors_path),
+        }
+        write_json(manifest_path, {**manifest, "checksum": _checksum(manifest)})
+
+    @classmethod
+    def load(cls, path: str | Path) -> Pack:
+        """Read what :meth:`save` wrote.
+
+        Raises:
+            UserError: A file is missing, damaged, or not of this pack; it says which.
+        """
+        manifest_path, tensors_path = pack_files(path)
+        manifest = _read_manifest(manifest_path)
+        tensors, _ = load_tensors(tensors_path)
+        if (found := file_digest(tensors_path)) != manifest["tensors"]:
+            raise UserError(
+                f"{tensors_path}: damaged or of another pack: found digest {found}, "
+                f"expected {manifest['tensors']} as {manifest_path} has it"
+            )
+        bits = np.unpackbits(tensors["masks"].numpy(), axis=1, count=len(tensors["sample_id"]))
+        return cls(
+            models=tuple(Model(**model) for model in manifest["models"]),
+            masks=torch.from_numpy(bits).bool(),
+            weights={name.removeprefix("original/"): tensors[name] for name in tensors if name.startswith("original/")},
+            configs=manifest["original"],
+            settings=manifest["settings"],
+            **{name: tensors[name] for name in _TENSORS},
+        )
+
+
+#: The tensors that are stored as they are.
+_TENSORS = (
+    "sample_id", "query_id", "losses", "original_losses", "deviations", "similarities", "null_text", "queries",
+)  # fmt: skip
+
+
+def pack_files(path: str | Path) -> tuple[Path, Path]:
+    """Return the manifest and the tensors of a pack that is named by either of them, or by their common name."""
+    path = Path(path)
+    name = path.name.removesuffix(".json").removesuffix(".safetensors")
+    return path.with_name(f"{name}.json"), path.with_name(f"{name}.safetensors")
+
+
+def _read_manifest(path: Path) -> dict[str, Any]:
+    manifest = read_json(path)
+    if not isinstance(manifest, dict) or not {"format", "tensors", "checksum"} <= manifest.keys():
+        raise UserError(f"{path}: found no digest of tensors in it, expected the manifest of a pack")
+    checksum = manifest.pop("checksum")
+    if _checksum(manifest) != checksum:
+        raise UserError(f"{path}: damaged, its checksum does not match its contents")
+    if manifest["format"] != FORMAT:
+        raise UserError(f"{path}: found a pack of format {manifest['format']}, expected {FORMAT}")
+    return manifest
+
+
+def _checksum(manifest: Mapping[str, Any]) -> str:
+    return xxhash.xxh3_128_hexdigest(json.dumps(manifest, sort_keys=True).encode())
+
+
+def unpack(pack: Pack, folder: str | Path) -> None:
+    """Write ``original.ckpt``, as any task's ``checkpoint``, ``queries.lmdb``, and ``sample_ids.txt``, one id a line.
+
+    Files that are there already stay.
+
+    Raises:
+        UserError: One that is there already is another one.
+    """
+    folder = Path(folder)
+    files = {
+        folder / "original.ckpt": _checkpoint(pack),
+        folder / "queries.lmdb": pack.queries.numpy(),
+        folder / "sample_ids.txt": "".join(f"{sample}\n" for sample in pack.sample_id.tolist()).encode(),
+    }
+    for path, content in files.items():
+        if path.exists() and path.read_bytes() != bytes(content):
+            raise UserError(f"{path}: found another file there, expected none or the pack's own; choose another folder")
+    for path, content in files.items():
+        if not path.exists():
+            write_atomically(path, bytes(content))
+
+
+def _checkpoint(pack: Pack) -> bytes:
+    """Return the original as :func:`~lightning_attr.denoisers.load_trained` reads it."""
+    buffer = io.BytesIO()
+    weights = {f"denoiser.{name}": weight for name, weight in pack.weights.items()}
+    torch.save({"state_dict": weights, "trained_model": {**pack.configs, "null_text": pack.null_text}}, buffer)
+    return buffer.getvalue()

@@ -1,0 +1,147 @@
+"""What an evaluation against a pack says: records that JSON and tables are made of."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, NamedTuple
+
+from lightning_attr.ground_truth.metrics import Interval, Variances
+
+Standing = Literal["best", "tie", "behind", "unknown"]
+"""Beside the best: itself, different within error, worse, or not comparable."""
+
+FEWEST = 5
+"""Queries that two methods must share to be compared, and that the best must know where another does: fewer do not show
+how much queries differ.
+"""
+
+Smallest = int | Literal["unknown"] | None
+"""The smallest K whose removal moves a query's loss beyond something; None if none that was tried does."""
+
+
+class LossChangePoint(NamedTuple):
+    """The loss change of one query under one model that was retrained without K samples."""
+
+    method: str
+    k: int
+    query_id: int
+    loss_change: float
+
+
+class Compared(NamedTuple):
+    """A mean over queries and how it stands beside the best."""
+
+    interval: Interval
+    standing: Standing
+
+
+class Scored(NamedTuple):
+    """The LDS of one method."""
+
+    method: str
+    lds: Compared
+    queries: int
+    """How many the scores hold and the pack measured."""
+
+
+class Removal(NamedTuple):
+    """What the removal of K samples does, on average over queries."""
+
+    method: str
+    k: int
+    queries: int
+    models: int
+    loss_change: Compared
+    deviation: Compared
+
+
+class Attributable(NamedTuple):
+    """Whether single samples can be told to have made a query."""
+
+    query: int
+    beyond_seeds: Smallest
+    """Beyond the floor. It is strict where the models of a sweep share their seed, and with it most of their noise."""
+    beyond_random: Smallest
+    """Beyond the mean and two standard deviations of random removals, of all K. One method at one K exceeds that by
+    chance about once in twenty to forty times; with several methods and Ks tried, more often.
+    """
+    floor: float
+    """The largest loss change, up or down, by another training seed alone; NaN where there is none."""
+
+
+class Prediction(NamedTuple):
+    """What the best method predicts of the subsets, for the query where its LDS is the median."""
+
+    method: str
+    query: int
+    lds: float
+    predicted: list[float]
+    """The sum of scores over each subset, [M]."""
+    measured: list[float]
+    """The loss under the model trained on it, [M]."""
+
+
+class Evaluated(NamedTuple):
+    """All that a pack says, alone and of scores."""
+
+    queries: int
+    subsets: int
+    repeats: int
+    """Training seeds of each subset."""
+    scored: list[Scored]
+    ceiling: Interval | None
+    """None where the subsets have one training seed only."""
+    variances: Variances | None
+    removals: list[Removal]
+    """By K, random removal last, of the queries that another removal of this K was measured on."""
+    floor: Removal | None
+    """Nothing removed, other training seeds."""
+    attributability: list[Attributable]
+    """Empty without removals by an attribution method, and without both other seeds and random removals."""
+    prediction: Prediction | None
+    loss_changes: list[LossChangePoint]
+
+
+def compare(
+    intervals: Mapping[str, Interval], shared: Callable[[str, str], int], difference: Callable[[str, str], Interval]
+) -> dict[str, Compared]:
+    """Say how each method stands beside the best: a tie is a difference whose interval holds 0.
+
+    Args:
+        intervals: The mean of each method.
+        shared: How many queries are known of two methods; of a method and itself, how many are known.
+        difference: The first method's mean minus the second's, over these queries.
+    """
+    known = [method for method, interval in intervals.items() if math.isfinite(interval.estimate)]
+    candidates = [method for method in known if shared(method, method) >= FEWEST] or known
+    best = max(candidates, key=lambda method: intervals[method].estimate, default="")
+    standings: dict[str, Standing] = dict.fromkeys(intervals, "unknown")
+    for method in known:
+        if method == best:
+            standings[method] = "best"
+        elif shared(best, method) >= FEWEST:
+            standings[method] = _standing(difference(best, method))
+    return {method: Compared(interval, standings[method]) for method, interval in intervals.items()}
+
+
+def _standing(difference: Interval) -> Standing:
+    if not math.isfinite(difference.low):
+        return "unknown"
+    if difference.high < 0:  # ahead on the queries that both have, where the best is so by others
+        return "unknown"
+    return "tie" if difference.low <= 0 else "behind"
+
+
+def share_of_ceiling(lds: Interval, ceiling: Interval | None) -> str:
+    """Write an LDS in per cent of the ceiling; empty where there is no such share."""
+    if ceiling is None or not ceiling.estimate > 0 or not math.isfinite(lds.estimate):
+        return ""
+    return f"{lds.estimate / ceiling.estimate:.0%}"
+
+
+def as_json(value: Any) -> Any:
+    """Return records as plain mappings and lists."""
+    if isinstance(value, tuple) and hasattr(value, "_asdict"):
+        return {name: as_json(part) for name, part in value._asdict().items()}
+    return [as_json(part) for part in value] if isinstance(value, list) else value

@@ -1,0 +1,162 @@
+"""Several ranks of one run: what they tell each other, and how they end together.
+
+Lightning's launcher runs the user's command once more for every further rank. Ranks wait for each other in collectives,
+so one that ends must not leave another behind: neither waiting for ever nor with an account of a lost connection where
+the reason is on the screen already.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from subprocess import Popen
+from typing import Any, TypeVar
+
+import lightning.pytorch as pl
+from lightning.fabric.utilities.rank_zero import rank_zero_only
+from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+from torch import distributed
+from torch.distributed import DistError
+
+from lightning_attr.errors import UserError
+from lightning_attr.console import err
+
+T = TypeVar("T")
+
+#: Process id of rank 0, which started this rank.
+PARENT = "LIGHTNING_ATTR_PARENT"
+#: Seconds in which ranks that meet the same error both notice it.
+GRACE = 3.0
+#: Seconds in which a rank ends that has closed its connections.
+END = 60.0
+
+
+def this_rank() -> int:
+    """Return the rank of this process: 0 too where there is only one, or where the others are yet to be started."""
+    return int(getattr(rank_zero_only, "rank", 0))
+
+
+def gather(trainer: pl.Trainer, value: T) -> list[T]:
+    """Return what every rank gives, in the order of ranks; tensors should be on the CPU. All ranks must call it."""
+    return [trainer.strategy.broadcast(value, src=rank) for rank in range(trainer.world_size)]
+
+
+def starts_ranks(trainer: pl.Trainer) -> bool:
+    """Return whether this process is to start the other ranks, which Lightning does by running its command again."""
+    launcher = trainer.strategy.launcher
+    if not isinstance(launcher, _SubprocessScriptLauncher):
+        return False
+    return launcher.num_processes > 1 and not launcher.cluster_environment.creates_processes_externally
+
+
+def follow_parent() -> None:
+    """End this process soon after rank 0, which started it, is gone; even while it waits in a collective."""
+    if (parent := os.environ.get(PARENT)) is None or this_rank() == 0:
+        return
+
+    def watch() -> None:
+        while os.getppid() == int(parent):
+            time.sleep(0.2)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+@contextmanager
+def one_speaker(no_error: type[Exception]) -> Iterator[None]:
+    """Let rank 0 alone speak to the user, and another one where it alone fails.
+
+    Rank 0 ends the others if it fails. So they wait a moment before they tell of an error, which may be its error too,
+    or that rank 0 is gone.
+
+    Args:
+        no_error: An exception that is not told.
+    """
+    err.quiet = this_rank() > 0
+    try:
+        yield
+    except Exception as error:
+        if this_rank() > 0 and not isinstance(error, no_error):
+            time.sleep(GRACE)
+            err.quiet = False
+        raise
+
+
+@contextmanager
+def ending_together(trainer: pl.Trainer) -> Iterator[None]:
+    """Run a verb of the trainer on this rank, and end the ranks together.
+
+    Raises:
+        UserError: Another rank was killed.
+        SystemExit: Another rank failed, which said why.
+    """
+    launcher = trainer.strategy.launcher
+    if starts_ranks(trainer):
+        os.environ[PARENT] = str(os.getpid())
+    try:
+        yield
+    except BaseException as error:
+        _end(_take(launcher), error)
+        raise
+    finally:
+        os.environ.pop(PARENT, None)
+    for process in _take(launcher):
+        process.wait()
+    leave_group()
+
+
+def leave_group() -> None:
+    """Close this rank's connections to the others, which must not be needed any more.
+
+    Python that ends while gloo's threads still hold tensors aborts the process, though all its work is done. Lightning
+    closes connections of NCCL alone.
+    """
+    if distributed.is_initialized():
+        distributed.destroy_process_group()
+
+
+def _take(launcher: Any) -> list[Popen[bytes]]:
+    """Take the other ranks' processes from Lightning, whose watcher would kill this one too if one of them failed."""
+    started: list[Popen[bytes]] = getattr(launcher, "procs", [])
+    processes = list(started)
+    started.clear()
+    return processes
+
+
+def _end(processes: list[Popen[bytes]], error: BaseException) -> None:
+    """End the other ranks. Where one of them failed first, its reason replaces the loss of the connection to it."""
+    failed = _first_failed(processes) if is_lost_connection(error) else None
+    for process in processes:
+        process.kill()
+        process.wait()
+    if failed is None:
+        return
+    rank, status = failed
+    if status == 128 + signal.SIGTERM:
+        raise SIGTERMException from error
+    if status < 0:
+        name = signal.Signals(-status).name
+        raise UserError(f"rank {rank}: ended by {name}; the same command goes on from the last checkpoint") from error
+    sys.exit(status)
+
+
+def is_lost_connection(error: BaseException) -> bool:
+    """Return whether an error says that another rank is gone; gloo has no type of its own for that."""
+    return isinstance(error, DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))
+
+
+def _first_failed(processes: list[Popen[bytes]]) -> tuple[int, int] | None:
+    """Return rank and status of the first process that fails; None if none does for a while."""
+    end = time.monotonic() + END
+    while processes and time.monotonic() < end:
+        for rank, process in enumerate(processes, start=1):
+            if process.poll():
+                return rank, int(process.returncode)
+        time.sleep(0.05)
+    return None

@@ -1,0 +1,382 @@
+"""Sweeps of retrainings: what they train, and that they are what the same runs would be by themselves."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from damage import assert_says, snapshot
+from miniature import Project
+from rich.console import Console
+from sweeps import NAMES, Miniature, assert_same, here
+
+from lightning_attr.artifacts import load_tensors, write_json
+from lightning_attr.cli import run_stage
+from lightning_attr.commands.sweep.board import Board, progress_line
+from lightning_attr.commands.sweep.command import main
+from lightning_attr.commands.sweep.folder import Status, SweepFolder, locked
+from lightning_attr.commands.sweep.plan import Random, Subsets, Sweep, Top, entries
+from lightning_attr.console import run as exit_with_status
+from lightning_attr.ground_truth.pack import Pack
+
+
+@pytest.fixture(scope="module")
+def finished(project: Project, tmp_path_factory: pytest.TempPathFactory) -> Miniature:
+    """A sweep whose entries were all run, one command each, and its pack."""
+    sweep = Miniature(project, tmp_path_factory.mktemp("finished"))
+    sweep.run_here(range(len(NAMES)))
+    main(sweep.args())
+    return sweep
+
+
+@pytest.fixture
+def sweep(project: Project, tmp_path: Path) -> Miniature:
+    return Miniature(project, tmp_path / "miniature")
+
+
+@pytest.fixture
+def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody waits for another process."""
+    monkeypatch.setattr("lightning_attr.commands.sweep.command.PATIENCE", 0.0)
+    monkeypatch.setattr("lightning_attr.commands.sweep.folder.PATIENCE", 0.0)
+
+
+@pytest.fixture
+def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Entries run in this process, as workers would run them."""
+    monkeypatch.setattr("lightning_attr.commands.sweep.command.run_local", here)
+
+
+@pytest.fixture
+def refused(capfd: pytest.CaptureFixture[str]) -> Callable[[list[str]], str]:
+    """Run a command that must end with status 1, and return the last line that it prints on stderr, its error."""
+
+    def run(args: list[str]) -> str:
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            exit_with_status(lambda: main(args))
+        printed = capfd.readouterr().err
+        assert ended.value.code == 1
+        assert "Traceback" not in printed
+        message = printed.splitlines()[-1]
+        assert message.startswith("error: ")
+        return message
+
+    return run
+
+
+# --- What is trained --------------------------------------------------------------------------------------------------
+
+
+def test_entries_and_their_order(finished: Miniature, capfd: pytest.CaptureFixture[str]) -> None:
+    main(finished.args("--list"))
+    rows = [line.split() for line in capfd.readouterr().out.splitlines() if "done" in line]
+    assert [(row[1], row[3]) for row in rows] == [(str(index), name) for index, name in enumerate(NAMES)]
+
+
+def plan(project: Project, **settings: Any) -> dict[str, dict[str, Any]]:
+    sweep = Sweep(
+        folder="sweep",
+        train=[str(project.root / "train.yaml")],
+        original=str(project.checkpoint),
+        queries=str(project.queries),
+        **settings,
+    )
+    return {entry.name: dict(entry.settings) for entry in entries(sweep)}
+
+
+def seeds(plan: dict[str, dict[str, Any]]) -> dict[str, tuple[Any, Any]]:
+    return {name: tuple(s[part]["init_args"].get("seed") for part in ("model", "data")) for name, s in plan.items()}
+
+
+def test_models_share_seeds_unless_told_otherwise(project: Project) -> None:
+    parts = {
+        "top": Top({"unlearning": str(project.scores)}, [2], [0]),
+        "random": Random([2, 3], 2),
+        "subsets": Subsets(2, seeds=2),
+    }
+    assert seeds(plan(project, **parts)) == {
+        "top/unlearning/query-0/k-2": (None, None),
+        **{f"random/k-{k}/{index}": (None, None) for k in (2, 3) for index in (0, 1)},
+        **{f"subset/{index}/seed-0": (None, None) for index in (0, 1)},
+        **{f"subset/{index}/seed-1": (1, 1) for index in (0, 1)},
+    }
+    own = seeds(plan(project, **parts, shared=False))
+    assert len({seed for seed, _ in own.values()}) == len(own)
+    assert all(model == data for model, data in own.values())
+    more = seeds(plan(project, **{**parts, "random": Random([1, 2, 3], 3)}, shared=False))
+    assert own.items() <= more.items()  # those of entries that were there already stay
+
+
+def test_what_is_left_out(finished: Miniature) -> None:
+    removed = {name: load_tensors(finished.entry(name) / "leave_k_out.safetensors") for name in NAMES}
+    counts = {name: (settings["method"], len(tensors["removed_id"])) for name, (tensors, settings) in removed.items()}
+    methods = ("unlearning", "random", "subset", "subset", "full")
+    assert list(counts.values()) == list(zip(methods, (3, 3, 20, 20, 0), strict=True))
+    first, second = (removed[f"subset/0/seed-{seed}"][0] for seed in (0, 1))
+    assert torch.equal(first["removed_id"], second["removed_id"])
+    assert not torch.equal(first["retrained_losses"], second["retrained_losses"])
+
+
+def test_an_ordinary_run_of_an_entry_gives_the_same(finished: Miniature, tmp_path: Path) -> None:
+    for name in ("top/unlearning/query-0/k-3", "subset/0/seed-1"):
+        configs = [finished.root / "train.yaml", finished.entry(name) / "entry.yaml"]
+        words = [word for config in configs for word in ("-c", str(config))]
+        run_stage(["fit", *words, "--trainer.default_root_dir", str(tmp_path / name)])
+        assert_same(tmp_path / name, finished.entry(name))
+
+
+# --- Going on ---------------------------------------------------------------------------------------------------------
+
+
+def test_finished_entries_are_left_alone(finished: Miniature) -> None:
+    before = snapshot(finished.folder / "entries")
+    main(finished.args())
+    main(finished.args("--index", "1"))
+    assert snapshot(finished.folder / "entries") == before
+
+
+def test_the_pack_holds_all(finished: Miniature, capfd: pytest.CaptureFixture[str]) -> None:
+    main(finished.args())
+    printed = capfd.readouterr().out
+    assert_says(printed, "5/5 done", finished.folder / "pack", "python -m tools.evaluate", finished.project.scores)
+    pack = Pack.load(finished.folder / "pack")
+    assert tuple(model.name for model in pack.models) == NAMES
+    assert not pack.losses.isnan().any()
+
+
+def test_another_config_is_refused_with_the_difference(
+    finished: Miniature, refused: Callable[[list[str]], str]
+) -> None:
+    before = snapshot(finished.folder)
+    other = Miniature(finished.project, finished.root, settings={"evaluation": {"timesteps": 5}})
+    assert_says(refused(other.args()), finished.folder, "another config", "evaluation.timesteps: 4 -> 5")
+    other = Miniature(finished.project, finished.root, steps=13)
+    assert_says(refused(other.args("--index", "0")), "training.trainer.max_steps: 12 -> 13")
+    assert snapshot(finished.folder) == before
+
+
+@pytest.mark.usefixtures("in_process")
+def test_entries_may_be_added_and_taken_away(sweep: Miniature) -> None:
+    few = {"top": None, "subsets": None, "full": None}
+    sweep.settings = {**few, "random": {"k": [3]}}
+    main(sweep.args())
+    before = snapshot(sweep.folder / "entries")
+    sweep.settings = {**few, "random": {"k": [3, 2]}}
+    main(sweep.args())
+    after = snapshot(sweep.folder / "entries")
+    assert before.items() <= after.items()
+    assert [model.name for model in Pack.load(sweep.folder / "pack").models] == ["random/k-3/0", "random/k-2/0"]
+    sweep.settings = {**few, "random": {"k": [2]}}
+    main(sweep.args())
+    assert snapshot(sweep.folder / "entries") == after
+    assert [model.name for model in Pack.load(sweep.folder / "pack").models] == ["random/k-2/0"]
+
+
+def test_what_a_killed_process_left_as_running_waits(sweep: Miniature) -> None:
+    sweep.settings = {"top": None, "subsets": None, "full": None, "random": {"k": [2, 3]}}
+    folder = sweep.entry("random/k-3/0")
+    write_json(folder / "status.json", {"state": "running", "where": "elsewhere:1"})
+    sweep.run_here([0])
+    assert sweep.status("random/k-3/0").state == "waiting"
+
+
+# --- Failing ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("in_process")
+def test_an_entry_that_fails_does_not_keep_others_from_running(
+    sweep: Miniature, capfd: pytest.CaptureFixture[str]
+) -> None:
+    sweep.settings = {"top": None, "subsets": None, "full": None, "random": {"k": [2, 3]}}
+    checkpoint = sweep.entry("random/k-2/0") / "checkpoints/last.ckpt"
+    checkpoint.parent.mkdir(parents=True)
+    checkpoint.write_text("no checkpoint")
+    capfd.readouterr()
+    with pytest.raises(SystemExit) as ended:
+        exit_with_status(lambda: main(sweep.args()))
+    printed = capfd.readouterr().err
+    assert ended.value.code == 1
+    assert "Traceback" not in printed
+    log = sweep.entry("random/k-2/0") / "log.txt"
+    reason, message = printed.splitlines()[-2:]
+    assert_says(reason, "random/k-2/0: ", checkpoint, f"(log: {log})")
+    assert_says(message, sweep.folder, "1 of 2 entries are not done, so no pack is written")
+    assert sweep.status("random/k-3/0").state == "done"
+    assert not list(sweep.folder.glob("pack*"))
+    checkpoint.unlink()
+    main(sweep.args())
+    assert sweep.status("random/k-2/0").state == "done"
+    assert (sweep.folder / "pack.json").exists()
+
+
+def test_an_entry_that_fails_by_index(sweep: Miniature, refused: Callable[[list[str]], str]) -> None:
+    train = sweep.project.configs()["train"]
+    train["model"]["init_args"]["learning_rate"] = 1e30
+    args = sweep.args("--index", "1")
+    (sweep.root / "train.yaml").write_text(yaml.safe_dump(train))
+    assert_says(refused(args), "finite")
+    status = sweep.status("random/k-3/0")
+    assert status.state == "failed"
+    assert "finite" in status.error
+
+
+@pytest.mark.usefixtures("at_once", "in_process")
+def test_an_entry_that_another_process_runs(sweep: Miniature, refused: Callable[[list[str]], str]) -> None:
+    sweep.settings = {"top": None, "subsets": None, "full": None, "random": {"k": [2]}}
+    folder = sweep.entry("random/k-2/0")
+    with locked(folder):
+        write_json(folder / "status.json", {"state": "running", "where": "elsewhere:1"})
+        assert_says(refused(sweep.args("--index", "0")), folder, "another process is running it, elsewhere:1")
+    assert sweep.status("random/k-2/0").state == "running"
+
+
+def test_waits_a_little_for_the_process_before(sweep: Miniature) -> None:
+    sweep.settings = {"top": None, "subsets": None, "full": None, "random": {"k": [2]}}
+    held, go = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with locked(sweep.entry("random/k-2/0")):
+            held.set()
+            go.wait(20)
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    held.wait()
+    threading.Timer(1.0, go.set).start()
+    sweep.run_here([0])
+    assert go.is_set()
+    assert sweep.status("random/k-2/0").state == "done"
+    thread.join()
+
+
+MISTAKES: dict[str, tuple[dict[str, Any], list[str], tuple[str, ...]]] = {
+    "an index that is not there": ({}, ["--index", "5"], ("index: found 5, expected 0 to 4",)),
+    "a negative index": ({}, ["--index=-1"], ("index: found -1, expected 0 to 4",)),
+    "no entries": ({"top": None, "random": None, "subsets": None, "full": None}, [], ("found nothing to train",)),
+    "a key of another name": ({"randoms": {"k": [1]}}, [], ("randoms",)),
+    "a key that is missing": ({"full": {}}, [], ("full", "seeds")),
+    "no file of the training": ({"train": ["none.yaml"]}, [], ("train: found no file none.yaml",)),
+    "no original": ({"original": "none.ckpt"}, [], ("original: found no file none.ckpt",)),
+    "no queries": ({"queries": "none.lmdb"}, [], ("none.lmdb",)),
+    "no scores": ({"top": {"scores": {"a": "none.safetensors"}, "k": [1]}}, [], ("none.safetensors",)),
+    "a query without scores": ({"top": {"scores": {"unlearning": "SCORES"}, "k": [1], "queries": [9]}}, [], ("9",)),
+    "more than there is": ({"random": {"k": [41]}}, [], ("random", "found 41", "40")),
+    "more of the top than there is": ({"top": {"scores": {"a": "SCORES"}, "k": [41], "queries": [0]}}, [], ("41",)),
+    "a fraction above 1": ({"subsets": {"count": 1, "fraction": 1.5}}, [], ("fraction: found 1.5",)),
+    "no models": ({"random": {"k": [1], "count": 0}}, [], ("random.count: found 0, expected at least 1",)),
+    "a k twice": ({"random": {"k": [2, 2]}}, [], ("random/k-2/0 2 times",)),
+    "a reserved name": ({"top": {"scores": {"subset": "SCORES"}, "k": [1]}}, [], ("found method 'subset'",)),
+    "no workers": ({}, ["--workers", "0"], ("workers", "0")),
+    "GPUs without Ray": ({}, ["--gpus", "1"], ("gpus: found 1 without ray",)),
+    "no such option": ({}, ["--worker", "1"], ("--worker",)),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_mistakes(sweep: Miniature, refused: Callable[[list[str]], str], mistake: str) -> None:
+    settings, options, words = MISTAKES[mistake]
+    sweep.settings = json.loads(json.dumps(settings).replace("SCORES", str(sweep.project.scores)))
+    assert_says(refused(sweep.args(*options)), *words)
+    assert not sweep.folder.exists()
+
+
+def test_a_config_that_is_no_yaml(sweep: Miniature, refused: Callable[[list[str]], str]) -> None:
+    for name in ("train", "sweep"):
+        args = sweep.args()
+        (sweep.root / f"{name}.yaml").write_text("a: [1")
+        assert_says(refused(args), sweep.root / f"{name}.yaml", "not YAML")
+
+
+def test_without_ray(sweep: Miniature, refused: Callable[[list[str]], str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "ray", None)
+    assert_says(refused(sweep.args("--ray", "local")), "ray: found no such package", "[ray]")
+
+
+# --- Groups -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("in_process")
+def test_groups_give_the_same_up_to_rounding(sweep: Miniature, finished: Miniature) -> None:
+    main(sweep.args("--group", "3"))
+    assert len(list(sweep.folder.glob("groups/*/group.yaml"))) == 2
+    assert tuple(model.name for model in Pack.load(sweep.folder / "pack").models) == NAMES
+    for name in NAMES:
+        ours, theirs = (load_tensors(s.entry(name) / "leave_k_out.safetensors")[0] for s in (sweep, finished))
+        assert torch.equal(ours["removed_id"], theirs["removed_id"])
+        torch.testing.assert_close(ours["retrained_losses"], theirs["retrained_losses"], rtol=1e-3, atol=1e-5)
+    before = snapshot(sweep.folder / "entries")
+    main(sweep.args("--group", "2"))
+    assert snapshot(sweep.folder / "entries") == before
+
+
+@pytest.mark.usefixtures("in_process")
+def test_members_of_a_group_that_fails_run_alone(sweep: Miniature, finished: Miniature) -> None:
+    """Groups count steps alone; this training counts epochs."""
+    train = sweep.project.configs()["train"]
+    train["trainer"] |= {"max_epochs": 1, "max_steps": -1}
+    sweep.settings = {"top": None, "subsets": None, "full": None, "random": {"k": [2, 3]}}
+    args = sweep.args("--group", "2")
+    (sweep.root / "train.yaml").write_text(yaml.safe_dump(train))
+    main(args)
+    assert [sweep.status(f"random/k-{k}/0").state for k in (2, 3)] == ["done", "done"]
+    assert (sweep.folder / "pack.json").exists()
+
+
+# --- What it shows ----------------------------------------------------------------------------------------------------
+
+
+def test_progress_counts_what_runs() -> None:
+    def statuses(done: int, running: list[float], waiting: int) -> list[Status]:
+        return [
+            *[Status("done", seconds=100, since=1090)] * done,
+            *[Status("running", since=since) for since in running],
+            *[Status("waiting")] * waiting,
+        ]
+
+    assert progress_line(statuses(0, [1000, 1000], 3), 1000, 1050) == "0/5 done"
+    # Two processes from 1000 on: one has made its first model, the other one is as far, and each begins another.
+    assert progress_line(statuses(1, [1000], 6), 1000, 1100) == "1/8 done, 72 models/hour, 0:05:00 left"
+    assert progress_line(statuses(2, [1100, 1100], 4), 1000, 1150) == "2/8 done, 72 models/hour, 0:04:10 left"
+    # A later command does not count what was done before it.
+    earlier = [Status("done", seconds=100, since=500)] * 5
+    assert progress_line([*earlier, *statuses(0, [1000], 2)], 1000, 1050) == "5/8 done"
+    assert progress_line([*earlier, *statuses(1, [1100], 1)], 1000, 1150).endswith("36 models/hour, 0:02:30 left")
+    assert progress_line(earlier, 1000, 1001) == "5/5 done"
+
+
+def test_the_table_on_a_narrow_terminal(finished: Miniature) -> None:
+    folder = SweepFolder(Sweep(str(finished.folder), [], "", ""), [])
+    console = Console(width=60, record=True)
+    console.print(Board(folder).table(), soft_wrap=True)
+    assert f"{finished.folder}: 0/0 done" in console.export_text()
+
+
+def test_a_status_is_whole_at_any_moment(finished: Miniature) -> None:
+    """Read one while it is written all the time."""
+    from lightning_attr.commands.sweep.folder import write_status
+
+    folder = finished.root / "written"
+    write_status(folder, "running")
+    end = threading.Event()
+
+    def write() -> None:
+        while not end.is_set():
+            write_status(folder, "failed", "a long reason " * 1000)
+
+    thread = threading.Thread(target=write)
+    thread.start()
+    deadline = time.monotonic() + 0.5
+    from lightning_attr.commands.sweep.folder import read_status
+
+    while time.monotonic() < deadline:
+        assert read_status(folder).state in ("running", "failed")
+    end.set()
+    thread.join()

@@ -1,0 +1,133 @@
+"""The folder of a run: what may change between two starts, and what may not."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from lightning_attr.artifacts import read_json
+from lightning_attr.errors import UserError
+from lightning_attr.runs.folder import RunFolder, input_files
+
+
+def config(**trainer: Any) -> dict[str, Any]:
+    return {
+        "seed_everything": 0,
+        "trainer": {"max_steps": 10, "max_epochs": None, "log_every_n_steps": 50, **trainer},
+        "model": {"class_path": "Task", "init_args": {"learning_rate": 0.1}},
+        "data": {"class_path": "Data", "init_args": {"batch_size": 2, "num_workers": 0}},
+    }
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> RunFolder:
+    """The folder of a run under way that has made something."""
+    run = RunFolder(tmp_path / "run")
+    assert run.start("fit", config())
+    (run.path / "weights.safetensors").touch()
+    return run
+
+
+def test_a_start_leaves_config_and_manifest(folder: RunFolder) -> None:
+    assert yaml.safe_load((folder.path / "config.yaml").read_text()) == config()
+    manifest = read_json(folder.path / "manifest.json")
+    assert manifest["status"] == "running"
+    assert manifest["seed"] == 0
+    assert {"torch", "lightning", "lightning-attr"} <= manifest["versions"].keys()
+
+
+def test_a_finished_run_is_finished_until_its_limits_change(folder: RunFolder) -> None:
+    assert folder.start("fit", config())
+    folder.finish()
+    assert not folder.start("fit", config())
+    assert folder.start("fit", config(max_steps=20))
+
+
+def test_what_does_not_change_results_may_change(folder: RunFolder) -> None:
+    other = config(log_every_n_steps=1)
+    other["data"]["init_args"]["num_workers"] = 4
+    assert folder.start("fit", other)
+
+
+@pytest.mark.parametrize(
+    ("key", "change", "words"),
+    [
+        ("model", {"class_path": "Task", "init_args": {"learning_rate": 0.2}}, "learning_rate: 0.1 -> 0.2"),
+        ("data", {"class_path": "Data", "init_args": {"batch_size": 3}}, "batch_size: 2 -> 3"),
+        ("seed_everything", 1, "seed_everything: 0 -> 1"),
+        ("trainer", {**config()["trainer"], "precision": "16-mixed"}, "precision: None -> 16-mixed"),
+    ],
+)
+def test_what_changes_results_is_refused_with_the_difference(
+    folder: RunFolder, key: str, change: object, words: str
+) -> None:
+    before = (folder.path / "manifest.json").read_bytes()
+    with pytest.raises(UserError, match="another config") as error:
+        folder.start("fit", {**config(), key: change})
+    assert words in str(error.value)
+    assert "num_workers" not in str(error.value)
+    assert (folder.path / "manifest.json").read_bytes() == before
+
+
+def test_another_verb_is_refused(folder: RunFolder) -> None:
+    with pytest.raises(UserError, match="verb: fit -> test"):
+        folder.start("test", config())
+
+
+def test_a_run_without_results_may_start_with_another_config(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path)
+    assert run.start("fit", config())
+    (tmp_path / "events.out.tfevents.1").touch()
+    assert run.start("fit", {**config(), "seed_everything": 5})
+    assert read_json(tmp_path / "manifest.json")["seed"] == 5
+
+
+def test_inputs_are_known_by_their_bytes(tmp_path: Path) -> None:
+    file = tmp_path / "scores.safetensors"
+    file.write_bytes(b"one")
+    given = config()
+    given["model"]["init_args"]["scores"] = [str(file)]
+    run = RunFolder(tmp_path / "run")
+    assert run.start("fit", given)
+    (run.path / "result").touch()
+    assert run.start("fit", given)
+    file.write_bytes(b"two")
+    with pytest.raises(UserError, match=f"{file}: [0-9a-f]+ -> [0-9a-f]+"):
+        run.start("fit", given)
+    file.unlink()
+    with pytest.raises(UserError, match=f"{file}: [0-9a-f]+ -> missing"):
+        run.start("fit", given)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "file"),
+    [
+        ("changed", "unlearn/*/weights.safetensors", "unlearn/7/weights.safetensors"),
+        ("curvature", "factors_ekfac", "factors_ekfac/lambda_matrix.safetensors"),
+        ("model", "model", "model/unet/config.json"),
+    ],
+)
+def test_files_of_patterns_and_folders_are_inputs(tmp_path: Path, key: str, value: str, file: str) -> None:
+    (tmp_path / file).parent.mkdir(parents=True)
+    (tmp_path / file).write_text("one")
+    given = config()
+    given["model"]["init_args"][key] = str(tmp_path / value)
+    run = RunFolder(tmp_path / "run")
+    assert run.start("fit", given)
+    (run.path / "result").touch()
+    run.finish()
+    assert not run.start("fit", given)
+    (tmp_path / file).write_text("two")
+    with pytest.raises(UserError, match=f"{tmp_path / file}: [0-9a-f]+ -> [0-9a-f]+"):
+        run.start("fit", given)
+
+
+def test_neither_regular_expressions_nor_records_of_runs_are_inputs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / ".hidden").touch()
+    RunFolder(tmp_path / "other").start("fit", config())
+    init_args = {"weights": ".*", "original": "other"}
+    assert list(input_files({"model": {"init_args": init_args}})) == []

@@ -1,1 +1,0 @@
-"""Scores against a sweep's pack: `python -m tools.evaluate PACK SCORES...`."""
