@@ -18,8 +18,8 @@ from lightning_attr.artifacts.scores import Scores
 from lightning_attr.console import err, progress
 from lightning_attr.errors import UserError
 from lightning_attr.loss_sweep import LossSweep
+from lightning_attr.losses import delta_scores
 from lightning_attr.methods.base import expect_counts
-from lightning_attr.methods.loss_deltas import delta_scores
 from lightning_attr.noise import Draws
 from lightning_attr.tasks.unlearning import Unlearning
 
@@ -118,7 +118,7 @@ class LossDeltaRecorder(Callback):
         with progress("samples") as bar:
             task_id = bar.add_task(f"losses {when} unlearning", total=len(store))
             sweep.run(
-                task.denoiser, task.scheduler, store, self.draws,
+                task.model, store, self.draws,
                 views=self.views, captions=self.captions, batch_size=self.batch_size, device=task.device,
                 shard=(trainer.global_rank, trainer.world_size),
                 on_batch=lambda n: bar.advance(task_id, n * trainer.world_size),

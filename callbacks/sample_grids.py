@@ -8,7 +8,6 @@ import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
 
 from callbacks.pictures import SampleImage, image_grid, summary_writer
-from lightning_attr.diffusion import generate
 from lightning_attr.encoders import jpeg, store_image_encoder, store_text_encoder
 from lightning_attr.tasks.latent_diffusion import LatentDiffusion
 
@@ -43,10 +42,8 @@ class SampleGrid(Callback):
         store = pl_module.store
         text = store_text_encoder(store).encode(self.prompts).to(pl_module.device)
         seeds = [self.seed + index for index in range(len(self.prompts))]
-        latents, _ = generate(
-            pl_module.denoiser, pl_module.scheduler, text, pl_module.null_text, seeds, pl_module.latent_shape,
-            steps=self.steps, guidance=self.guidance,
-        )  # fmt: skip
+        model = pl_module.model
+        latents, _ = model.generate({"text": text}, seeds, steps=self.steps, guidance=self.guidance)
         images = store_image_encoder(store).decode(latents.cpu())
         grid = [SampleImage(jpeg(image.numpy()), words) for image, words in zip(images, self.prompts, strict=True)]
         writer.add_figure("samples", image_grid(grid, f"Step {trainer.global_step}"), trainer.global_step)

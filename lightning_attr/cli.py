@@ -22,8 +22,8 @@ from omegaconf.errors import OmegaConfBaseException
 import lightning_attr.tasks  # noqa: F401 (makes the tasks known by their class names)
 from callbacks import TopImages
 from lightning_attr.console import err
-from lightning_attr.denoisers import one_line, read_checkpoint
-from lightning_attr.errors import UserError
+from lightning_attr.errors import UserError, one_line
+from lightning_attr.models import read_checkpoint
 from lightning_attr.runs.checkpoints import AtomicCheckpointIO, RunCheckpoint
 from lightning_attr.runs.folder import RunFolder
 from lightning_attr.runs.ranks import ending_together, follow_parent, one_speaker, starts_ranks, this_rank

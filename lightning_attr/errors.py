@@ -7,3 +7,8 @@ class UserError(ValueError):
 
 class StoreError(UserError):
     """A store cannot be read or written: it is missing, unfinished, damaged, in use, or lacks what is asked of it."""
+
+
+def one_line(error: BaseException) -> str:
+    """Return the message of an error of another library on one line."""
+    return " ".join(str(error).split()) or type(error).__name__

@@ -17,18 +17,18 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from lightning_attr.diffusion import denoising_loss, squared_output
+from lightning_attr.models import Model
 from lightning_attr.noise import Draws, batch_noise, draw_timesteps
 
 PerSampleGradients = dict[str, Tensor]
 
-#: What may be differentiated, by name: functions of the signature of ``denoising_loss``.
-OUTPUT_FUNCTIONS: Mapping[str, Callable[..., Tensor]] = {"loss": denoising_loss, "squared_output": squared_output}
+#: What may be differentiated, by name: functions of a model and the arguments of ``Model.losses``.
+OUTPUT_FUNCTIONS: Mapping[str, Callable[..., Tensor]] = {"loss": Model.losses, "squared_output": Model.squared_outputs}
 
 
 @dataclass(frozen=True)
@@ -131,8 +131,7 @@ def is_linear(layer: nn.Module) -> bool:
 
 
 def sample_gradients(
-    denoiser: nn.Module,
-    scheduler: Any,
+    model: Model,
     selected: Mapping[str, nn.Parameter],
     batch: Mapping[str, Tensor],
     output: Output,
@@ -144,7 +143,7 @@ def sample_gradients(
 
     The arguments are those of :func:`draw_gradients`.
     """
-    by_draw = draw_gradients(denoiser, scheduler, selected, batch, output, views, captions, region)
+    by_draw = draw_gradients(model, selected, batch, output, views, captions, region)
     total = next(by_draw)
     for one in by_draw:
         _add(total, one)
@@ -152,8 +151,7 @@ def sample_gradients(
 
 
 def draw_gradients(
-    denoiser: nn.Module,
-    scheduler: Any,
+    model: Model,
     selected: Mapping[str, nn.Parameter],
     batch: Mapping[str, Tensor],
     output: Output,
@@ -164,8 +162,7 @@ def draw_gradients(
     """Yield the gradient of the output of every sample at each draw: mean over views and the captions that it has.
 
     Args:
-        denoiser: The network.
-        scheduler: Its noise scheduler.
+        model: The model.
         selected: The weights, of any layers; linear ones are fast.
         batch: ``latent`` [B, V, C, H, W] and ``text`` [B, K, L, E] in any precision, ``captions`` and ``id`` int64 [B].
         output: What to differentiate, and where.
@@ -175,11 +172,11 @@ def draw_gradients(
     """
     dtype = next(iter(selected.values())).dtype
     latent, text = batch["latent"][:, :views].to(dtype), batch["text"][:, :captions].to(dtype)
-    timesteps = draw_timesteps(output.draws, len(scheduler.alphas_cumprod)).to(latent.device)
+    timesteps = draw_timesteps(output.draws, model.process.levels).to(latent.device)
     has_caption = torch.arange(text.shape[1], device=text.device) < batch["captions"].to(text.device)[:, None]
     share_BK = (has_caption / (has_caption.sum(1, keepdim=True) * latent.shape[1])).to(dtype)
     texts, ids = [text[:, caption].contiguous() for caption in range(text.shape[1])], batch["id"].tolist()
-    gradients = _differentiate(denoiser, scheduler, selected, output, region)
+    gradients = _differentiate(model, selected, output, region)
     for draw, timestep in enumerate(timesteps):
         by_caption = []
         for caption, states in enumerate(texts):
@@ -194,24 +191,24 @@ def draw_gradients(
 
 
 def _differentiate(
-    denoiser: nn.Module,
-    scheduler: Any,
+    model: Model,
     selected: Mapping[str, nn.Parameter],
     output: Output,
     region: Tensor | None,
 ) -> Callable[[tuple[Tensor, ...]], SampleGradients]:
     """Return the function (latent, text, timesteps, noise) -> gradients: by hooks where all weights are linear."""
-    layers = linear_weights(denoiser, selected)
+    layers = linear_weights(model.network, selected)
     function = OUTPUT_FUNCTIONS[output.function]
 
     def values(network: nn.Module, inputs: tuple[Tensor, ...]) -> Tensor:
-        return function(network, scheduler, *inputs, region)
+        latent, text, timesteps, noise = inputs
+        return function(model.over(network), latent, {"text": text}, timesteps, noise, region)
 
     def gradients(inputs: tuple[Tensor, ...]) -> SampleGradients:
         text = inputs[1]
         if layers is None:
-            return SampleGradients(text, dense=functional_gradients(denoiser, selected, values, inputs))
-        return captured_gradients(layers, lambda: values(denoiser, inputs), text)
+            return SampleGradients(text, dense=functional_gradients(model.network, selected, values, inputs))
+        return captured_gradients(layers, lambda: values(model.network, inputs), text)
 
     return gradients
 
@@ -359,8 +356,8 @@ def functional_gradients(
     }
 
     def one_loss(weights: dict[str, Tensor], sample: tuple[Tensor, ...]) -> Tensor:
-        def call(*inputs: Tensor) -> Tensor:
-            return torch.func.functional_call(network, {**weights, **rest}, inputs)  # type: ignore[no-any-return]
+        def call(*inputs: Tensor, **conditions: Tensor) -> Tensor:
+            return torch.func.functional_call(network, {**weights, **rest}, inputs, conditions)  # type: ignore[no-any-return]
 
         return loss(_Called(call), tuple(part.unsqueeze(0) for part in sample)).squeeze(0)
 
@@ -375,8 +372,8 @@ class _Called(nn.Module):
         super().__init__()
         self.call = call
 
-    def forward(self, *inputs: Tensor) -> Tensor:
-        return self.call(*inputs)
+    def forward(self, *inputs: Tensor, **conditions: Tensor) -> Tensor:
+        return self.call(*inputs, **conditions)
 
 
 def per_sample_gradients(

@@ -10,12 +10,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from datamodules.store import Store
 from lightning_attr.artifacts import load_tensors, save_tensors
 from lightning_attr.errors import UserError
-from lightning_attr.methods.loss_deltas import sample_losses
+from lightning_attr.losses import sample_losses
+from lightning_attr.models import Model
 from lightning_attr.noise import Draws
 
 #: Batches between two writes; a kill loses at most this much work.
@@ -58,8 +59,7 @@ class LossSweep:
 
     def run(
         self,
-        denoiser: nn.Module,
-        scheduler: Any,
+        model: Model,
         store: Store,
         draws: Draws,
         *,
@@ -73,14 +73,13 @@ class LossSweep:
         """Sweep the parts of this rank that are not there yet.
 
         Args:
-            denoiser: The network.
-            scheduler: Its noise scheduler.
+            model: The model.
             store: The samples.
             draws: Where to measure.
             views: Only the first so many views.
             captions: Only the first so many captions.
             batch_size: Samples in a forward pass.
-            device: Where the denoiser is.
+            device: Where the model is.
             shard: Rank and number of ranks.
             on_batch: Told how many samples were done, for a progress bar.
         """
@@ -91,7 +90,7 @@ class LossSweep:
                 losses = []
                 for batch in np.split(positions, range(batch_size, len(positions), batch_size)):
                     samples = read_samples(store, batch, device)
-                    losses.append(sample_losses(denoiser, scheduler, samples, draws, views, captions).cpu())
+                    losses.append(sample_losses(model, samples, draws, views, captions).cpu())
                     on_batch(len(batch))
                 save_tensors(part, {"losses": torch.cat(losses)}, self.settings)
             else:

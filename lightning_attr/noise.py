@@ -11,13 +11,15 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from lightning_attr.errors import UserError
+
+Ids = TypeVar("Ids", int, Tensor)
 
 
 @dataclass(frozen=True)
@@ -106,6 +108,11 @@ def training_noise(
     timesteps = np.array([rng.integers(num_train_timesteps) for rng in generators])
     uniform = np.array([rng.random(dtype=np.float32) for rng in generators])
     return torch.from_numpy(noise), torch.from_numpy(timesteps), torch.from_numpy(uniform)
+
+
+def of_query(query_id: Ids) -> Ids:
+    """Return the id that keys a query's own noises: ids of queries and samples overlap, negative ones do not."""
+    return -1 - query_id
 
 
 def _stack(keys: Sequence[tuple[int | str, ...]], shape: Sequence[int]) -> Tensor:

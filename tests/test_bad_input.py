@@ -120,7 +120,7 @@ def test_store_replaced_under_a_run(project: Project, tmp_path: Path, refused: R
         ("train", {"model__init_args__denoiser__cross_attention_dim": "wide"}, ["model.denoiser"]),
         ("train", {"model__init_args__scheduler__beta_schedul": "linear"}, ["model.scheduler", "beta_schedul"]),
         ("train", {"model__init_args__scheduler__beta_schedule": "none"}, ["model.scheduler", "none"]),
-        ("train", {"model__init_args__scheduler__prediction_type": "sample"}, ["prediction_type", "sample", "epsilon"]),
+        ("train", {"model__init_args__scheduler__prediction_type": "score"}, ["prediction_type", "score", "epsilon"]),
         ("train", {"trainer__max_step": 1}, ["max_step"]),
         ("train", {"trainer__max_time": "00:01:00:00"}, ["trainer.max_time", "SIGTERM"]),
         ("unlearn", {"trainer__limit_train_batches": 1}, ["trainer.limit_train_batches", "1", "all of its draws"]),

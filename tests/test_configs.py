@@ -15,7 +15,8 @@ from lightning_attr.artifacts.scores import Scores
 from lightning_attr.cli import run_stage
 from lightning_attr.commands.prepare.shapes import main as prepare_shapes
 from lightning_attr.commands.sweep.command import parsed_options
-from lightning_attr.denoisers import build_denoiser, build_scheduler, select_weights
+from lightning_attr.models import Diffusion, build
+from lightning_attr.models.unet import UNet
 from lightning_attr.noise import Draws, draw_timesteps
 
 Work = Callable[..., Path]
@@ -114,14 +115,14 @@ def assert_says(found: dict[str, Any], stated: dict[str, Any]) -> None:
 def test_mscoco_is_the_experiment_of_the_paper(capsys: pytest.CaptureFixture[str]) -> None:
     model = parsed(command(CONFIGS / "mscoco/train.yaml"), capsys)["model"]["init_args"]
     with torch.device("meta"):
-        network = build_denoiser(model["denoiser"], seed=0)
+        network = build(model["denoiser"], {}, 0).network
     assert sum(parameter.numel() for parameter in network.parameters()) == 57_373_316
-    weights = select_weights(network, "cross_kv")
+    weights = UNet(network).select("cross_kv")
     assert len(weights) == 32
     assert sum(weight.numel() for weight in weights.values()) == 7_077_888
     denoiser = model["denoiser"]
     assert (denoiser["in_channels"], denoiser["sample_size"], denoiser["cross_attention_dim"]) == (4, 16, 1024)
-    assert len(build_scheduler(model["scheduler"] or {}).alphas_cumprod) == 1000
+    assert Diffusion(model["scheduler"] or {}).levels == 1000
 
 
 def test_mscoco_unlearns_as_the_paper_does(capsys: pytest.CaptureFixture[str]) -> None:

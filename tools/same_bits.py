@@ -189,11 +189,11 @@ def pack(commands: Commands, world: str, store: Stage) -> Iterator[Stage]:
         }
         for name in ("unlearn", "mirrored"):
             folder = f"{name}/{query}"
-            own = {"trainer__default_root_dir": f"{run}/{folder}"} | (
+            named: dict[str, Any] = {"trainer__default_root_dir": f"{run}/{folder}"} | (
                 {"trainer__callbacks": []} if name == "unlearn" else {}
             )
             yield Stage(
-                f"{world}/{folder}", commands.stage("fit", f"{world}/{name}", **given, **own), ["weights.safetensors"]
+                f"{world}/{folder}", commands.stage("fit", f"{world}/{name}", **given, **named), ["weights.safetensors"]
             )
     methods = sorted(path.stem for path in (commands.clone / "configs" / "methods").glob("*.yaml"))
     for method in ("default", *(name for name in methods if name != "default")):

@@ -204,7 +204,7 @@ def unpack(pack: Pack, folder: str | Path) -> None:
 
 
 def _checkpoint(pack: Pack) -> bytes:
-    """Return the original as :func:`~lightning_attr.denoisers.load_trained` reads it."""
+    """Return the original as :func:`~lightning_attr.models.load` reads it."""
     buffer = io.BytesIO()
     weights = {f"denoiser.{name}": weight for name, weight in pack.weights.items()}
     torch.save({"state_dict": weights, "trained_model": {**pack.configs, "null_text": pack.null_text}}, buffer)

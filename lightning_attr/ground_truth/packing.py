@@ -14,11 +14,11 @@ from torch import Tensor
 
 from datamodules.store import Store
 from lightning_attr.artifacts import load_tensors
-from lightning_attr.denoisers import load_trained
 from lightning_attr.digests import file_digest
 from lightning_attr.errors import UserError
 from lightning_attr.ground_truth.metrics.functional import feature_similarity, generation_deviation
 from lightning_attr.ground_truth.pack import UNATTRIBUTED, Model, Pack
+from lightning_attr.models import load
 from lightning_attr.runs.folder import LIBRARIES
 
 
@@ -43,7 +43,7 @@ def collect(
     sample_id, query_id = (torch.from_numpy(Store(path).ids.astype(np.int64)) for path in (store, queries))
     read = [_read_entry(folder, digests) for folder in folders]
     draws = _common_draws(read)
-    trained = load_trained(original)
+    trained = load(original)
     return Pack(
         models=tuple(entry.model for entry in read),
         masks=torch.stack([~torch.isin(sample_id, entry.tensors["removed_id"]) for entry in read]),
@@ -53,8 +53,8 @@ def collect(
         original_losses=_original_losses(read, query_id),
         deviations=torch.stack([entry.spread("deviation", query_id) for entry in read]),
         similarities=torch.stack([entry.spread("similarity", query_id) for entry in read]),
-        weights=trained.denoiser.state_dict(),
-        null_text=trained.null_text,
+        weights=trained.network.state_dict(),
+        null_text=trained.null["text"],
         configs={**trained.configs, "latent_shape": list(trained.latent_shape)},
         queries=torch.frombuffer(bytearray(Path(queries).read_bytes()), dtype=torch.uint8),
         settings={

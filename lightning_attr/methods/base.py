@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from datamodules.store import Store
-from lightning_attr.denoisers import TrainedModel
 from lightning_attr.errors import UserError
+from lightning_attr.models import Model
 
 Batch = Mapping[str, Tensor]
 
@@ -36,10 +36,10 @@ class Context:
     queries: Batch
     query_store: Store
     store: Store
-    model: TrainedModel | None
+    model: Model | None
     device: torch.device
 
-    def trained(self) -> TrainedModel:
+    def trained(self) -> Model:
         """Return the model, for a method that cannot do without.
 
         Raises:

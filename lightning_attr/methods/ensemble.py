@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_attr.denoisers import TrainedModel
 from lightning_attr.errors import UserError
 from lightning_attr.methods.base import Batch, Columns, Context, Method
+from lightning_attr.models import Model
 
 
 class Ensemble(Method):
@@ -23,9 +23,9 @@ class Ensemble(Method):
         models: The models; with none, the method runs once without one.
     """
 
-    def __init__(self, method: Method, models: Sequence[TrainedModel] = ()) -> None:
+    def __init__(self, method: Method, models: Sequence[Model] = ()) -> None:
         self._method = method
-        self._models: Sequence[TrainedModel | None] = models or [None]
+        self._models: Sequence[Model | None] = models or [None]
         self._members: list[Method] = []
 
     @property
@@ -75,6 +75,6 @@ class _Watched(Context):
 
     asked: list[bool] = field(default_factory=list)
 
-    def trained(self) -> TrainedModel:
+    def trained(self) -> Model:
         self.asked.append(True)
         return super().trained()

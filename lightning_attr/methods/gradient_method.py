@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from lightning_attr.console import warn
-from lightning_attr.denoisers import select_weights
 from lightning_attr.errors import UserError
 from lightning_attr.gradients import (
     Output,
@@ -22,7 +21,7 @@ from lightning_attr.gradients import (
     sample_gradients,
 )
 from lightning_attr.methods.base import Batch, Context, Method, expect_counts
-from lightning_attr.noise import Draws
+from lightning_attr.noise import Draws, of_query
 from lightning_attr.region import read_region
 
 #: Queries whose gradients are computed together.
@@ -84,8 +83,8 @@ class GradientMethod(Method):
     def prepare(self, context: Context) -> None:
         """Select the weights and take the gradients of the queries."""
         self._model = context.trained()
-        self._selected = select_weights(self._model.denoiser, self.weights)
-        if linear_weights(self._model.denoiser, self._selected) is None:
+        self._selected = self._model.select(self.weights)
+        if linear_weights(self._model.network, self._selected) is None:
             warn("weights: not all of linear layers; per-sample gradients go through torch.func, which is slow")
         self.prepare_queries(context)
 
@@ -129,8 +128,7 @@ class GradientMethod(Method):
 
     def query_batch(self, context: Context) -> Batch:
         """Return the context's queries as a batch of samples."""
-        # A query's ids and a sample's ids overlap; negative ids keep their own noises apart.
-        return {**context.queries, "id": -1 - context.queries["id"]}
+        return {**context.queries, "id": of_query(context.queries["id"])}
 
     def query_region(self, context: Context) -> Tensor | None:
         """Return how much each place of the queries' latents counts, [H, W]."""
@@ -147,8 +145,7 @@ class GradientMethod(Method):
         region: Tensor | None = None,
     ) -> Iterator[SampleGradients]:
         take = draw_gradients if self.per_draw else _mean_alone
-        model = self._model
-        return take(model.denoiser, model.scheduler, self._selected, batch, output, views, captions, region)
+        return take(self._model, self._selected, batch, output, views, captions, region)
 
 
 def _mean_alone(*arguments: Any) -> Iterator[SampleGradients]:

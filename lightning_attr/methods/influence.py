@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from lightning_attr.curvature import AnyCurvature, Damping, curvature_digest, load_curvature
-from lightning_attr.denoisers import TrainedModel
 from lightning_attr.errors import UserError
 from lightning_attr.methods.base import Batch, Context, digest_of, plain
 from lightning_attr.methods.gradient_method import GradientMethod, products
+from lightning_attr.models import Model
 
 
 class Influence(GradientMethod):
@@ -54,7 +54,7 @@ class Influence(GradientMethod):
         curvature = self._curvature_of(context.trained())
         self._rows = self.query_gradients(context, lambda rows: curvature.inverse(rows, self.damping))
 
-    def _curvature_of(self, model: TrainedModel) -> AnyCurvature:
+    def _curvature_of(self, model: Model) -> AnyCurvature:
         """Return the curvature that was fitted on the model; one alone may keep silent about that, as kronfluence's."""
         if len(self._fitted) == 1 and not (self._fitted[0].checkpoint and model.digest):
             return self._fitted[0].curvature

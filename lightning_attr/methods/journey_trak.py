@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from lightning_attr.diffusion import predicted_original
 from lightning_attr.errors import UserError
 from lightning_attr.methods.base import Batch, Context
 from lightning_attr.methods.trak import Trak
@@ -44,7 +43,7 @@ class JourneyTrak(Trak):
         Raises:
             UserError: The timestep is not of the schedule, or the queries were not sampled alike.
         """
-        steps = len(context.trained().scheduler.alphas_cumprod)
+        steps = context.trained().process.levels
         if self.timestep >= steps:
             raise UserError(f"method.timestep: found {self.timestep}, expected 0 to {steps - 1}")
         sampling_of(context.query_store, context.queries["id"].tolist())
@@ -58,15 +57,6 @@ class JourneyTrak(Trak):
         """
         batch = super().query_batch(context)
         seeds, steps, guidance = sampling_of(context.query_store, context.queries["id"].tolist())
-        latent = predicted_original(
-            self._model.denoiser,
-            self._model.scheduler,
-            batch["text"][:, 0].to(self._model.null_text),
-            self._model.null_text,
-            seeds,
-            self._model.latent_shape,
-            self.timestep,
-            steps=steps,
-            guidance=guidance,
-        )
+        text = batch["text"][:, 0].to(self._model.null["text"])
+        latent = self._model.predicted_original({"text": text}, seeds, self.timestep, steps=steps, guidance=guidance)
         return {**batch, "latent": latent[:, None]}

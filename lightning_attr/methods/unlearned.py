@@ -17,8 +17,8 @@ from lightning_attr.artifacts import load_tensors
 from lightning_attr.digests import file_digest
 from lightning_attr.errors import UserError
 from lightning_attr.gradients import outside_autocast
+from lightning_attr.losses import sample_losses
 from lightning_attr.methods.base import Batch, Context, Method, differs, digest_of, expect_counts
-from lightning_attr.methods.loss_deltas import sample_losses
 from lightning_attr.noise import Draws
 
 
@@ -61,7 +61,7 @@ class Unlearned(Method):
             UserError: A query has none or two, or they are of another task, model or query store.
         """
         self._model = context.trained()
-        self._parameters = dict(self._model.denoiser.named_parameters())
+        self._parameters = dict(self._model.network.named_parameters())
         by_query = self._find(context)
         self._changed = [self._read(by_query[query]) for query in context.queries["id"].tolist()]
 
@@ -126,7 +126,7 @@ class Unlearned(Method):
         """Return the scores [B] of losses [B, V, D] before and after."""
 
     def _losses(self, batch: Batch) -> Tensor:
-        return sample_losses(self._model.denoiser, self._model.scheduler, batch, self.draws, self.views, self.captions)
+        return sample_losses(self._model, batch, self.draws, self.views, self.captions)
 
     def _assign(self, weights: Mapping[str, Tensor]) -> None:
         for name, value in weights.items():

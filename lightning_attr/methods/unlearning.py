@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from lightning_attr.methods.loss_deltas import delta_scores
+from lightning_attr.losses import delta_scores
 from lightning_attr.methods.unlearned import Unlearned
 
 

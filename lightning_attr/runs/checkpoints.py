@@ -15,7 +15,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor
 
 from lightning_attr.errors import UserError
-from lightning_attr.denoisers import read_checkpoint
+from lightning_attr.models import read_checkpoint
 from lightning_attr.runs.ranks import gather
 
 

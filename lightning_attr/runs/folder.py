@@ -151,8 +151,8 @@ def flatten(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
         yield from flatten(child, f"{prefix}.{key}" if prefix else str(key))
 
 
-#: Settings that may name a folder of inputs: of a curvature's factors, or of a local model. Other folders are outputs.
-FOLDERS = ("curvature", "model")
+#: Settings that may name a folder of inputs: of a curvature's factors, or of a model. Other folders are outputs.
+FOLDERS = ("curvature", "model", "checkpoint", "checkpoints")
 
 
 def input_files(config: Config) -> Iterator[str]:

@@ -7,15 +7,15 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from datamodules import LatentDataModule
 from datamodules.store import Store
 from lightning_attr.artifacts import tensors_digest
-from lightning_attr.denoisers import load_trained
 from lightning_attr.digests import file_digest
 from lightning_attr.errors import UserError
+from lightning_attr.models import load
 
 
 def require_one_rank(task: pl.LightningModule) -> None:
@@ -40,7 +40,7 @@ class AnalysisTask(pl.LightningModule):
     The denoiser moves with the module but stays out of its checkpoints: it is in ``checkpoint`` already.
 
     Args:
-        checkpoint: A checkpoint of ``LatentDiffusion``.
+        checkpoint: A checkpoint of ``LatentDiffusion``, or the folder of a diffusers pipeline.
     """
 
     strict_loading = False
@@ -48,12 +48,8 @@ class AnalysisTask(pl.LightningModule):
     def __init__(self, checkpoint: str) -> None:
         super().__init__()
         self.checkpoint = checkpoint
-        trained = load_trained(checkpoint)
-        self.denoiser = trained.denoiser.requires_grad_(False)
-        self.scheduler = trained.scheduler
-        self.latent_shape = trained.latent_shape
-        self.null_text: Tensor
-        self.register_buffer("null_text", trained.null_text, persistent=False)
+        self.model = load(checkpoint)
+        self.denoiser = self.model.network  # so that Lightning moves it
 
     def sum_over_ranks(self, names: list[str]) -> None:
         """Say that this task sums the named buffers and gradients over ranks itself, so that DDP leaves them alone.

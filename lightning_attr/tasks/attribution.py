@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +15,14 @@ from datamodules import LatentDataModule
 from datamodules.store import Store
 from lightning_attr.artifacts.chunks import Chunks
 from lightning_attr.artifacts.scores import Scores, TopScores, load_scores, merge_top
-from lightning_attr.denoisers import TrainedModel, load_trained
 from lightning_attr.digests import file_digest
 from lightning_attr.errors import UserError
 from lightning_attr.methods import Method
 from lightning_attr.methods.base import Context
 from lightning_attr.methods.ensemble import Ensemble
+from lightning_attr.models import Model, load
 from lightning_attr.runs.folder import flatten, is_file
 from lightning_attr.tasks.analysis import samples_used
-from lightning_attr.tasks.latent_diffusion import check_shapes
 
 
 class Attribution(pl.LightningModule):
@@ -181,17 +179,11 @@ class Attribution(pl.LightningModule):
         if isinstance(limit := self.trainer.limit_predict_batches, int) or limit < 1:
             raise UserError(f"trainer.limit_predict_batches: found {limit}, expected all samples to be scored")
 
-    def _models(self) -> list[TrainedModel]:
-        device = self.trainer.strategy.root_device
-        models = [load_trained(checkpoint) for checkpoint in self.checkpoints]
+    def _models(self) -> list[Model]:
+        models = [load(checkpoint) for checkpoint in self.checkpoints]
         for model in models:
-            check_shapes(self.store, model.denoiser)
-        return [
-            replace(
-                model, denoiser=model.denoiser.requires_grad_(False).to(device), null_text=model.null_text.to(device)
-            )
-            for model in models
-        ]
+            model.accepts(self.store)
+        return [model.to(self.trainer.strategy.root_device) for model in models]
 
     def _score_settings(self) -> dict[str, Any]:
         files = {"store": self._data.store, "queries": self.queries}

@@ -8,9 +8,7 @@ import torch
 from torch import Tensor
 
 from datamodules.store import Store
-from lightning_attr.denoisers import select_weights
 from lightning_attr.tasks.analysis import AnalysisTask
-from lightning_attr.tasks.latent_diffusion import check_shapes
 
 
 class ChangedWeights(AnalysisTask):
@@ -28,7 +26,7 @@ class ChangedWeights(AnalysisTask):
         self.queries = queries
         self.query = query
         self.weights = weights
-        self.selected = select_weights(self.denoiser, weights)
+        self.selected = self.model.select(weights)
         for weight in self.selected.values():
             weight.requires_grad_()
         self.latent: Tensor
@@ -37,7 +35,7 @@ class ChangedWeights(AnalysisTask):
     def setup(self, stage: str) -> None:
         """Read the query: its latent [C, H, W] and its text state [L, E]."""
         queries = Store(self.queries)
-        check_shapes(queries, self.denoiser)
+        self.model.accepts(queries)
         position = queries.positions([self.query])
         for name in ("latent", "text"):
             self.register_buffer(name, torch.from_numpy(queries.read(name, position)[0, 0]).float(), persistent=False)

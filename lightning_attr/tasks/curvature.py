@@ -12,14 +12,11 @@ from datamodules import LatentDataModule
 from datamodules.store import Store
 from lightning_attr.curvature import KroneckerCurvature, save_factors
 from lightning_attr.curvature.sums import SUMS, DiagonalSums, Sums, layers_on, linear_layers, not_finite
-from lightning_attr.denoisers import select_weights
-from lightning_attr.diffusion import denoising_loss
 from lightning_attr.digests import file_digest
 from lightning_attr.errors import UserError
 from lightning_attr.gradients import captured
 from lightning_attr.noise import keyed_generator
 from lightning_attr.tasks.analysis import AnalysisTask, samples_used
-from lightning_attr.tasks.latent_diffusion import check_shapes
 
 
 class Curvature(AnalysisTask):
@@ -50,7 +47,7 @@ class Curvature(AnalysisTask):
         self.kind = kind
         self.weights = weights
         self.seed = seed
-        self.selected = select_weights(self.denoiser, weights)
+        self.selected = self.model.select(weights)
         self.sums = self._sums()
         self.count: Tensor
         self.register_buffer("count", torch.zeros((), dtype=torch.int64))
@@ -64,12 +61,11 @@ class Curvature(AnalysisTask):
     def _on_text(self) -> set[str]:
         """Return the layers whose input is the text state: the network is run once to see."""
         layers = linear_layers(self.denoiser, self.selected, self.kind)
-        latent, text = torch.zeros(1, *self.latent_shape), self.null_text[None].float()
+        latent, text = torch.zeros(1, *self.model.latent_shape), self.model.null["text"][None].float()
         timestep = torch.zeros(1, dtype=torch.int64)
 
         def values() -> Tensor:
-            output: Tensor = self.denoiser(latent, timestep, text).sample
-            return output.flatten(1).sum(1)
+            return self.model.predict(latent, timestep, {"text": text}).flatten(1).sum(1)
 
         return layers_on(text, captured({*layers.values()}, values), layers)
 
@@ -84,7 +80,7 @@ class Curvature(AnalysisTask):
     def setup(self, stage: str) -> None:
         """Check the store against the network, and that the epochs divide into the parts of the fit."""
         super().setup(stage)
-        check_shapes(Store(self.data.store), self.denoiser)
+        self.model.accepts(Store(self.data.store))
         epochs, parts = self.trainer.max_epochs or 0, self.sums.parts
         if parts > 1 and (epochs < parts or epochs % parts):
             expected = f"expected a multiple of {parts} for kind {self.kind!r}, which is fitted in {parts} equal parts"
@@ -110,11 +106,11 @@ class Curvature(AnalysisTask):
 
     def _losses(self, network: nn.Module, batch: tuple[Tensor, ...]) -> Tensor:
         latent, text, timesteps, noise = batch
-        return denoising_loss(network, self.scheduler, latent, text, timesteps, noise)
+        return self.model.over(network).losses(latent, {"text": text}, timesteps, noise)
 
     def _draws(self, ids: list[int], shape: torch.Size) -> tuple[Tensor, Tensor]:
         """Return one timestep and one noise per sample, whatever the batch: [B] and [B, C, H, W]."""
-        steps = len(self.scheduler.alphas_cumprod)
+        steps = self.model.process.levels
         generators = [keyed_generator("curvature", self.seed, self.current_epoch, sample_id) for sample_id in ids]
         timesteps = torch.tensor([int(rng.integers(0, steps)) for rng in generators])
         noise = np.stack([rng.standard_normal(tuple(shape), dtype=np.float32) for rng in generators])

@@ -22,9 +22,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from datamodules.grouped import GroupedLatents, check_equal
 from datamodules.store import Store
 from lightning_attr.artifacts import write_atomically
-from lightning_attr.denoisers import read_checkpoint
-from lightning_attr.diffusion import denoising_loss, expand_right
 from lightning_attr.errors import UserError
+from lightning_attr.models import read_checkpoint
+from lightning_attr.models.process import expand_right
 from lightning_attr.noise import training_noise
 from lightning_attr.runs.folder import RunFolder
 from lightning_attr.tasks.analysis import require_one_rank
@@ -69,6 +69,7 @@ class GroupedLeaveKOut(LatentDiffusion):
         )
         check_no_dropout(self.denoiser)
         self.denoiser = stacked([member.denoiser for member in members])
+        self.model = self.model.over(self.denoiser)
         # Members are settings only; a tuple keeps them from being submodules, and their weights are here already.
         self.members = tuple(member.to("meta") for member in members)
         self.folders = [Path(folder) for folder in folders]
@@ -101,7 +102,7 @@ class GroupedLeaveKOut(LatentDiffusion):
 
     def forward(self, latent: Tensor, text: Tensor, timesteps: Tensor, noise: Tensor) -> Tensor:
         """Return the losses of one member's samples, [B]; its weights are put in by :meth:`losses`."""
-        return denoising_loss(self.denoiser, self.scheduler, latent, text, timesteps, noise)
+        return self.model.losses(latent, {"text": text}, timesteps, noise)
 
     def losses(self, latent: Tensor, text: Tensor, timesteps: Tensor, noise: Tensor) -> Tensor:
         """Return the losses of all members' samples, [G, B], from inputs [G, B, ...]."""
@@ -118,7 +119,7 @@ class GroupedLeaveKOut(LatentDiffusion):
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """Return the sum of the members' mean losses, which gives each member the gradient of its own."""
         noise, timesteps, uniform = (part.to(self.device) for part in self._added(batch))
-        text = torch.where((uniform < self.caption_dropout)[..., None, None], self.null_text, batch["text"])
+        text = torch.where((uniform < self.caption_dropout)[..., None, None], self.model.null["text"], batch["text"])
         means = real_means(self.losses(batch["latent"], text, timesteps, noise), batch["size"])
         for folder, loss in zip(self.folders, means.tolist(), strict=True):
             if not abs(loss) < float("inf"):
@@ -132,7 +133,7 @@ class GroupedLeaveKOut(LatentDiffusion):
 
     def _added(self, batch: dict[str, Tensor]) -> Iterator[Tensor]:
         """Noises [G, B, C, H, W], timesteps [G, B] and uniform numbers [G, B], each member's from its own seed."""
-        shape, levels = batch["latent"].shape[2:], len(self.scheduler.alphas_cumprod)
+        shape, levels = batch["latent"].shape[2:], self.model.process.levels
         keys = zip(self.members, batch["epoch"].tolist(), batch["id"].tolist(), strict=True)
         added = [training_noise(member.seed, epoch, ids, shape, levels) for member, epoch, ids in keys]
         return (torch.stack(parts) for parts in zip(*added, strict=True))
@@ -170,13 +171,13 @@ class GroupedLeaveKOut(LatentDiffusion):
                 run.finish()
 
     def _member_checkpoint(self, checkpoint: Mapping[str, Any], index: int) -> dict[str, Any]:
-        """What :func:`~lightning_attr.denoisers.load_trained` needs, and what Lightning needs to open it at all."""
+        """What :func:`~lightning_attr.models.load` needs, and what Lightning needs to open it at all."""
         own = dict(checkpoint["state_dict"])  # buffers are the same for all, and not stacked
         own |= {name: own[name][index].clone() for name, _ in self.named_parameters()}
         return {
             **{key: checkpoint[key] for key in ("global_step", "pytorch-lightning_version")},
             "state_dict": own,
-            "trained_model": {**self.configs, "latent_shape": list(self.latent_shape), "null_text": self.null_text},
+            "trained_model": self.trained_model(),
         }
 
 

@@ -12,11 +12,10 @@ from torchmetrics import MeanMetric
 
 from datamodules import LatentDataModule
 from datamodules.store import Store
-from lightning_attr.denoisers import build_denoiser, build_scheduler
-from lightning_attr.diffusion import denoising_loss
 from lightning_attr.encoders import null_text
 from lightning_attr.errors import UserError
-from lightning_attr.methods.loss_deltas import sample_losses
+from lightning_attr.losses import sample_losses
+from lightning_attr.models import build
 from lightning_attr.noise import Draws, training_noise
 
 
@@ -54,11 +53,9 @@ class LatentDiffusion(pl.LightningModule):
         self.caption_dropout = caption_dropout
         self.validation = validation
         self.seed = seed
-        self.denoiser = build_denoiser(denoiser, seed)
-        self.scheduler = build_scheduler(self.configs["scheduler"])
+        self.model = build(denoiser, self.configs["scheduler"], seed)
+        self.denoiser = self.model.network  # so that Lightning trains, moves and saves it
         self.validation_loss = MeanMetric()
-        self.latent_shape: tuple[int, ...] = ()
-        self.null_text = torch.empty(0)
 
     @property
     def store(self) -> Store:
@@ -71,20 +68,20 @@ class LatentDiffusion(pl.LightningModule):
     def setup(self, stage: str) -> None:
         """Check the store against the network and keep the text state of the empty caption."""
         store = self.store
-        check_shapes(store, self.denoiser)
-        self.latent_shape = store.schema.fields["latent"].shape[1:]
-        self.null_text = null_text(store).to(self.trainer.strategy.root_device)
+        self.model.accepts(store)
+        self.model.latent_shape = store.schema.fields["latent"].shape[1:]
+        self.model.null = {"text": null_text(store).to(self.trainer.strategy.root_device)}
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """Return the mean loss of a batch at random timesteps and noises."""
         latent = batch["latent"]
         added = training_noise(
-            self.seed, self.current_epoch, batch["id"].tolist(), latent.shape[1:], len(self.scheduler.alphas_cumprod)
+            self.seed, self.current_epoch, batch["id"].tolist(), latent.shape[1:], self.model.process.levels
         )
         noise, timesteps, uniform = (part.to(latent.device) for part in added)
         dropped = uniform < self.caption_dropout
-        text = torch.where(dropped[:, None, None], self.null_text, batch["text"])
-        losses = denoising_loss(self.denoiser, self.scheduler, latent, text, timesteps, noise)
+        text = torch.where(dropped[:, None, None], self.model.null["text"], batch["text"])
+        losses = self.model.losses(latent, {"text": text}, timesteps, noise)
         # Ranks' batches may differ in size, and DDP takes the mean of their gradients: with this divisor that is the
         # gradient of the mean over all of their samples.
         local = torch.stack([losses.detach().sum(), losses.new_tensor(len(losses))])
@@ -101,7 +98,7 @@ class LatentDiffusion(pl.LightningModule):
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         """Log ``val/loss`` over the first view and caption of every sample, on fixed draws."""
-        losses = sample_losses(self.denoiser, self.scheduler, batch, self.validation, views=1, captions=1)
+        losses = sample_losses(self.model, batch, self.validation, views=1, captions=1)
         self.validation_loss.update(losses)
         # Lightning's own mean over ranks is wrong where their samples do not divide: it rounds the mean of the counts.
         self.log("val/loss", self.validation_loss, prog_bar=True)
@@ -117,14 +114,15 @@ class LatentDiffusion(pl.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": warmup, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add what :func:`~lightning_attr.denoisers.load_trained` needs to rebuild the denoiser."""
+        """Add what :func:`~lightning_attr.models.load` needs to rebuild the denoiser."""
         if not all(bool(torch.isfinite(weight).all()) for weight in self.denoiser.parameters()):
             raise UserError(f"weights: not finite at step {self.global_step}; the last checkpoint is kept")
-        checkpoint["trained_model"] = {
-            **self.configs,
-            "latent_shape": list(self.latent_shape),
-            "null_text": self.null_text,
-        }
+        checkpoint["trained_model"] = self.trained_model()
+
+    def trained_model(self) -> dict[str, Any]:
+        """Return what a checkpoint says of the model besides its weights."""
+        shape, null = list(self.model.latent_shape), self.model.null["text"]
+        return {**self.configs, "latent_shape": shape, "null_text": null}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint of another architecture, with the difference."""
@@ -134,23 +132,3 @@ class LatentDiffusion(pl.LightningModule):
                 if found.get(key) != expected.get(key):
                     difference = f"found {found.get(key)}, expected {expected.get(key)}"
                     raise UserError(f"checkpoint of another architecture: {part}.{key}: {difference}")
-
-
-def check_shapes(store: Store, denoiser: Any) -> None:
-    """Check that the samples of ``store`` fit the network.
-
-    Raises:
-        UserError: Another number of channels, size, or text dimension.
-    """
-    latent, text = store.schema.fields["latent"].shape, store.schema.fields["text"].shape
-    config = denoiser.config
-    size = config.sample_size
-    size = (size, size) if isinstance(size, int) else tuple(size)
-    expected = (config.in_channels, *size)
-    if latent[1:] != expected:
-        raise UserError(f"store {store.path}: found latents {latent[1:]}, expected {expected} as model.denoiser has it")
-    if text[-1] != config.cross_attention_dim:
-        raise UserError(
-            f"store {store.path}: found text states of {text[-1]} features, "
-            f"expected {config.cross_attention_dim} as model.denoiser.cross_attention_dim has it"
-        )

@@ -11,13 +11,12 @@ from torch import Tensor
 from datamodules import LatentDataModule
 from datamodules.store import Store
 from lightning_attr.artifacts import save_tensors
-from lightning_attr.denoisers import TrainedModel, load_trained
-from lightning_attr.diffusion import generate
 from lightning_attr.digests import file_digest
 from lightning_attr.encoders import store_image_encoder
 from lightning_attr.errors import UserError
 from lightning_attr.ground_truth.metrics.functional import feature_similarity, generation_deviation, loss_change
-from lightning_attr.methods.loss_deltas import sample_losses
+from lightning_attr.losses import sample_losses
+from lightning_attr.models import Model, load
 from lightning_attr.noise import Draws
 from lightning_attr.sampling import sampling_of
 from lightning_attr.tasks.latent_diffusion import LatentDiffusion
@@ -71,7 +70,7 @@ class LeaveKOut(LatentDiffusion):
         queries = Store(self.queries)
         ids = self._query_ids(queries)
         sampling_of(queries, ids)
-        configs = load_trained(self.original).configs
+        configs = load(self.original).configs
         if configs != self.configs:
             raise UserError(
                 f"model.original {self.original}: found {configs}, expected {self.configs} as this model has it"
@@ -115,8 +114,8 @@ class LeaveKOut(LatentDiffusion):
         queries = Store(self.queries)
         ids = self._query_ids(queries)
         # The checkpoint is what other stages read, with the averaged weights where there is an average.
-        retrained = measure(load_trained(folder / "checkpoints" / "last.ckpt"), queries, ids, self.evaluation, device)
-        original = measure(load_trained(self.original), queries, ids, self.evaluation, device)
+        retrained = measure(load(folder / "checkpoints" / "last.ckpt"), queries, ids, self.evaluation, device)
+        original = measure(load(self.original), queries, ids, self.evaluation, device)
         removed = torch.tensor(data.left_out_ids, dtype=torch.int64)
         tensors = {"query_id": torch.tensor(ids), "removed_id": removed}
         for name in original:
@@ -136,11 +135,9 @@ class LeaveKOut(LatentDiffusion):
         }
 
 
-def measure(
-    model: TrainedModel, queries: Store, ids: list[int], draws: Draws, device: torch.device
-) -> dict[str, Tensor]:
+def measure(model: Model, queries: Store, ids: list[int], draws: Draws, device: torch.device) -> dict[str, Tensor]:
     """Return the queries' ``losses`` [Q, D], and ``latent`` [Q, C, H, W] and ``image`` [Q, H, W, 3] generated again."""
-    denoiser = model.denoiser.to(device)
+    model = model.to(device)
     positions = queries.positions(ids)
     text = torch.from_numpy(queries.read("text", positions)).float().to(device)
     batch = {
@@ -150,12 +147,9 @@ def measure(
         "id": torch.tensor(ids),
     }
     with torch.no_grad():
-        losses = sample_losses(denoiser, model.scheduler, batch, draws)[:, 0]
+        losses = sample_losses(model, batch, draws)[:, 0]
     seeds, steps, guidance = sampling_of(queries, ids)
-    shape = model.latent_shape
-    latents, _ = generate(
-        denoiser, model.scheduler, text[:, 0], model.null_text, seeds, shape, steps=steps, guidance=guidance
-    )
+    latents, _ = model.generate({"text": text[:, 0]}, seeds, steps=steps, guidance=guidance)
     images = store_image_encoder(queries).decode(latents.cpu())
     return {"losses": losses.cpu(), "latent": latents.cpu(), "image": images}
 

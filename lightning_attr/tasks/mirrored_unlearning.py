@@ -12,13 +12,12 @@ from torch import Tensor
 from datamodules import LatentDataModule
 from datamodules.store import Store
 from lightning_attr.artifacts import save_tensors
-from lightning_attr.diffusion import add_noise, mean_square, prediction_target
 from lightning_attr.digests import file_digest
 from lightning_attr.errors import UserError
-from lightning_attr.noise import Draws, batch_noise, draw_timesteps, keyed_generator, training_noise
+from lightning_attr.models import mean_square
+from lightning_attr.noise import Draws, batch_noise, draw_timesteps, keyed_generator, of_query, training_noise
 from lightning_attr.tasks.analysis import samples_used
 from lightning_attr.tasks.changed_weights import ChangedWeights
-from lightning_attr.tasks.latent_diffusion import check_shapes
 
 
 def mirrored_loss(retain: Tensor, query: Tensor, null: Tensor, forget: float) -> Tensor:
@@ -68,7 +67,7 @@ class MirroredUnlearning(ChangedWeights):
         self.query_draws = query_draws
         self.draws = draws
         self.seed = seed
-        self.timesteps = draw_timesteps(draws, len(self.scheduler.alphas_cumprod))
+        self.timesteps = draw_timesteps(draws, self.model.process.levels)
 
     @property
     def data(self) -> LatentDataModule:
@@ -81,7 +80,7 @@ class MirroredUnlearning(ChangedWeights):
     def setup(self, stage: str) -> None:
         """Read the query, and check the stores against the network."""
         super().setup(stage)
-        check_shapes(Store(self.data.store), self.denoiser)
+        self.model.accepts(Store(self.data.store))
 
     def on_train_batch_start(self, batch: dict[str, Tensor], batch_idx: int) -> int | None:
         """End the run if the query is forgotten; asked before every step, so that a resumed run stops where it would.
@@ -107,8 +106,7 @@ class MirroredUnlearning(ChangedWeights):
     def forgotten(self) -> float:
         """Return the query's loss on the fixed draws as a share of the null loss."""
         shape = self.latent.shape
-        # A query's ids and a sample's ids overlap; negative ids keep their noises apart.
-        ids = [-1 - self.query]
+        ids = [of_query(self.query)]
         noise = torch.cat([batch_noise(self.draws, draw, shape, ids, 0, 0) for draw in range(len(self.draws))])
         loss, null = self._query_losses(self.timesteps, noise)
         return float(loss.mean() / null.mean())
@@ -134,14 +132,14 @@ class MirroredUnlearning(ChangedWeights):
 
     def _retain_losses(self, batch: dict[str, Tensor]) -> Tensor:
         latent, ids = batch["latent"], batch["id"].tolist()
-        steps = len(self.scheduler.alphas_cumprod)
+        steps = self.model.process.levels
         noise, timesteps, _ = training_noise(self.seed, self.current_epoch, ids, latent.shape[1:], steps)
         return self._losses(latent, batch["text"], timesteps.to(latent.device), noise.to(latent.device))[0]
 
     def _random_draws(self) -> tuple[Tensor, Tensor]:
         """Return timesteps int64 [D] and noises [D, C, H, W] of this step."""
         generator = keyed_generator("mirrored", self.seed, self.query, self.global_step)
-        timesteps = generator.integers(len(self.scheduler.alphas_cumprod), size=self.query_draws)
+        timesteps = generator.integers(self.model.process.levels, size=self.query_draws)
         noise = generator.standard_normal((self.query_draws, *self.latent.shape), dtype=np.float32)
         return torch.from_numpy(timesteps), torch.from_numpy(noise)
 
@@ -153,9 +151,8 @@ class MirroredUnlearning(ChangedWeights):
 
     def _losses(self, latent: Tensor, text: Tensor, timesteps: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
         """Return the losses of the network, and of one that predicts zero, both [B]."""
-        alphas_cumprod = self.scheduler.alphas_cumprod.to(latent.device)[timesteps]
-        target = prediction_target(latent, noise, alphas_cumprod, self.scheduler.config.prediction_type)
-        prediction: Tensor = self.denoiser(add_noise(latent, noise, alphas_cumprod), timesteps, text).sample
+        noisy, target = self.model.process.noised(latent, noise, timesteps)
+        prediction = self.model.predict(noisy, timesteps, {"text": text})
         return mean_square(prediction - target), mean_square(target)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:

@@ -12,7 +12,6 @@ from torch.utils.data import DataLoader
 from datamodules.store import Store
 from datamodules.store.records import Field, Meta, Sample, Schema
 from datamodules.store.writer import StoreWriter
-from lightning_attr.diffusion import generate
 from lightning_attr.encoders import ENCODER_STATES, jpeg, store_image_encoder, store_text_encoder
 from lightning_attr.errors import UserError
 from lightning_attr.noise import keyed_generator
@@ -79,9 +78,9 @@ class Sampler(AnalysisTask):
         text = store.schema.fields["text"]
         self.schema = Schema(
             fields={
-                "latent": Field((1, *self.latent_shape), "float32"),
+                "latent": Field((1, *self.model.latent_shape), "float32"),
                 "text": Field((1, *text.shape[1:]), text.dtype),
-                "noise": Field(self.latent_shape, "float32"),
+                "noise": Field(self.model.latent_shape, "float32"),
             },
             encoders=store.schema.encoders,
         )
@@ -127,10 +126,8 @@ class Sampler(AnalysisTask):
         prompts = [self.prompts[index] for index in ids]
         text = self.text_encoder.encode([prompt.text for prompt in prompts]).to(self.device)
         seeds = [prompt.seed for prompt in prompts]
-        latents, noises = generate(
-            self.denoiser, self.scheduler, text, self.null_text, seeds, self.latent_shape,
-            steps=self.steps, guidance=self.guidance,
-        )  # fmt: skip
+        model = self.model.to(self.device)
+        latents, noises = model.generate({"text": text}, seeds, steps=self.steps, guidance=self.guidance)
         images = self.image_encoder.decode(latents.cpu())
         samples = []
         for row, (index, prompt) in enumerate(zip(ids, prompts, strict=True)):

@@ -12,10 +12,9 @@ from torch import Tensor
 from datamodules.store import Store
 from lightning_attr.artifacts import save_tensors
 from lightning_attr.curvature import Damping, curvature_digest, load_curvature
-from lightning_attr.diffusion import denoising_loss
 from lightning_attr.digests import file_digest
 from lightning_attr.errors import UserError
-from lightning_attr.noise import Draws, draw_timesteps, own_noise, shared_noise
+from lightning_attr.noise import Draws, draw_timesteps, of_query, own_noise, shared_noise
 from lightning_attr.optim import NaturalGradient
 from lightning_attr.region import read_region
 from lightning_attr.tasks.changed_weights import ChangedWeights
@@ -99,7 +98,7 @@ class Unlearning(ChangedWeights):
         self.curvature = load_curvature(curvature) if curvature is not None else None
         self.region_path = region
         self.region: Tensor | None
-        white = read_region(region, self.latent_shape[1:]) if region is not None else None
+        white = read_region(region, self.model.latent_shape[1:]) if region is not None else None
         self.register_buffer("region", white, persistent=False)
         self.query_loss: Tensor
         self.gradient: Tensor
@@ -109,7 +108,7 @@ class Unlearning(ChangedWeights):
         )
         self.sum_over_ranks(["query_loss", "gradient", *(f"denoiser.{name}" for name in self.selected)])
         self.original = {name: weight.detach().clone() for name, weight in self.selected.items()}
-        self.timesteps = draw_timesteps(draws, len(self.scheduler.alphas_cumprod))
+        self.timesteps = draw_timesteps(draws, self.model.process.levels)
         self._check_curvature()
 
     def _check_curvature(self) -> None:
@@ -179,15 +178,14 @@ class Unlearning(ChangedWeights):
         text = self.text.expand(len(indices), *self.text.shape)
         timesteps = self.timesteps.to(indices.device)[indices]
         noise = self._noise(indices.tolist()).to(latent.device)
-        return denoising_loss(self.denoiser, self.scheduler, latent, text, timesteps, noise, self.region)
+        return self.model.losses(latent, {"text": text}, timesteps, noise, self.region)
 
     def _noise(self, indices: list[int]) -> Tensor:
         shape = self.latent.shape
         if self.draws.mode == "shared":
             return shared_noise(self.draws, indices, shape)
         fresh = self.global_step * len(self.draws)
-        # A query's ids and a sample's ids overlap; negative ids keep their noises apart.
-        return own_noise(self.draws, [fresh + index for index in indices], shape, -1 - self.query)
+        return own_noise(self.draws, [fresh + index for index in indices], shape, of_query(self.query))
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """The natural gradient, or plain gradient ascent without a curvature."""

@@ -12,7 +12,7 @@ from lightning_attr.artifacts import load_tensors
 from lightning_attr.artifacts.scores import Scores
 from lightning_attr.cli import run_stage
 from lightning_attr.errors import UserError
-from lightning_attr.methods.loss_deltas import delta_scores
+from lightning_attr.losses import delta_scores
 
 MEASURED_ANEW = "measured anew"
 

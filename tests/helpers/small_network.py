@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import torch
 from diffusers import DDPMScheduler, UNet2DConditionModel
-from torch import Tensor
+from torch import Tensor, nn
+
+from lightning_attr.models import Diffusion, Model
+from lightning_attr.models.unet import UNet
 
 SCHEDULER = DDPMScheduler()
 
@@ -26,6 +29,11 @@ def small_network() -> UNet2DConditionModel:
             attention_head_dim=2,
         )
     return network.double().eval().requires_grad_(False)
+
+
+def model_of(network: nn.Module) -> Model:
+    """The network as a model that predicts the noise."""
+    return Model(UNet(network), Diffusion({}), {"text": torch.zeros(5, 12).double()}, (4, 8, 8))
 
 
 def small_batch(ids: list[int], views: int = 2, captions: int = 2) -> dict[str, Tensor]:

@@ -19,7 +19,7 @@ from lightning_attr.artifacts import load_tensors
 from lightning_attr.commands.sweep.command import main
 from lightning_attr.commands.sweep.folder import Status, read_status
 from lightning_attr.commands.sweep.worker import Job, Outcome, run_logged
-from lightning_attr.denoisers import load_trained
+from lightning_attr.models import load
 
 ROOT = Path(__file__).parents[2]
 
@@ -96,7 +96,7 @@ def assert_same(found: Path, expected: Path) -> None:
     (ours, settings), (theirs, other) = (load_tensors(f / "leave_k_out.safetensors") for f in (found, expected))
     assert settings == other
     assert_equal(ours, theirs)
-    weights = [load_trained(f / "checkpoints/last.ckpt").denoiser.state_dict() for f in (found, expected)]
+    weights = [load(f / "checkpoints/last.ckpt").network.state_dict() for f in (found, expected)]
     assert_equal(*weights)
 
 

@@ -7,8 +7,8 @@ from miniature import DENOISER
 from torch import Tensor
 
 from lightning_attr.artifacts.scores import Scores
-from lightning_attr.denoisers import build_denoiser
 from lightning_attr.ground_truth.pack import Model, Pack
+from lightning_attr.models import build
 
 QUERIES, SAMPLES, DRAWS = 6, 40, 5
 KS = (2, 8)
@@ -80,7 +80,7 @@ class World:
             original_losses=self.loss(torch.ones(SAMPLES, dtype=torch.bool), 0),
             deviations=self.normal(*latent).abs().double(),
             similarities=self.normal(*latent).tanh().double(),
-            weights=build_denoiser(DENOISER, seed=0).state_dict(),
+            weights=build(DENOISER, {}, 0).network.state_dict(),
             null_text=self.normal(6, 16),
             configs={"denoiser": DENOISER, "scheduler": {}, "latent_shape": [4, 8, 8]},
             queries=torch.arange(256, dtype=torch.uint8),

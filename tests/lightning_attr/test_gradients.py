@@ -8,11 +8,9 @@ import pytest
 import torch
 from diffusers import UNet2DConditionModel
 from plain_gradients import mean_over_draws, plain_gradients, rows
-from small_network import SCHEDULER, small_batch, small_network
+from small_network import SCHEDULER, model_of, small_batch, small_network
 from torch import Tensor, nn
 
-from lightning_attr.denoisers import select_weights
-from lightning_attr.diffusion import denoising_loss
 from lightning_attr.gradients import (
     Output,
     SampleGradients,
@@ -25,6 +23,7 @@ from lightning_attr.gradients import (
     scaled,
     squared_norms,
 )
+from lightning_attr.models.unet import UNet
 from lightning_attr.noise import Draws
 
 NOT_OF_NORMS = "^(?!.*norm).*weight$"
@@ -45,7 +44,7 @@ def inputs() -> tuple[Tensor, ...]:
 
 def loss(network: nn.Module, inputs: tuple[Tensor, ...]) -> Tensor:
     latent, text, timesteps, noise = inputs
-    return denoising_loss(network, SCHEDULER, latent, text, timesteps, noise)
+    return model_of(network).losses(latent, {"text": text}, timesteps, noise)
 
 
 def assert_equal(found: dict[str, Tensor], expected: dict[str, Tensor], relative: float = 1e-10) -> None:
@@ -59,7 +58,7 @@ def assert_equal(found: dict[str, Tensor], expected: dict[str, Tensor], relative
 
 @pytest.mark.parametrize("weights", ["cross_kv", "cross_attention", "attention", NOT_OF_NORMS])
 def test_hooks_equal_torch_func(network: UNet2DConditionModel, inputs: tuple[Tensor, ...], weights: str) -> None:
-    selected = select_weights(network, weights)
+    selected = UNet(network).select(weights)
     linear = {name: weight for name, weight in selected.items() if linear_weights(network, {name: weight})}
     layers = linear_weights(network, linear)
     assert layers is not None
@@ -68,7 +67,7 @@ def test_hooks_equal_torch_func(network: UNet2DConditionModel, inputs: tuple[Ten
 
 
 def test_any_weights_equal_one_backward_per_sample(network: UNet2DConditionModel, inputs: tuple[Tensor, ...]) -> None:
-    selected = select_weights(network, r"conv_in|norm_out|attn2\.to_k")
+    selected = UNet(network).select(r"conv_in|norm_out|attn2\.to_k")
     found = per_sample_gradients(network, selected, loss, inputs)
     for weight in selected.values():
         weight.requires_grad_()
@@ -96,22 +95,22 @@ OUTPUTS: dict[str, tuple[Output, dict[str, Any]]] = {
 @pytest.mark.parametrize("case", OUTPUTS)
 def test_samples_equal_plain_loops(network: UNet2DConditionModel, case: str) -> None:
     output, settings = OUTPUTS[case]
-    batch, selected = small_batch([4, 5, 9]), select_weights(network, "cross_kv")
+    batch, selected = small_batch([4, 5, 9]), UNet(network).select("cross_kv")
     expected = plain_gradients(network, SCHEDULER, selected, batch, output, **settings)
-    by_draw = list(draw_gradients(network, SCHEDULER, selected, batch, output, **settings))
+    by_draw = list(draw_gradients(model_of(network), selected, batch, output, **settings))
     for one, plain in zip(by_draw, expected, strict=True):
         assert not one.dense  # all products are still to be formed
         assert_equal(dict(one.named()), plain)
-    mean = sample_gradients(network, SCHEDULER, selected, batch, output, **settings)
+    mean = sample_gradients(model_of(network), selected, batch, output, **settings)
     assert_equal(dict(mean.named()), mean_over_draws(expected))
 
 
 @pytest.mark.parametrize("weights", ["attention", NOT_OF_NORMS, "all"])
 @pytest.mark.parametrize("normalised", [False, True])
 def test_other_weights_equal_plain_loops(network: UNet2DConditionModel, weights: str, normalised: bool) -> None:
-    output, selected = Output(draws=TWO, normalised=normalised), select_weights(network, weights)
+    output, selected = Output(draws=TWO, normalised=normalised), UNet(network).select(weights)
     batch = small_batch([4, 5])
-    found = sample_gradients(network, SCHEDULER, selected, batch, output)
+    found = sample_gradients(model_of(network), selected, batch, output)
     expected = mean_over_draws(plain_gradients(network, SCHEDULER, selected, batch, output))
     # A bias before a normalisation has the gradient zero, but for rounding.
     names = {name for name, gradient in expected.items() if gradient.norm() > 1e-12}
@@ -126,11 +125,11 @@ def test_other_weights_equal_plain_loops(network: UNet2DConditionModel, weights:
 def test_single_precision(network: UNet2DConditionModel) -> None:
     batch, output = small_batch([4, 5, 9]), Output(draws=TWO)
     expected = mean_over_draws(
-        plain_gradients(network, SCHEDULER, select_weights(network, "cross_attention"), batch, output)
+        plain_gradients(network, SCHEDULER, UNet(network).select("cross_attention"), batch, output)
     )
     single = small_network().float()
-    selected = select_weights(single, "cross_attention")
-    found = sample_gradients(single, SCHEDULER, selected, batch, output)
+    selected = UNet(single).select("cross_attention")
+    found = sample_gradients(model_of(single), selected, batch, output)
     assert_equal({name: each.double() for name, each in found.named()}, expected, 1e-5)
 
 
@@ -138,10 +137,10 @@ def test_single_precision(network: UNet2DConditionModel) -> None:
 def test_low_precision_ends_with_the_network(network: UNet2DConditionModel, weights: str) -> None:
     """Scores and norms that are made of the gradients have more than the eight bits of bfloat16."""
     single = small_network().float()
-    selected, batch = select_weights(single, weights), small_batch([4, 5, 9])
-    full = sample_gradients(single, SCHEDULER, selected, batch, Output(draws=TWO))
+    selected, batch = UNet(single).select(weights), small_batch([4, 5, 9])
+    full = sample_gradients(model_of(single), selected, batch, Output(draws=TWO))
     with torch.autocast("cpu", torch.bfloat16):
-        low = sample_gradients(single, SCHEDULER, selected, batch, Output(draws=TWO))
+        low = sample_gradients(model_of(single), selected, batch, Output(draws=TWO))
         found, norms = low.flat(), squared_norms(low)
     assert found.dtype == norms.dtype == torch.float32
     torch.testing.assert_close(norms, found.square().sum(1), rtol=1e-4, atol=0)
@@ -150,7 +149,7 @@ def test_low_precision_ends_with_the_network(network: UNet2DConditionModel, weig
 
 def test_an_input_that_is_not_the_text_itself_is_seen(network: UNet2DConditionModel) -> None:
     """As in transformers that change the text states from layer to layer; here, those of some keys are scaled."""
-    selected = select_weights(network, "cross_kv")
+    selected = UNet(network).select("cross_kv")
     changed = [name for name in selected if name.endswith("to_k.weight")][:2]
     batch, output = small_batch([4, 5]), Output(draws=TWO)
     handles = [
@@ -160,7 +159,7 @@ def test_an_input_that_is_not_the_text_itself_is_seen(network: UNet2DConditionMo
         for factor, name in enumerate(changed, start=2)
     ]
     try:
-        found = sample_gradients(network, SCHEDULER, selected, batch, output)
+        found = sample_gradients(model_of(network), selected, batch, output)
         expected = mean_over_draws(plain_gradients(network, SCHEDULER, selected, batch, output))
     finally:
         for handle in handles:
@@ -171,26 +170,26 @@ def test_an_input_that_is_not_the_text_itself_is_seen(network: UNet2DConditionMo
 
 
 def test_a_copy_of_the_text_is_not_the_text(network: UNet2DConditionModel) -> None:
-    selected, batch = select_weights(network, "cross_kv"), small_batch([4, 5])
+    selected, batch = UNet(network).select("cross_kv"), small_batch([4, 5])
 
     class Copied(nn.Module):
-        def forward(self, latent: Tensor, timesteps: Tensor, text: Tensor) -> Any:
-            return network(latent, timesteps, text.clone())
+        def forward(self, latent: Tensor, timesteps: Tensor, encoder_hidden_states: Tensor) -> Any:
+            return network(latent, timesteps, encoder_hidden_states.clone())
 
         def get_submodule(self, target: str) -> nn.Module:
             return network.get_submodule(target)
 
-    found = sample_gradients(Copied(), SCHEDULER, selected, batch, Output(draws=TWO))
-    expected = sample_gradients(network, SCHEDULER, selected, batch, Output(draws=TWO))
+    found = sample_gradients(model_of(Copied()), selected, batch, Output(draws=TWO))
+    expected = sample_gradients(model_of(network), selected, batch, Output(draws=TWO))
     assert not found.at_output
     assert_equal(dict(found.named()), dict(expected.named()))
 
 
 def test_a_caption_that_a_sample_lacks_changes_nothing(network: UNet2DConditionModel) -> None:
-    selected, batch = select_weights(network, "cross_kv"), small_batch([4, 5])
-    before = sample_gradients(network, SCHEDULER, selected, batch, Output(draws=TWO)).flat()
+    selected, batch = UNet(network).select("cross_kv"), small_batch([4, 5])
+    before = sample_gradients(model_of(network), selected, batch, Output(draws=TWO)).flat()
     batch["text"][1, 1] = 100
-    after = sample_gradients(network, SCHEDULER, selected, batch, Output(draws=TWO)).flat()
+    after = sample_gradients(model_of(network), selected, batch, Output(draws=TWO)).flat()
     torch.testing.assert_close(after, before, rtol=1e-12, atol=1e-14)
 
 
@@ -208,8 +207,8 @@ def test_a_layer_that_plays_no_part_has_the_gradient_zero(inputs: tuple[Tensor, 
 
 @pytest.mark.parametrize("weights", ["cross_kv", "cross_attention"])
 def test_norms_and_scaling_without_forming_products(network: UNet2DConditionModel, weights: str) -> None:
-    selected, batch = select_weights(network, weights), small_batch([4, 5, 9])
-    found = sample_gradients(network, SCHEDULER, selected, batch, Output(draws=TWO))
+    selected, batch = UNet(network).select(weights), small_batch([4, 5, 9])
+    found = sample_gradients(model_of(network), selected, batch, Output(draws=TWO))
     flat = found.flat()
     assert torch.equal(flat, rows(dict(found.named())))
     torch.testing.assert_close(squared_norms(found), flat.square().sum(1), rtol=1e-12, atol=0)

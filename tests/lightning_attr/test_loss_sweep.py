@@ -8,10 +8,9 @@ import torch
 from miniature import Project
 
 from datamodules.store import Store
-from lightning_attr.denoisers import TrainedModel, load_trained
-from lightning_attr.diffusion import denoising_loss
 from lightning_attr.errors import UserError
 from lightning_attr.loss_sweep import LossSweep
+from lightning_attr.models import Model, load
 from lightning_attr.noise import Draws, batch_noise, draw_timesteps
 
 DRAWS = Draws(timesteps=2)
@@ -19,8 +18,8 @@ SETTINGS = {"store": "a", "draws": vars(DRAWS)}
 
 
 @pytest.fixture(scope="module")
-def model(project: Project) -> TrainedModel:
-    return load_trained(project.checkpoint)
+def model(project: Project) -> Model:
+    return load(project.checkpoint)
 
 
 @pytest.fixture(scope="module")
@@ -28,11 +27,11 @@ def store(project: Project) -> Store:
     return Store(str(project.store))
 
 
-def swept(sweep: LossSweep, model: TrainedModel, store: Store, **options: Any) -> None:
-    sweep.run(model.denoiser, model.scheduler, store, DRAWS, **{"batch_size": 2, **options})
+def swept(sweep: LossSweep, model: Model, store: Store, **options: Any) -> None:
+    sweep.run(model, store, DRAWS, **{"batch_size": 2, **options})
 
 
-def test_against_a_loop_over_samples(model: TrainedModel, store: Store, tmp_path: Path) -> None:
+def test_against_a_loop_over_samples(model: Model, store: Store, tmp_path: Path) -> None:
     sweep = LossSweep(tmp_path / "losses.safetensors", SETTINGS)
     assert sweep.cached() is None
     swept(sweep, model, store)
@@ -45,14 +44,11 @@ def test_against_a_loop_over_samples(model: TrainedModel, store: Store, tmp_path
         for draw, timestep in enumerate(draw_timesteps(DRAWS, 1000)):
             noise = batch_noise(DRAWS, draw, latent.shape[1:], [int(store.ids[position])], 0, 0)
             with torch.no_grad():
-                each = [
-                    denoising_loss(model.denoiser, model.scheduler, latent, text[None], timestep[None], noise)
-                    for text in texts[:captions]
-                ]
+                each = [model.losses(latent, {"text": text[None]}, timestep[None], noise) for text in texts[:captions]]
             torch.testing.assert_close(losses[position, 0, draw], torch.cat(each).mean(), rtol=1e-5, atol=1e-6)
 
 
-def test_ranks_share_the_parts_and_leave_nothing_else_behind(model: TrainedModel, store: Store, tmp_path: Path) -> None:
+def test_ranks_share_the_parts_and_leave_nothing_else_behind(model: Model, store: Store, tmp_path: Path) -> None:
     whole, shared = (LossSweep(tmp_path / name / "losses.safetensors", SETTINGS) for name in ("whole", "shared"))
     swept(whole, model, store)
     counts = {0: 0, 1: 0}
@@ -69,7 +65,7 @@ def test_ranks_share_the_parts_and_leave_nothing_else_behind(model: TrainedModel
     assert torch.equal(shared.join(len(store), 2), whole.join(len(store), 2))  # joined by another run meanwhile
 
 
-def test_parts_of_other_settings_are_not_used(model: TrainedModel, store: Store, tmp_path: Path) -> None:
+def test_parts_of_other_settings_are_not_used(model: Model, store: Store, tmp_path: Path) -> None:
     path = tmp_path / "losses.safetensors"
     swept(LossSweep(path, SETTINGS), model, store)
     other = LossSweep(path, {**SETTINGS, "store": "b"})
@@ -82,11 +78,11 @@ def test_parts_of_other_settings_are_not_used(model: TrainedModel, store: Store,
     assert LossSweep(path, SETTINGS).differs()
 
 
-def test_a_window_of_timesteps(model: TrainedModel, store: Store, tmp_path: Path) -> None:
+def test_a_window_of_timesteps(model: Model, store: Store, tmp_path: Path) -> None:
     """Its two numbers are a tuple in the settings, but a list in the file."""
     window = Draws(timesteps=1, window=(100, 200))
     sweep = LossSweep(tmp_path / "losses.safetensors", {"draws": vars(window)})
-    sweep.run(model.denoiser, model.scheduler, store, window, batch_size=40)
+    sweep.run(model, store, window, batch_size=40)
     losses = sweep.join(len(store), 40)
     again = sweep.cached()
     assert again is not None

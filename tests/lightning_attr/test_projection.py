@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
-from small_network import SCHEDULER, small_batch, small_network
+from small_network import model_of, small_batch, small_network
 from torch import Tensor
 
-from lightning_attr.denoisers import select_weights
 from lightning_attr.errors import UserError
 from lightning_attr.gradients import Output, SampleGradients, sample_gradients
+from lightning_attr.models.unet import UNet
 from lightning_attr.noise import Draws
 from lightning_attr.projection import Projection, rademacher
 
@@ -42,8 +42,8 @@ def signs(seed: int, key: str, size: int, rank: int) -> Tensor:
 
 @pytest.mark.parametrize("weights", ["cross_kv", "cross_attention", "attention", "conv", "norm_out|conv_in"])
 def test_projection_is_that_of_kronecker_matrices(network: UNet2DConditionModel, weights: str) -> None:
-    selected = select_weights(network, weights)
-    gradients = sample_gradients(network, SCHEDULER, selected, small_batch([4, 5]), TWO)
+    selected = UNet(network).select(weights)
+    gradients = sample_gradients(model_of(network), selected, small_batch([4, 5]), TWO)
     projection = Projection(selected, 30 * len(selected), seed=3)
     found = projection(gradients)
     assert len(selected) <= found.shape[1] <= 30 * len(selected)
@@ -51,16 +51,16 @@ def test_projection_is_that_of_kronecker_matrices(network: UNet2DConditionModel,
 
 
 def test_at_full_rank_nothing_is_lost(network: UNet2DConditionModel) -> None:
-    selected = select_weights(network, "cross_attention")
-    gradients = sample_gradients(network, SCHEDULER, selected, small_batch([4, 5]), TWO)
+    selected = UNet(network).select("cross_attention")
+    gradients = sample_gradients(model_of(network), selected, small_batch([4, 5]), TWO)
     whole = len(selected) * max(weight.numel() for weight in selected.values())
     torch.testing.assert_close(Projection(selected, whole)(gradients), gradients.flat())
 
 
 @pytest.mark.parametrize("weights", ["cross_kv", "attn1"])
 def test_inner_products_are_kept_on_average(network: UNet2DConditionModel, weights: str) -> None:
-    selected = select_weights(network, weights)
-    gradients = sample_gradients(network, SCHEDULER, selected, small_batch([4, 5, 9]), TWO)
+    selected = UNet(network).select(weights)
+    gradients = sample_gradients(model_of(network), selected, small_batch([4, 5, 9]), TWO)
     exact = gradients.flat() @ gradients.flat().T
 
     def error(dimension: int, seeds: int) -> float:
@@ -78,14 +78,14 @@ def test_inner_products_are_kept_on_average(network: UNet2DConditionModel, weigh
 
 
 def test_a_seed_is_a_projection(network: UNet2DConditionModel) -> None:
-    selected = select_weights(network, "cross_kv")
-    gradients = sample_gradients(network, SCHEDULER, selected, small_batch([4, 5]), TWO)
+    selected = UNet(network).select("cross_kv")
+    gradients = sample_gradients(model_of(network), selected, small_batch([4, 5]), TWO)
     rows = Projection(selected, 100, seed=1)(gradients)
     assert torch.equal(Projection(selected, 100, seed=1)(gradients), rows)
     assert not torch.allclose(Projection(selected, 100, seed=2)(gradients), rows)
 
 
 def test_fewer_dimensions_than_weights_are_refused(network: UNet2DConditionModel) -> None:
-    selected = select_weights(network, "cross_kv")
+    selected = UNet(network).select("cross_kv")
     with pytest.raises(UserError, match=f"method.projection: found 3, expected at least {len(selected)}"):
         Projection(selected, 3)

@@ -19,11 +19,10 @@ from torch import Tensor, nn
 
 from lightning_attr.curvature import KroneckerCurvature
 from lightning_attr.curvature.sums import EKFACSums, layers_on, linear_layers
-from lightning_attr.denoisers import TrainedModel, build_denoiser, build_scheduler, select_weights
-from lightning_attr.diffusion import denoising_loss
 from lightning_attr.gradients import captured
 from lightning_attr.methods import Context, Method
 from lightning_attr.methods.base import Batch
+from lightning_attr.models import Model, build
 from lightning_attr.noise import Draws, keyed_generator
 
 MSCOCO = Path(__file__).parents[2] / "configs" / "mscoco" / "train.yaml"
@@ -36,15 +35,13 @@ class Case:
     """A model, samples to be scored, and queries to score them for.
 
     Attributes:
-        denoiser: The network, frozen.
-        scheduler: Its noise scheduler.
+        model: The model, frozen.
         samples: As ``LatentDataModule`` gives them, one view and one caption each.
         queries: As ``Context`` has them.
         draws: Where everything is measured.
     """
 
-    denoiser: nn.Module
-    scheduler: Any
+    model: Model
     samples: Batch
     queries: Batch
     draws: Draws
@@ -52,7 +49,7 @@ class Case:
     @cached_property
     def selected(self) -> dict[str, nn.Parameter]:
         """Keys and values of cross-attention."""
-        return select_weights(self.denoiser, "cross_kv")
+        return self.model.select("cross_kv")
 
     def batches(self, size: int = BATCH) -> Iterator[Batch]:
         """Yield the samples."""
@@ -62,35 +59,39 @@ class Case:
 
     def context(self, queries: int) -> Context:
         """Return what a method is prepared with, for the first so many queries."""
-        channels, height, width = self.samples["latent"].shape[2:]
-        null_text = torch.zeros(self.samples["text"].shape[2:])
-        model = TrainedModel(self.denoiser, self.scheduler, null_text, (channels, height, width), {})
         chosen = {name: value[:queries] for name, value in self.queries.items()}
         # The methods that are measured here look at no store.
-        return Context(chosen, None, None, model, self.samples["latent"].device)  # type: ignore[arg-type]
+        return Context(chosen, None, None, self.model, self.samples["latent"].device)  # type: ignore[arg-type]
 
     def scores(self, method: Method, queries: int) -> Tensor:
         """Score all samples for the first so many queries, [Q, N]: the whole work of a run but for files."""
         method.prepare(self.context(queries))
         return torch.cat(list(method.score([method.measure(batch) for batch in self.batches()])), dim=1)
 
+    @property
+    def denoiser(self) -> nn.Module:
+        """The network."""
+        return self.model.network
+
+    def losses(self, network: nn.Module, inputs: tuple[Tensor, ...]) -> Tensor:
+        """Return the losses [B] of a network of this architecture, given latents, text states, timesteps and noises."""
+        latent, text, timesteps, noise = inputs
+        return self.model.over(network).losses(latent, {"text": text}, timesteps, noise)
+
     def ekfac(self, samples: int = 2 * BATCH) -> KroneckerCurvature:
         """Fit EK-FAC on one draw of each of the first samples."""
         generator = keyed_generator("benchmark", "curvature")
         batch = next(self.batches(samples))
         latent, text = batch["latent"][:, 0], batch["text"][:, 0]
-        timesteps = torch.from_numpy(generator.integers(0, len(self.scheduler.alphas_cumprod), len(latent)))
+        timesteps = torch.from_numpy(generator.integers(0, self.model.process.levels, len(latent)))
         inputs = (latent, text, timesteps, torch.from_numpy(generator.standard_normal(latent.shape, "float32")))
 
-        def losses(network: nn.Module, inputs: tuple[Tensor, ...]) -> Tensor:
-            return denoising_loss(network, self.scheduler, *inputs)
-
         layers = linear_layers(self.denoiser, self.selected, "ekfac")
-        calls = captured({*layers.values()}, lambda: losses(self.denoiser, inputs))
+        calls = captured({*layers.values()}, lambda: self.losses(self.denoiser, inputs))
         sums = EKFACSums(self.denoiser, self.selected, layers_on(text, calls, layers))
         for part in range(sums.parts):
             sums.enter(part, lambda tensor: tensor)
-            sums.add(sums.of_batch(self.denoiser, losses, inputs))
+            sums.add(sums.of_batch(self.denoiser, self.losses, inputs))
         return sums.curvature({"weights": "cross_kv"})
 
 
@@ -105,9 +106,10 @@ def mscoco_config(share: int = 1) -> dict[str, Any]:
 
 def build_case(samples: int, queries: int, timesteps: int, config: Mapping[str, Any], tokens: int) -> Case:
     """Build a case of random numbers."""
-    denoiser = build_denoiser(config, seed=0).eval().requires_grad_(False)
+    model = build(config, {}, 0)
+    model.network.eval().requires_grad_(False)
     made, asked = (_records(count, config, tokens, seed) for seed, count in enumerate((samples, queries)))
-    return Case(denoiser, build_scheduler({}), made, asked, Draws(timesteps))
+    return Case(model, made, asked, Draws(timesteps))
 
 
 def small_case(samples: int, queries: int, timesteps: int) -> Case:

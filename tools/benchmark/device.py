@@ -88,7 +88,7 @@ class Scorer:
         self.dtype = dtype
         denoiser = deepcopy(load.case.denoiser).to(device)
         samples, queries = (_moved(batch, device) for batch in (load.case.samples, load.case.queries))
-        self.case = replace(load.case, denoiser=denoiser, samples=samples, queries=queries)
+        self.case = replace(load.case, model=load.case.model.over(denoiser), samples=samples, queries=queries)
         if compiled:
             layers = {denoiser.get_submodule(name.rpartition(".")[0]) for name in self.case.selected}
             compile_around(denoiser, layers, load.backend)

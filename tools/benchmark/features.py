@@ -20,7 +20,6 @@ import torch
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
-from lightning_attr.diffusion import denoising_loss
 from lightning_attr.gradients import (
     Output,
     SampleGradients,
@@ -68,9 +67,7 @@ def measure(folder: Path, sizes: Sizes) -> Iterator[Figure]:
 
 def _check(case: Case, gradients: dict[str, Tensor], batch: Batch) -> None:
     """Check that a peer's gradients are ours."""
-    for name, found in sample_gradients(
-        case.denoiser, case.scheduler, case.selected, batch, Output(draws=case.draws)
-    ).named():
+    for name, found in sample_gradients(case.model, case.selected, batch, Output(draws=case.draws)).named():
         error = float((gradients[name] - found).abs().max() / found.abs().max())
         assert error < TOLERANCE, f"gradients by {name} differ by {error:.1e} of the largest"
 
@@ -91,7 +88,7 @@ class Inputs:
     """The inputs of the loss, draw by draw."""
 
     def __init__(self, case: Case) -> None:
-        self.timesteps = draw_timesteps(case.draws, len(case.scheduler.alphas_cumprod))
+        self.timesteps = draw_timesteps(case.draws, case.model.process.levels)
         self.noises = shared_noise(case.draws, range(len(case.draws)), case.samples["latent"].shape[2:])
 
     def __call__(self, batch: Batch) -> Iterator[tuple[Tensor, ...]]:
@@ -115,10 +112,7 @@ class FunctionalFeatures:
         return _mean(self._at_draw(inputs) for inputs in self.inputs(batch))
 
     def _at_draw(self, inputs: tuple[Tensor, ...]) -> dict[str, Tensor]:
-        def losses(network: nn.Module, inputs: tuple[Tensor, ...]) -> Tensor:
-            return denoising_loss(network, self.case.scheduler, *inputs)
-
-        return functional_gradients(self.case.denoiser, self.case.selected, losses, inputs)
+        return functional_gradients(self.case.denoiser, self.case.selected, self.case.losses, inputs)
 
     def __call__(self, batch: Batch) -> Tensor:
         """Return the features, [B, R]."""
@@ -163,11 +157,11 @@ def _model_output(case: Case) -> Any:
         def get_output(model: nn.Module, weights: Any, buffers: Any, *sample: Tensor) -> Tensor:
             """Return the loss of a sample."""
 
-            def call(*inputs: Tensor) -> Any:
-                return torch.func.functional_call(model, (weights, buffers), inputs)
+            def call(*inputs: Tensor, **conditions: Tensor) -> Any:
+                return torch.func.functional_call(model, (weights, buffers), inputs, conditions)
 
-            inputs = [part.unsqueeze(0) for part in sample]
-            return denoising_loss(call, case.scheduler, *inputs).squeeze(0)  # type: ignore[arg-type]
+            inputs = tuple(part.unsqueeze(0) for part in sample)
+            return case.losses(call, inputs).squeeze(0)  # type: ignore[arg-type]
 
         def get_out_to_loss_grad(self, model: nn.Module, weights: Any, buffers: Any, batch: Sequence[Tensor]) -> Tensor:
             """Return the derivative of the loss by the output, which is the loss itself: ones, [B, 1]."""
@@ -190,7 +184,7 @@ def _memory(case: Case, batch: Batch, features: Features) -> int:
     """Return the peak of bytes that features take beyond a bare backward pass."""
     layers = set((linear_weights(case.denoiser, case.selected) or {}).values())
     inputs = next(Inputs(case)(batch))
-    bare = _peak(lambda: captured(layers, lambda: denoising_loss(case.denoiser, case.scheduler, *inputs)))
+    bare = _peak(lambda: captured(layers, lambda: case.losses(case.denoiser, inputs)))
     return max(_peak(lambda: features(batch)) - bare, 1)
 
 

@@ -10,8 +10,8 @@ import numpy as np
 from torch import Tensor
 
 from lightning_attr.gradients import Output
+from lightning_attr.losses import sample_losses
 from lightning_attr.methods import Influence
-from lightning_attr.methods.loss_deltas import sample_losses
 from tools.benchmark.case import Case, small_case
 from tools.benchmark.timing import Figure, Sizes, Spread, Timed, seconds
 
@@ -42,7 +42,7 @@ def influence(curvature: Path, case: Case) -> Influence:
 
 
 def _sweep(case: Case) -> list[Tensor]:
-    return [sample_losses(case.denoiser, case.scheduler, batch, case.draws) for batch in case.batches()]
+    return [sample_losses(case.model, batch, case.draws) for batch in case.batches()]
 
 
 def _rounds(works: list[Timed], repeats: int) -> np.ndarray[tuple[int, int], np.dtype[np.float64]]:

@@ -20,7 +20,6 @@ from torch.utils.data import TensorDataset
 from lightning_attr.artifacts import read_json, write_json
 from lightning_attr.curvature import save_factors
 from lightning_attr.curvature.kronfluence_layout import ARGUMENTS
-from lightning_attr.diffusion import denoising_loss
 from lightning_attr.noise import draw_timesteps, shared_noise
 from tools.benchmark.case import BATCH, Case, small_case
 from tools.benchmark.one_pass import QUERIES, influence
@@ -105,7 +104,7 @@ def _rows(case: Case) -> TensorDataset:
 
 
 def _draws(case: Case) -> tuple[Tensor, Tensor]:
-    timesteps = draw_timesteps(case.draws, len(case.scheduler.alphas_cumprod))
+    timesteps = draw_timesteps(case.draws, case.model.process.levels)
     return timesteps, shared_noise(case.draws, range(len(case.draws)), case.samples["latent"].shape[2:])
 
 
@@ -119,15 +118,13 @@ def _task(case: Case) -> Any:
 
         def compute_train_loss(self, batch: tuple[Tensor, ...], model: nn.Module, sample: bool = False) -> Tensor:
             """Return the sum of the losses of rows."""
-            return denoising_loss(model, case.scheduler, *batch).sum()
+            return case.losses(model, batch).sum()
 
         def compute_measurement(self, batch: tuple[Tensor, ...], model: nn.Module) -> Tensor:
             """Return the sum of the mean losses of queries."""
             latent, text = batch
             losses = (
-                denoising_loss(
-                    model, case.scheduler, latent, text, timestep.expand(len(latent)), noise.expand_as(latent)
-                ).sum()
+                case.losses(model, (latent, text, timestep.expand(len(latent)), noise.expand_as(latent))).sum()
                 for timestep, noise in zip(timesteps, noises, strict=True)
             )
             return torch.stack(list(losses)).mean()

@@ -23,7 +23,6 @@ from torch.nn.utils import clip_grad_norm_
 from lightning_attr.cli import run_stage
 from lightning_attr.commands.prepare.shapes import main as prepare_shapes
 from lightning_attr.commands.sweep.plan import Random, Sweep, entries, merged
-from lightning_attr.diffusion import denoising_loss
 from lightning_attr.noise import Draws
 from lightning_attr.tasks import GroupedLeaveKOut, LeaveKOut
 from lightning_attr.tasks.grouped import clip_each_norm
@@ -132,7 +131,8 @@ def _group_ratio(sizes: Sizes) -> Spread:
     inputs = _inputs(model["denoiser"])
 
     def own_loss() -> Tensor:
-        return denoising_loss(alone.denoiser, alone.scheduler, *(part[0] for part in inputs)).mean()
+        latent, text, timesteps, noise = (part[0] for part in inputs)
+        return alone.model.losses(latent, {"text": text}, timesteps, noise).mean()
 
     def clip_own() -> None:
         clip_grad_norm_(alone.parameters(), clip)

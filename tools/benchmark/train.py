@@ -26,9 +26,8 @@ from datamodules import Store
 from datamodules.loading import Batch, Keys, LatentLoader, TrainBatches
 from lightning_attr.cli import run_stage
 from lightning_attr.commands.prepare.shapes import main as prepare_shapes
-from lightning_attr.denoisers import build_denoiser, build_scheduler
-from lightning_attr.diffusion import denoising_loss
 from lightning_attr.encoders import null_text
+from lightning_attr.models import build
 from tools.benchmark.timing import Figure, Sizes, Timed, ratio, seconds
 
 CONFIG = Path(__file__).parents[2] / "configs" / "demo" / "train.yaml"
@@ -108,8 +107,8 @@ class BareSteps:
 
     def __init__(self, config: dict[str, Any], store: Store) -> None:
         model = config["model"]["init_args"]
-        self.network = build_denoiser(model["denoiser"], seed=0)
-        self.scheduler = build_scheduler(model["scheduler"])
+        self.model = build(model["denoiser"], model["scheduler"])
+        self.network = self.model.network
         self.null_text = null_text(store)
         self.optimizer = torch.optim.AdamW(
             self.network.parameters(), model["learning_rate"], weight_decay=0.0, fused=True
@@ -128,9 +127,9 @@ class BareSteps:
         """One step."""
         latent = batch["latent"]
         noise = torch.randn_like(latent)
-        timesteps = torch.randint(len(self.scheduler.alphas_cumprod), (len(latent),))
+        timesteps = torch.randint(self.model.process.levels, (len(latent),))
         text = torch.where((torch.rand(len(latent)) < 0.1)[:, None, None], self.null_text, batch["text"])
-        loss = denoising_loss(self.network, self.scheduler, latent, text, timesteps, noise).mean()
+        loss = self.model.losses(latent, {"text": text}, timesteps, noise).mean()
         self.optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         clip_grad_norm_(self.network.parameters(), self.clip)

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from lightning_attr.cli import run_stage
 from lightning_attr.curvature import Damping, KroneckerCurvature, load_curvature
-from lightning_attr.diffusion import denoising_loss
 from lightning_attr.gradients import per_sample_gradients
 from lightning_attr.tasks import Curvature
 
@@ -55,7 +54,8 @@ def analyzer(fitted: Fitted) -> Any:
 
     class Denoising(Task):  # type: ignore[misc]
         def compute_train_loss(self, batch: Draw, model: nn.Module, sample: bool = False) -> Tensor:
-            return denoising_loss(model, fitted.task.scheduler, *batch).sum()
+            latent, text, timesteps, noise = batch
+            return fitted.task.model.over(model).losses(latent, {"text": text}, timesteps, noise).sum()
 
         def compute_measurement(self, batch: Draw, model: nn.Module) -> Tensor:
             return self.compute_train_loss(batch, model)

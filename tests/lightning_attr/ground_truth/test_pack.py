@@ -16,12 +16,12 @@ from synthetic_packs import SAMPLES, world
 from datamodules.store import Store
 from lightning_attr.artifacts import load_tensors, save_tensors
 from lightning_attr.cli import run_stage
-from lightning_attr.denoisers import load_trained
 from lightning_attr.digests import file_digest
 from lightning_attr.errors import UserError
 from lightning_attr.ground_truth.metrics.functional import generation_deviation
 from lightning_attr.ground_truth.pack import Model, Pack, unpack
 from lightning_attr.ground_truth.packing import collect
+from lightning_attr.models import load
 
 NOTHING = {"scores": None, "top": None}  # of the config below
 ENTRIES = {
@@ -166,7 +166,7 @@ def test_collects_what_the_entries_measured(project: Project, entries: list[Path
 def test_unpacked_original_is_the_original(project: Project, collected: Pack, tmp_path: Path) -> None:
     collected.save(tmp_path / "pack")
     unpack(Pack.load(tmp_path / "pack"), tmp_path / "out")
-    found, expected = load_trained(tmp_path / "out/original.ckpt"), load_trained(project.checkpoint)
+    found, expected = load(tmp_path / "out/original.ckpt"), load(project.checkpoint)
     weights = expected.denoiser.state_dict()
     assert found.denoiser.state_dict().keys() == weights.keys()
     for name, weight in found.denoiser.state_dict().items():

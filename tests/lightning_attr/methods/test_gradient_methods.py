@@ -13,13 +13,11 @@ import pytest
 import torch
 from PIL import Image
 from plain_gradients import mean_over_draws, plain_gradients, rows
-from small_network import SCHEDULER, small_batch, small_network
+from small_network import SCHEDULER, model_of, small_batch, small_network
 from torch import Tensor
 
 from lightning_attr.artifacts import save_tensors
 from lightning_attr.curvature import Damping, DiagonalCurvature, curvature_digest, load_curvature
-from lightning_attr.denoisers import TrainedModel, select_weights
-from lightning_attr.diffusion import denoising_loss
 from lightning_attr.errors import UserError
 from lightning_attr.gradients import Output
 from lightning_attr.methods import (
@@ -37,12 +35,13 @@ from lightning_attr.methods import (
 from lightning_attr.methods import gradient_method as gradient_method_module
 from lightning_attr.methods.base import Batch, Context
 from lightning_attr.methods.ensemble import Ensemble
+from lightning_attr.models.unet import UNet
 from lightning_attr.noise import Draws, batch_noise, draw_timesteps
 
 TWO = Output(draws=Draws(2))
 SQUARED = Output("squared_output", Draws(2))
 NETWORK = small_network()
-SELECTED = select_weights(NETWORK, "cross_kv")
+SELECTED = UNet(NETWORK).select("cross_kv")
 SAMPLES = small_batch([4, 5, 6, 9, 12])
 QUERIES = {**small_batch([4, 7, 9], views=1, captions=1), "captions": torch.ones(3, dtype=torch.int64)}
 #: As the methods see the queries: with noises of their own.
@@ -51,7 +50,7 @@ APART = {**QUERIES, "id": -1 - QUERIES["id"]}
 
 @pytest.fixture
 def context() -> Context:
-    model = TrainedModel(NETWORK, SCHEDULER, torch.zeros(5, 12).double(), (4, 8, 8), {})
+    model = model_of(NETWORK)
     return Context(QUERIES, None, None, model, torch.device("cpu"))  # type: ignore[arg-type]
 
 
@@ -317,7 +316,7 @@ def losses(weights: Mapping[str, Tensor]) -> Tensor:
     for draw, timestep in enumerate(draw_timesteps(TWO.draws, 1000)):
         noise = batch_noise(TWO.draws, draw, (4, 8, 8), ids, 0, 0)
         latent, text = SAMPLES["latent"][:, 0].float(), SAMPLES["text"][:, 0].float()
-        columns.append(denoising_loss(network, SCHEDULER, latent, text, timestep.expand(len(ids)), noise))
+        columns.append(model_of(network).losses(latent, {"text": text}, timestep.expand(len(ids)), noise))
     return torch.stack(columns, dim=1)
 
 

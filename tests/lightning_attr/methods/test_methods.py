@@ -5,9 +5,9 @@ import torch
 from torch import Tensor
 
 from lightning_attr.errors import UserError
+from lightning_attr.losses import delta_scores
 from lightning_attr.methods import Random
 from lightning_attr.methods.base import Context
-from lightning_attr.methods.loss_deltas import delta_scores
 
 
 def random_scores(seed: int, query_id: list[int], sample_id: list[int]) -> Tensor:

@@ -18,7 +18,6 @@ from datamodules import Store
 from lightning_attr.artifacts import load_tensors, save_tensors
 from lightning_attr.artifacts.scores import Scores
 from lightning_attr.cli import run_stage
-from lightning_attr.denoisers import TrainedModel, load_trained
 from lightning_attr.digests import file_digest
 from lightning_attr.errors import UserError
 from lightning_attr.gradients import Output
@@ -26,6 +25,7 @@ from lightning_attr.methods import JourneyTrak
 from lightning_attr.methods import gradient_method as gradient_method_module
 from lightning_attr.methods import journey_trak as journey_module
 from lightning_attr.methods.base import Context
+from lightning_attr.models import Model, load
 from lightning_attr.noise import Draws
 
 
@@ -114,7 +114,7 @@ def context(project: Project) -> Context:
     at = np.arange(len(store))
     queries = {name: torch.from_numpy(store.read(name, at)[:, :1]) for name in ("latent", "text")}
     queries |= {"id": torch.tensor(store.ids), "captions": torch.ones(len(store), dtype=torch.int64)}
-    return Context(queries, store, Store(project.store), load_trained(project.checkpoint), torch.device("cpu"))
+    return Context(queries, store, Store(project.store), load(project.checkpoint), torch.device("cpu"))
 
 
 def journey(context: Context, timestep: int) -> Tensor:
@@ -124,24 +124,23 @@ def journey(context: Context, timestep: int) -> Tensor:
 
 
 @torch.no_grad()
-def predicted_by_hand(model: TrainedModel, store: Store, query: int, at: int) -> Tensor:
+def predicted_by_hand(model: Model, store: Store, query: int, at: int) -> Tensor:
     """Sample a query once more with its own seed, and return the clean latent in view at a timestep."""
     attributes = store.meta(query).attributes
     text = torch.from_numpy(store.read("text", np.array([query]))[:, 0]).float()
     generator = torch.Generator().manual_seed(int(attributes["seed"]))
     latent = torch.randn(1, *model.latent_shape, generator=generator)
-    model.scheduler.set_timesteps(int(attributes["steps"]))
-    for timestep in model.scheduler.timesteps:
+    scheduler = model.process._scheduler
+    scheduler.set_timesteps(int(attributes["steps"]))
+    for timestep in scheduler.timesteps:
         free, guided = (
-            model.denoiser(latent, timestep[None], states).sample for states in (model.null_text[None], text)
+            model.network(latent, timestep[None], states).sample for states in (model.null["text"][None], text)
         )
-        step = model.scheduler.step(
-            free + attributes["guidance"] * (guided - free), timestep, latent, generator=[generator]
-        )
+        step = scheduler.step(free + attributes["guidance"] * (guided - free), timestep, latent, generator=[generator])
         if int(timestep) == at:
             return step.pred_original_sample[0]  # type: ignore[no-any-return]
         latent = step.prev_sample
-    raise AssertionError(f"no step at {at} among {model.scheduler.timesteps}")
+    raise AssertionError(f"no step at {at} among {scheduler.timesteps}")
 
 
 @pytest.mark.parametrize(("timestep", "step"), [(400, 333), (900, 666), (0, 0)])

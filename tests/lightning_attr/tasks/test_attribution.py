@@ -19,10 +19,10 @@ from datamodules import Store
 from lightning_attr.artifacts import load_tensors, save_tensors
 from lightning_attr.artifacts.scores import Scores, TopScores, load_scores
 from lightning_attr.cli import run_stage
-from lightning_attr.denoisers import load_trained
 from lightning_attr.digests import file_digest
 from lightning_attr.errors import UserError
 from lightning_attr.methods.base import Context
+from lightning_attr.models import load
 
 QUERIES = [40, 43, 44]
 
@@ -66,7 +66,7 @@ def test_a_method_may_take_gradients(stores: Project, checkpoints: list[Path], s
         return {name: torch.from_numpy(store.read(name, positions)) for name in ("latent", "text")}
 
     store, queries, method = Store(stores.store), Store(stores.val_store), TextGradient()
-    method.prepare(Context(batch(queries, QUERIES), queries, store, load_trained(checkpoints[0]), torch.device("cpu")))
+    method.prepare(Context(batch(queries, QUERIES), queries, store, load(checkpoints[0]), torch.device("cpu")))
     (expected,) = method.score([method.measure(batch(store, store.ids.tolist()))])
     torch.testing.assert_close(straight.scores, expected, rtol=1e-4, atol=1e-6)
     assert straight.scores.std() > 0

@@ -21,9 +21,8 @@ from datamodules.grouped import GroupedLoader
 from datamodules.loading import LatentLoader
 from lightning_attr.artifacts import load_tensors, read_json
 from lightning_attr.cli import main, run_stage
-from lightning_attr.denoisers import load_trained, read_checkpoint
-from lightning_attr.diffusion import denoising_loss
 from lightning_attr.errors import UserError
+from lightning_attr.models import load, read_checkpoint
 from lightning_attr.noise import training_noise
 from lightning_attr.tasks import GroupedLeaveKOut, LeaveKOut
 from lightning_attr.tasks.grouped import clip_each_norm, real_means
@@ -132,7 +131,7 @@ def test_its_own_command_finds_it_finished(
     assert config == (apart.root / name / "config.yaml").read_text().replace(str(apart.root), str(together.root))
     ours, theirs = (read_json(group.root / name / "manifest.json") for group in (together, apart))
     assert {**ours, "started": "", "finished": ""} == {**theirs, "started": "", "finished": ""}
-    assert load_trained(together.root / name / "checkpoints/last.ckpt").latent_shape == (4, 8, 8)
+    assert load(together.root / name / "checkpoints/last.ckpt").latent_shape == (4, 8, 8)
 
 
 def test_a_finished_member_does_not_go_on(together: Group, refused: Refused) -> None:
@@ -252,7 +251,8 @@ def test_losses_and_gradients_in_double_precision() -> None:
     losses = group.losses(*inputs)
     losses.mean(1).sum().backward()
     for index, network in enumerate(separate):
-        alone = denoising_loss(network, group.scheduler, *(part[index] for part in inputs))
+        latent, text, timesteps, noise = (part[index] for part in inputs)
+        alone = group.model.over(network).losses(latent, {"text": text}, timesteps, noise)
         alone.mean().backward()
         torch.testing.assert_close(losses[index], alone, rtol=1e-11, atol=1e-12)
         for ours, theirs in zip(group.denoiser.parameters(), network.parameters(), strict=True):

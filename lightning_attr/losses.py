@@ -1,4 +1,4 @@
-"""Measured unlearning: losses of every sample before and after, and the scores they give (AbU, section 3).
+"""Losses of every sample, and the scores that their change by unlearning gives (AbU, section 3).
 
 Shapes: B samples, V views, K captions, D draws.
 """
@@ -6,20 +6,19 @@ Shapes: B samples, V views, K captions, D draws.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from lightning_attr.diffusion import denoising_loss
 from lightning_attr.errors import UserError
+from lightning_attr.models import Model
 from lightning_attr.noise import Draws, batch_noise, draw_timesteps
 
 
 @torch.no_grad()
 def sample_losses(
-    denoiser: nn.Module,
-    scheduler: Any,
+    model: Model,
     batch: Mapping[str, Tensor],
     draws: Draws,
     views: int | None = None,
@@ -28,8 +27,7 @@ def sample_losses(
     """Return the losses of a batch of whole samples, averaged over captions: float32 [B, V, D].
 
     Args:
-        denoiser: The network.
-        scheduler: Its noise scheduler.
+        model: The model.
         batch: ``latent`` [B, V, C, H, W] and ``text`` [B, K, L, E] in any precision, ``captions`` and ``id`` int64 [B].
         draws: Where to measure.
         views: Only the first so many views.
@@ -38,7 +36,7 @@ def sample_losses(
     latent, text, counts = batch["latent"][:, :views], batch["text"][:, :captions], batch["captions"]
     ids = batch["id"].tolist()
     shape = latent.shape[2:]
-    timesteps = draw_timesteps(draws, len(scheduler.alphas_cumprod)).to(latent.device)
+    timesteps = draw_timesteps(draws, model.process.levels).to(latent.device)
     has_caption = torch.arange(text.shape[1], device=counts.device) < counts[:, None]
     losses = latent.new_zeros(latent.shape[0], latent.shape[1], len(draws), dtype=torch.float32)
     for draw in range(len(draws)):
@@ -47,7 +45,7 @@ def sample_losses(
             for caption in range(text.shape[1]):
                 noise = batch_noise(draws, draw, shape, ids, view, caption).to(latent.device)
                 x, e = latent[:, view].float(), text[:, caption].float()
-                loss = denoising_loss(denoiser, scheduler, x, e, at, noise)
+                loss = model.losses(x, {"text": e}, at, noise)
                 losses[:, view, draw] += torch.where(has_caption[:, caption], loss, 0)
     return losses / has_caption.sum(1)[:, None, None]
 

@@ -1,0 +1,19 @@
+"""The model as an object: a denoiser, its process, its conditions, and where it came from."""
+
+from lightning_attr.models.denoiser import Conditions, Denoiser
+from lightning_attr.models.load import load, load_weights, read_checkpoint
+from lightning_attr.models.model import FAMILIES, Model, build, mean_square
+from lightning_attr.models.process import Diffusion
+
+__all__ = [
+    "FAMILIES",
+    "Conditions",
+    "Denoiser",
+    "Diffusion",
+    "Model",
+    "build",
+    "load",
+    "load_weights",
+    "mean_square",
+    "read_checkpoint",
+]

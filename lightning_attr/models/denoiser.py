@@ -1,0 +1,73 @@
+"""The network behind one calling convention, whatever its family.
+
+Shapes: B samples, C x H x W a latent.
+"""
+
+from __future__ import annotations
+
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor, nn
+
+from datamodules.store import Schema
+from lightning_attr.errors import UserError
+
+Conditions = Mapping[str, Tensor]
+"""What the network is given beside the latent, by name."""
+
+
+@dataclass(frozen=True)
+class Denoiser(ABC):
+    """A network and how it is called. A family is a subclass in a file of its own.
+
+    Attributes:
+        network: The network of diffusers.
+        class_name: What diffusers calls the network.
+        conditions: Names of the conditions that it needs, which are fields of a store as well.
+        patterns: What the names of weights to work on mean for this family: regular expressions over parameter names.
+    """
+
+    network: nn.Module
+    class_name: ClassVar[str]
+    conditions: ClassVar[tuple[str, ...]]
+    patterns: ClassVar[Mapping[str, str]]
+
+    @abstractmethod
+    def predict(self, noisy: Tensor, timesteps: Tensor, conditions: Conditions) -> Tensor:
+        """Return what the network predicts of noisy latents [B, C, H, W] at timesteps int64 [B], [B, C, H, W]."""
+
+    @property
+    @abstractmethod
+    def latent_shape(self) -> tuple[int, int, int]:
+        """C, H, W of the latents that the network takes."""
+
+    @abstractmethod
+    def accepts(self, schema: Schema, path: str) -> None:
+        """Check that the samples of a store fit the network.
+
+        Raises:
+            UserError: They do not; it names the store at ``path``.
+        """
+
+    def select(self, pattern: str) -> dict[str, nn.Parameter]:
+        """Return the parameters that ``pattern`` selects, by name.
+
+        Args:
+            pattern: A name of :attr:`patterns` or a regular expression, searched in parameter names.
+
+        Raises:
+            UserError: The pattern is no regular expression, or it selects nothing.
+        """
+        known = f"known names are {', '.join(self.patterns)}; others are regular expressions over parameter names"
+        try:
+            regex = re.compile(self.patterns.get(pattern, pattern))
+        except re.error as error:
+            raise UserError(f"weights: {pattern!r} is not a regular expression ({error}); {known}") from error
+        selected = {name: weight for name, weight in self.network.named_parameters() if regex.search(name)}
+        if not selected:
+            raise UserError(f"weights: {pattern!r} selects nothing; {known}")
+        return selected

@@ -1,0 +1,220 @@
+"""The model: a denoiser, its process, its null conditions, and where it came from.
+
+Shapes: B samples, C x H x W a latent, L tokens of E features a text state.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from datamodules.store import Store
+from lightning_attr.errors import UserError
+from lightning_attr.models.build import build_class
+from lightning_attr.models.denoiser import Conditions, Denoiser
+from lightning_attr.models.process import Diffusion
+from lightning_attr.models.unet import UNet
+
+#: The families, by what diffusers calls their networks.
+FAMILIES: Mapping[str, type[Denoiser]] = {family.class_name: family for family in (UNet,)}
+
+
+@dataclass
+class Model:
+    """A text-to-image diffusion model.
+
+    Attributes:
+        denoiser: The network behind its calling convention.
+        process: How samples are noised and what is predicted.
+        null: The conditions of the empty caption, without the batch axis, by name; empty where they are not known.
+        latent_shape: C, H, W of the latents that it was trained on.
+        configs: ``denoiser`` and ``scheduler``, as given to :func:`build`.
+        path: The checkpoint or folder; empty where the model is of none.
+        digest: Of what lies there; empty likewise.
+    """
+
+    denoiser: Denoiser
+    process: Diffusion
+    null: Mapping[str, Tensor] = field(default_factory=dict)
+    latent_shape: tuple[int, ...] = ()
+    configs: Mapping[str, Any] = field(default_factory=dict)
+    path: str = ""
+    digest: str = ""
+
+    @property
+    def network(self) -> nn.Module:
+        """The network, whose parameters are the model's weights."""
+        return self.denoiser.network
+
+    def over(self, network: nn.Module) -> Model:
+        """Return this model with another network of the same family, such as one whose weights are replaced."""
+        return replace(self, denoiser=replace(self.denoiser, network=network))
+
+    def to(self, device: torch.device | str) -> Model:
+        """Move the network to a device, and return the model with null conditions there."""
+        self.network.to(device)
+        return replace(self, null={name: value.to(device) for name, value in self.null.items()})
+
+    def select(self, pattern: str) -> dict[str, nn.Parameter]:
+        """Return the weights that a pattern selects, see :meth:`Denoiser.select`."""
+        return self.denoiser.select(pattern)
+
+    def accepts(self, store: Store) -> None:
+        """Check that the samples of a store fit, see :meth:`Denoiser.accepts`."""
+        self.denoiser.accepts(store.schema, store.path)
+
+    def predict(self, noisy: Tensor, timesteps: Tensor, conditions: Conditions) -> Tensor:
+        """Return the prediction, see :meth:`Denoiser.predict`."""
+        return self.denoiser.predict(noisy, timesteps, conditions)
+
+    def losses(
+        self, latent: Tensor, conditions: Conditions, timesteps: Tensor, noise: Tensor, region: Tensor | None = None
+    ) -> Tensor:
+        """Return the loss of every sample, [B]: the mean squared error of the prediction over C, H and W.
+
+        Args:
+            latent: Clean latents, [B, C, H, W].
+            conditions: By name, [B, ...] each.
+            timesteps: int64 [B].
+            noise: [B, C, H, W].
+            region: How much each place counts, [H, W]; the mean is weighted by it. None is all alike.
+        """
+        noisy, target = self.process.noised(latent, noise, timesteps)
+        return mean_square(self.predict(noisy, timesteps, conditions) - target, region)
+
+    def squared_outputs(
+        self, latent: Tensor, conditions: Conditions, timesteps: Tensor, noise: Tensor, region: Tensor | None = None
+    ) -> Tensor:
+        """Return the mean square of every sample's prediction, [B]: the output function of D-TRAK (section 3).
+
+        The arguments are those of :meth:`losses`; the target plays no part.
+        """
+        noisy, _ = self.process.noised(latent, noise, timesteps)
+        return mean_square(self.predict(noisy, timesteps, conditions), region)
+
+    @torch.no_grad()
+    def generate(
+        self,
+        conditions: Conditions,
+        seeds: Sequence[int],
+        *,
+        steps: int,
+        guidance: float,
+        on_step: Callable[[], object] = lambda: None,
+    ) -> tuple[Tensor, Tensor]:
+        """Sample latents with classifier-free guidance; return them and their initial noise, both [B, C, H, W].
+
+        All randomness comes from ``seeds``: another model given the same ones makes the *same* query.
+
+        Args:
+            conditions: Of the prompts, [B, ...] each.
+            seeds: One seed a row.
+            steps: Number of sampling steps.
+            guidance: Scale of the guidance; 1 means none.
+            on_step: Called after every step, for a progress bar.
+
+        Raises:
+            UserError: There is guidance, and the null conditions are not known.
+        """
+        latent = noise = initial_noise(seeded_generators(seeds), self.latent_shape)
+        for _, stepped, _ in self._trajectory(conditions, seeds, steps, guidance):
+            latent = stepped
+            on_step()
+        return latent, noise
+
+    @torch.no_grad()
+    def predicted_original(
+        self, conditions: Conditions, seeds: Sequence[int], at: int, *, steps: int, guidance: float
+    ) -> Tensor:
+        """Return the clean latent that sampling has in view at its step nearest to timestep ``at``, [B, C, H, W].
+
+        The other arguments are those of :meth:`generate`.
+
+        Raises:
+            UserError: The scheduler predicts no clean latent.
+        """
+        nearest, result = None, None
+        for timestep, _, original in self._trajectory(conditions, seeds, steps, guidance):
+            if nearest is None or abs(timestep - at) < abs(nearest - at):
+                nearest, result = timestep, original
+        if result is None:
+            raise UserError(f"scheduler: {self.process.name} predicts no clean latent, which JourneyTRAK needs")
+        return result
+
+    def _trajectory(
+        self, conditions: Conditions, seeds: Sequence[int], steps: int, guidance: float
+    ) -> Iterator[tuple[int, Tensor, Tensor | None]]:
+        generators, like = seeded_generators(seeds), next(iter(conditions.values()))
+        noise = initial_noise(generators, self.latent_shape).to(like.device)
+        if guidance != 1 and not self.null:
+            raise UserError(f"model {self.path}: found no null conditions, which guidance {guidance:g} needs")
+        null = {name: value.to(conditions[name]).expand_as(conditions[name]) for name, value in self.null.items()}
+
+        def predict(noisy: Tensor, timestep: Tensor) -> Tensor:
+            at = timestep.to(noisy.device).expand(len(noisy))
+            if guidance == 1:
+                return self.predict(noisy, at, conditions)
+            doubled = {name: torch.cat([null[name], value]) for name, value in conditions.items()}
+            both = self.predict(torch.cat([noisy, noisy]), torch.cat([at, at]), doubled)
+            unconditional, guided = both[: len(noisy)], both[len(noisy) :]
+            return unconditional + guidance * (guided - unconditional)
+
+        return self.process.sampled(predict, noise, generators, steps)
+
+
+def build(denoiser: Mapping[str, Any], scheduler: Mapping[str, Any], seed: int = 0) -> Model:
+    """Build a model from configs, with initial weights that depend on ``seed`` alone.
+
+    Args:
+        denoiser: Of the network, as in a diffusers ``config.json``; ``_class_name`` defaults to
+            ``UNet2DConditionModel``.
+        scheduler: See :class:`~lightning_attr.models.process.Diffusion`.
+        seed: Of the weights.
+
+    Raises:
+        UserError: A class or one of its arguments does not exist, or the family is not known.
+    """
+    named = {"_class_name": UNet.class_name, **denoiser}
+    kind = family("model.denoiser", named)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network = build_class("model.denoiser", named)
+    return Model(kind(network), Diffusion(scheduler), configs=configs_of(denoiser, scheduler))
+
+
+def configs_of(denoiser: Mapping[str, Any], scheduler: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the configs as a model keeps them."""
+    return {"denoiser": denoiser, "scheduler": scheduler}
+
+
+def family(key: str, config: Mapping[str, Any]) -> type[Denoiser]:
+    """Return the family of a network.
+
+    Raises:
+        UserError: It is none of :data:`FAMILIES`.
+    """
+    if (name := config.get("_class_name")) not in FAMILIES:
+        raise UserError(f"{key}: found a network of class {name!r}, expected one of {', '.join(FAMILIES)}")
+    return FAMILIES[str(name)]
+
+
+def mean_square(values: Tensor, region: Tensor | None = None) -> Tensor:
+    """Return the mean of the squares of ``values`` [B, C, H, W] over all but the first axis, weighted by [H, W]."""
+    squares = values.square()
+    if region is None:
+        return squares.flatten(1).mean(1)
+    return (squares.mean(1) * region).flatten(1).sum(1) / region.sum()
+
+
+def seeded_generators(seeds: Sequence[int]) -> list[torch.Generator]:
+    """Return one CPU generator per seed, so that an image depends neither on its batch nor on the device."""
+    return [torch.Generator().manual_seed(seed) for seed in seeds]
+
+
+def initial_noise(generators: Sequence[torch.Generator], shape: Sequence[int]) -> Tensor:
+    """Return the noise from which each generator's image is sampled, float32 [B, *shape]."""
+    return torch.stack([torch.randn(tuple(shape), generator=generator) for generator in generators])

@@ -1,0 +1,55 @@
+"""UNets of Stable Diffusion 1.x and 2.x: cross-attention to text states."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from datamodules.store import Schema
+from lightning_attr.errors import UserError
+from lightning_attr.models.denoiser import Conditions, Denoiser
+
+
+class UNet(Denoiser):
+    """A ``UNet2DConditionModel``; its one condition is ``text``, the text states [B, L, E]."""
+
+    class_name = "UNet2DConditionModel"
+    conditions = ("text",)
+    patterns = {  # noqa: RUF012 (declared a class variable by the base)
+        "cross_kv": r"\battn2\.to_[kv]\.",
+        "cross_attention": r"\battn2\.",
+        "attention": r"\battn[12]\.",
+        "matrices": r"^(?!.*norm).*\.weight$",  # of all linear layers and convolutions
+        "all": r"",
+    }
+
+    def predict(self, noisy: Tensor, timesteps: Tensor, conditions: Conditions) -> Tensor:
+        """Call the network."""
+        prediction: Tensor = self.network(noisy, timesteps, encoder_hidden_states=conditions["text"]).sample
+        return prediction
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """C, H, W of the latents that the network was made for."""
+        size = self._config.sample_size
+        height, width = (size, size) if isinstance(size, int) else size
+        return int(self._config.in_channels), int(height), int(width)
+
+    def accepts(self, schema: Schema, path: str) -> None:
+        """Check the channels and sizes of latents, and the features of text states."""
+        latent, text = (schema.fields[name].shape for name in ("latent", "text"))
+        if latent[1:] != self.latent_shape:
+            raise UserError(
+                f"store {path}: found latents {latent[1:]}, expected {self.latent_shape} as model.denoiser has it"
+            )
+        expected = self._config.cross_attention_dim
+        if text[-1] != expected:
+            raise UserError(
+                f"store {path}: found text states of {text[-1]} features, "
+                f"expected {expected} as model.denoiser.cross_attention_dim has it"
+            )
+
+    @property
+    def _config(self) -> Any:
+        return self.network.config

@@ -1,0 +1,121 @@
+"""Models: built from configs, read from checkpoints, their weights selected."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import PNDMScheduler
+from miniature import DENOISER, Project
+from safetensors.torch import load_file, save_file
+
+from lightning_attr.errors import UserError
+from lightning_attr.models import Diffusion, build, load, load_weights
+from lightning_attr.models.unet import UNet
+
+
+def test_initial_weights_depend_on_the_seed_alone() -> None:
+    torch.manual_seed(5)
+    state = torch.get_rng_state()
+    first = build(DENOISER, {}, 1).network.state_dict()
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.manual_seed(6)
+    second, other = (build(DENOISER, {}, seed).network.state_dict() for seed in (1, 2))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert not all(torch.equal(first[name], other[name]) for name in first)
+
+
+def test_classes_of_diffusers_by_name() -> None:
+    assert Diffusion({"_class_name": "DDIMScheduler"}).name == "DDIMScheduler"
+    with pytest.raises(UserError, match="NoScheduler"):
+        Diffusion({"_class_name": "NoScheduler"})
+    with pytest.raises(
+        UserError, match=r"prediction_type: found 'score', expected one of epsilon, v_prediction, sample"
+    ):
+        Diffusion({"prediction_type": "score"})
+    with pytest.raises(UserError, match=r"found a network of class 'FluxTransformer2DModel', expected one of UNet2D"):
+        build({"_class_name": "FluxTransformer2DModel"}, {})
+
+
+@pytest.mark.parametrize(
+    ("pattern", "names"),
+    [
+        ("cross_kv", {"attn2.to_k", "attn2.to_v"}),
+        ("cross_attention", {"attn2.to_k", "attn2.to_v", "attn2.to_q", "attn2.to_out"}),
+        (r"attn1\.to_q", {"attn1.to_q"}),
+    ],
+)
+def test_selection(pattern: str, names: set[str]) -> None:
+    selected = build(DENOISER, {}).select(pattern)
+    assert {".".join(name.split("transformer_blocks.0.")[1].split(".")[:2]) for name in selected} == names
+
+
+def test_all_selects_everything() -> None:
+    network = build(DENOISER, {}, 0).network
+    assert UNet(network).select("all").keys() == dict(network.named_parameters()).keys()
+
+
+def test_a_checkpoint_gives_the_average_and_all_that_sampling_needs(project: Project) -> None:
+    trained = load(project.checkpoint)
+    checkpoint = torch.load(project.checkpoint, weights_only=True)
+    for name, weight in trained.network.state_dict().items():
+        assert torch.equal(weight, checkpoint["state_dict"][f"denoiser.{name}"])
+    assert not trained.network.training
+    assert trained.latent_shape == (4, 8, 8)
+    assert trained.null["text"].shape == (6, 16)
+    assert trained.configs["denoiser"] == DENOISER
+
+
+def test_weights_of_another_architecture(tmp_path: Path) -> None:
+    network, other = build(DENOISER, {}, 0).network, build({**DENOISER, "block_out_channels": [8, 24]}, {}, 0).network
+    with pytest.raises(UserError, match=r"file\.ckpt: of another architecture: found down_blocks.*expected"):
+        load_weights(network, other.state_dict(), "file.ckpt")
+    weights = network.state_dict()
+    weights.pop("conv_in.bias")
+    with pytest.raises(UserError, match=r"found conv_in\.bias missing, expected \(8,\)"):
+        load_weights(network, weights, "file.ckpt")
+
+
+@pytest.fixture(scope="module")
+def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of a pipeline in miniature, without the text encoder, and with weights of one variant alone."""
+    folder = tmp_path_factory.mktemp("pipeline")
+    (folder / "model_index.json").write_text("{}")
+    build(DENOISER, {}, 1).network.save_pretrained(folder / "unet", variant="fp16")  # type: ignore[operator]
+    PNDMScheduler(prediction_type="v_prediction", beta_schedule="scaled_linear").save_pretrained(folder / "scheduler")
+    return folder
+
+
+def test_a_unet_folder_predicts_what_its_network_does(pipeline: Path) -> None:
+    model, expected = load(pipeline / "unet"), build(DENOISER, {}, 1).network
+    latent, text, at = torch.randn(2, 4, 8, 8), torch.randn(2, 5, 16), torch.tensor([3, 900])
+    assert torch.equal(model.predict(latent, at, {"text": text}), expected(latent, at, text).sample)
+    assert (model.latent_shape, model.process.levels) == ((4, 8, 8), 1000)
+    scheduler, noise = PNDMScheduler.from_pretrained(pipeline / "scheduler"), torch.randn(2, 4, 8, 8)
+    noisy, target = model.process.noised(latent, noise, at)
+    torch.testing.assert_close(noisy, scheduler.add_noise(latent, noise, at))
+    level = scheduler.alphas_cumprod[at].reshape(-1, 1, 1, 1)
+    torch.testing.assert_close(target, level.sqrt() * noise - (1 - level).sqrt() * latent)
+    assert model.digest == load(pipeline / "unet", variant="fp16").digest
+    with pytest.raises(UserError, match="found no null conditions, which guidance 3 needs"):
+        model.generate({"text": text}, [1, 2], steps=2, guidance=3.0)
+
+
+def test_what_is_no_folder_of_a_model(pipeline: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"config\.json: no such file, expected the folder of a diffusers pipeline"):
+        load(tmp_path)
+    shutil.copytree(pipeline, tmp_path / "pipeline")
+    unet = tmp_path / "pipeline/unet"
+    weights = load_file(next(unet.glob("*.safetensors")))
+    weights.pop("conv_in.bias")
+    save_file(weights, next(unet.glob("*.safetensors")))
+    with pytest.raises(UserError, match=r"unet: .*conv_in\.bias"):
+        load(unet)
+    (unet / "diffusion_pytorch_model.bf16.safetensors").write_bytes(b"")
+    with pytest.raises(UserError, match="found variants bf16, fp16, expected variant to name one"):
+        load(unet)
+    config = json.loads((unet / "config.json").read_text())
+    (unet / "config.json").write_text(json.dumps({**config, "_class_name": "SD3Transformer2DModel"}))
+    with pytest.raises(UserError, match="found a network of class 'SD3Transformer2DModel', expected one of UNet2D"):
+        load(unet)
