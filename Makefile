@@ -37,7 +37,7 @@ docs: .venv-docs/installed
 
 .venv-docs/installed: pyproject.toml
 	$(PYTHON) -m venv .venv-docs
-	.venv-docs/bin/pip install --quiet 'mkdocs>=1.6,<2' 'mkdocs-material>=9.6,<10'
+	.venv-docs/bin/pip install --quiet 'mkdocs>=1.6,<2' 'mkdocs-material>=9.8,<10'
 	@touch $@
 
 .venv/installed: pyproject.toml
