@@ -9,7 +9,7 @@ KRONFLUENCE := 'kronfluence>=1.0.1' 'accelerate>=1.0' 'einconv>=0.1' 'einops>=0.
 # Tests of one file stay together: they share projects that take seconds to make.
 TWO := -n 2 --dist loadfile
 
-.PHONY: demo test lint slow benchmark
+.PHONY: demo test lint slow benchmark docs
 
 demo: .venv/installed
 	$(BIN)/python -m tools.demo
@@ -30,6 +30,15 @@ lint: .venv/installed
 # the peers get an environment of their own, without it.
 benchmark: .venv-peers/installed
 	.venv-peers/bin/python -m tools.benchmark
+
+# The site of docs/ needs neither torch nor this project: an environment of its own, with the bounds of the extra `docs`.
+docs: .venv-docs/installed
+	.venv-docs/bin/mkdocs build --strict
+
+.venv-docs/installed: pyproject.toml
+	$(PYTHON) -m venv .venv-docs
+	.venv-docs/bin/pip install --quiet 'mkdocs>=1.6,<2' 'mkdocs-material>=9.8,<10'
+	@touch $@
 
 .venv/installed: pyproject.toml
 	$(PYTHON) -m venv .venv
