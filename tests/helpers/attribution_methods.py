@@ -34,7 +34,7 @@ class TextGradient(Method):
     def _gradients(self, batch: Batch) -> Tensor:
         text = batch["text"][:, 0].float().requires_grad_()
         timesteps = torch.full((len(text),), 500)
-        prediction = self._model.denoiser(batch["latent"][:, 0].float(), timesteps, text).sample
+        prediction = self._model.predict(batch["latent"][:, 0].float(), timesteps, {"text": text})
         return torch.autograd.grad(prediction.square().sum(), text)[0].flatten(1)
 
 

@@ -167,11 +167,11 @@ def test_unpacked_original_is_the_original(project: Project, collected: Pack, tm
     collected.save(tmp_path / "pack")
     unpack(Pack.load(tmp_path / "pack"), tmp_path / "out")
     found, expected = load(tmp_path / "out/original.ckpt"), load(project.checkpoint)
-    weights = expected.denoiser.state_dict()
-    assert found.denoiser.state_dict().keys() == weights.keys()
-    for name, weight in found.denoiser.state_dict().items():
+    weights = expected.network.state_dict()
+    assert found.network.state_dict().keys() == weights.keys()
+    for name, weight in found.network.state_dict().items():
         assert torch.equal(weight.view(torch.uint8), weights[name].view(torch.uint8)), name
-    assert torch.equal(found.null_text, expected.null_text)
+    assert torch.equal(found.null["text"], expected.null["text"])
     assert (found.configs, found.latent_shape) == (expected.configs, expected.latent_shape)
     assert file_digest(tmp_path / "out/queries.lmdb") == file_digest(project.queries)
     Store(tmp_path / "out/queries.lmdb").verify()

@@ -324,7 +324,7 @@ def losses(weights: Mapping[str, Tensor]) -> Tensor:
 def test_losses_before_and_after(context: Context, tmp_path: Path, kind: type[Any]) -> None:
     changed = save_changed(tmp_path)
     method = kind(changed=f"{tmp_path}/*/weights.safetensors", draws=TWO.draws)
-    model = replace(context.trained(), denoiser=small_network().float())
+    model = context.trained().over(small_network().float())
     found = scores(method, replace(context, model=model))
     before = losses({})
     expected = [
@@ -334,7 +334,7 @@ def test_losses_before_and_after(context: Context, tmp_path: Path, kind: type[An
     torch.testing.assert_close(found, torch.stack(expected).double(), rtol=1e-4, atol=1e-6)
     assert len(method.settings()["changed"]) == 3
     # The weights are put back.
-    for name, weight in model.denoiser.named_parameters():
+    for name, weight in model.network.named_parameters():
         assert torch.equal(weight, NETWORK.get_parameter(name).float())
 
 
