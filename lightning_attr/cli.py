@@ -5,12 +5,9 @@ from __future__ import annotations
 import logging
 import sys
 import warnings
-from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
-import yaml
 from jsonargparse import ArgumentError, set_parsing_settings
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import RichProgressBar
@@ -22,7 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 import lightning_attr.tasks  # noqa: F401 (makes the tasks known by their class names)
 from callbacks import TopImages
 from lightning_attr.console import err
-from lightning_attr.errors import UserError, one_line
+from lightning_attr.errors import UserError, check_yaml, one_line, plain
 from lightning_attr.models import read_checkpoint
 from lightning_attr.runs.checkpoints import AtomicCheckpointIO, RunCheckpoint
 from lightning_attr.runs.folder import RunFolder
@@ -192,27 +189,6 @@ def _user_errors(args: list[str] | None) -> AttributionCLI:
         raise cause or error from None
 
 
-def check_yaml(args: list[str]) -> None:
-    """Check that configs are YAML: jsonargparse does not say in which file a mistake is.
-
-    Raises:
-        UserError: One is not; the message has the line.
-    """
-    for option, path in pairwise(args):
-        if option in ("-c", "--config") and Path(path).is_file():
-            try:
-                yaml.safe_load(Path(path).read_text())
-            except (yaml.YAMLError, UnicodeDecodeError) as error:
-                raise UserError(f"{path}: not YAML: {one_line(error)}") from error
-
-
-def plain(message: str) -> str:
-    """Reduce jsonargparse's account of a union of types to the line that names the key and what is wrong with it."""
-    noise = ("Does not validate", "Subtypes:", "Errors:", "Given value", "- Expected a <class 'NoneType'>")
-    lines = [line.strip() for line in message.splitlines()]
-    return " ".join(line.removeprefix("- ") for line in lines if line and not line.startswith(noise))
-
-
 def _run(args: list[str] | None) -> AttributionCLI:
     callbacks = [RichProgressBar()] if sys.stderr.isatty() else []
     return AttributionCLI(
@@ -259,4 +235,6 @@ def quiet() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    from lightning_attr.main import main as any_verb
+
+    any_verb()

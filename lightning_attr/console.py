@@ -20,22 +20,36 @@ err = Console(stderr=True, highlight=False)
 """Everything else: progress bars, warnings, errors."""
 
 
+class Stopped(BaseException):
+    """SIGTERM was received."""
+
+
+def _stop(signum: int, frame: object) -> NoReturn:
+    raise Stopped
+
+
 def run(main: Callable[[], None]) -> NoReturn:
-    """Run a command and exit: status 0; 1 and one line on stderr for a `UserError`; 130 for Ctrl-C.
+    """Run a command and exit: status 0; 1 and one line for a ``UserError``; 130 for Ctrl-C, 143 for SIGTERM.
 
     Any other exception is a bug of ours and keeps its traceback.
     """
+    previous = signal.signal(signal.SIGTERM, _stop)
     try:
         main()
+    except Stopped:
+        err.print("stopped; what is finished is kept")
+        sys.exit(128 + signal.SIGTERM)
     except UserError as error:
         err.print(f"error: {error}", style="red", markup=False, soft_wrap=True)
         sys.exit(1)
     except KeyboardInterrupt:
-        err.print("interrupted")
+        err.print("interrupted; what is finished is kept")
         sys.exit(128 + signal.SIGINT)
     except BrokenPipeError:  # `... | head` closed our stdout; what is left in its buffer has nowhere to go
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+    finally:
+        signal.signal(signal.SIGTERM, previous)
     sys.exit(0)
 
 

@@ -20,7 +20,7 @@ from lightning_attr.commands.prepare.shapes import main as prepare_shapes
 def stores(tmp_path_factory: pytest.TempPathFactory) -> Project:
     """Stores and configs, and nothing run yet."""
     root = tmp_path_factory.mktemp("project")
-    sizes = ["--count", "40", "--val-count", "20", "--planted", "4", "--tokens", "6", "--dim", "16"]
+    sizes = ["--count", "40", "--val_count", "20", "--planted", "4", "--tokens", "6", "--dim", "16"]
     prepare_shapes(["--out", str(root / "train.lmdb"), "--val", str(root / "val.lmdb"), *sizes])
     return Project(root)
 

@@ -223,7 +223,7 @@ def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
 def prepare(folder: str) -> None:
     prepare_shapes([
         "--out", f"runs/{folder}/train.lmdb", "--val", f"runs/{folder}/val.lmdb",
-        "--count", "8", "--val-count", "2", "--planted", "1", *SHAPES[folder],
+        "--count", "8", "--val_count", "2", "--planted", "1", *SHAPES[folder],
     ])  # fmt: skip
 
 

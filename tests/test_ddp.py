@@ -22,7 +22,7 @@ from lightning_attr.commands.prepare.shapes import main as prepare_shapes
 def uneven(tmp_path_factory: pytest.TempPathFactory) -> Project:
     """A project whose samples two ranks cannot divide evenly, trained on one."""
     root = tmp_path_factory.mktemp("uneven")
-    sizes = ["--count", "39", "--val-count", "21", "--planted", "4", "--tokens", "6", "--dim", "16"]
+    sizes = ["--count", "39", "--val_count", "21", "--planted", "4", "--tokens", "6", "--dim", "16"]
     prepare_shapes(["--out", str(root / "train.lmdb"), "--val", str(root / "val.lmdb"), *sizes])
     project = Project(root)
     run_stage(project.args("train"))

@@ -27,7 +27,7 @@ from lightning_attr.artifacts import read_json, write_json
 from lightning_attr.artifacts.scores import Scores, load_scores
 from lightning_attr.cli import FinishedError, run_stage
 from lightning_attr.commands.prepare.shapes import main as prepare_shapes
-from lightning_attr.commands.report.__main__ import main as report
+from lightning_attr.commands.report.command import main as report
 from lightning_attr.console import err, out, run
 from lightning_attr.errors import UserError
 
@@ -121,7 +121,7 @@ def leave_k_out(method: str) -> bool:
     )  # fmt: skip
     one_thread = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        [sys.executable, "-m", "lightning_attr.cli", *arguments], env=one_thread, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-m", "lightning_attr.main", *arguments], env=one_thread, stderr=subprocess.PIPE, text=True
     )
     if done.returncode:
         raise UserError(f"leave-k-out {method}: {done.stderr.strip().splitlines()[-1]}")

@@ -1,16 +1,16 @@
-"""Check scores against the pack of a sweep, without retraining: `python -m tools.evaluate PACK SCORES...`.
+"""Check scores against the pack of a sweep, without retraining: ``lightning-attr evaluate PACK SCORES...``.
 
-PACK is one of the two files of a pack or their common name, such as `runs/demo/sweep/pack`. Files of scores that are of
+PACK is one of the two files of a pack or their common name, such as ``runs/demo/sweep/pack``. Files of scores of
 the same method and settings count as one. Without scores, the tables say what the pack itself knows.
 """
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
 from lightning_attr.artifacts import write_json
 from lightning_attr.cli import FinishedError, run_stage
-from lightning_attr.console import out, run
+from lightning_attr.commands.options import parsed, parser
+from lightning_attr.console import out
 from lightning_attr.errors import UserError
 from lightning_attr.ground_truth import Evaluated, as_json, evaluate, read_scores
 from lightning_attr.ground_truth.pack import Pack, pack_files, unpack
@@ -18,23 +18,21 @@ from lightning_attr.ground_truth.tables import tables
 from lightning_attr.tasks import Evaluation
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def main(arguments: Sequence[str]) -> None:
     """Run the command."""
-    parser = argparse.ArgumentParser(prog="python -m tools.evaluate", description=__doc__)
-    parser.add_argument("pack", type=Path, metavar="PACK")
-    parser.add_argument("scores", nargs="*", metavar="SCORES", help="scores.safetensors of any number of methods")
-    parser.add_argument(
-        "--out", type=Path, metavar="FOLDER", help="make a run of it: metrics.json, figures, TensorBoard"
-    )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers")
-    parser.add_argument(
+    of = parser("evaluate", __doc__)
+    of.add_argument("pack", type=Path)
+    of.add_argument("scores", nargs="*", help="scores.safetensors of any number of methods")
+    of.add_argument("--out", type=Path | None, default=None, help="make a run: metrics.json, figures, TensorBoard")
+    of.add_argument("--json", type=Path | None, default=None, help="write the numbers into this file")
+    of.add_argument(
         "--queries",
-        type=_span,
-        metavar="FIRST-LAST",
-        help="those queries alone, such as ones that settings were not chosen on",
+        type=str | None,
+        default=None,
+        help="FIRST-LAST: those alone, such as ones that settings were not chosen on",
     )
-    parser.add_argument("--unpack", type=Path, metavar="FOLDER", help="write the original, queries and sample ids")
-    args = parser.parse_intermixed_args(arguments)
+    of.add_argument("--unpack", type=Path | None, default=None, help="write the original, queries and sample ids here")
+    args = parsed(of, _options_last(arguments))
     if args.out is not None and args.queries is not None:
         raise UserError("--queries: found it with --out, expected one of them: a run is of all queries")
     pack = Pack.load(args.pack)
@@ -42,15 +40,30 @@ def main(arguments: Sequence[str] | None = None) -> None:
         unpack(pack, args.unpack)
     evaluated = _run(args.out, args.pack, args.scores) if args.out is not None else None
     if evaluated is None:
-        evaluated = _evaluate(pack, args.scores, args.queries)
+        evaluated = _evaluate(pack, args.scores, None if args.queries is None else _span(args.queries))
     for table in tables(evaluated):
         out.print(table)
     if args.json is not None:
         write_json(args.json, as_json(evaluated))
 
 
+def _options_last(arguments: Sequence[str]) -> list[str]:
+    """Return the words with those files first that stand behind options, which jsonargparse would not take there."""
+    files, options, words = [], [], iter(arguments)
+    for word in words:
+        if word.startswith("-"):
+            options.append(word)
+            if "=" not in word and word not in ("-q", "--quiet", "-h", "--help", "--print_config"):
+                options.append(next(words, ""))
+        else:
+            files.append(word)
+    return [*files, *options]
+
+
 def _span(text: str) -> range:
     first, _, last = text.partition("-")
+    if not first.isdecimal() or not (last or first).isdecimal():
+        raise UserError(f"--queries: found {text!r}, expected FIRST-LAST, such as 20-59")
     return range(int(first), int(last or first) + 1)
 
 
@@ -78,7 +91,3 @@ def _run(folder: Path, pack: Path, scores: Sequence[str]) -> Evaluated | None:
         return None
     assert isinstance(task, Evaluation)
     return task.evaluated
-
-
-if __name__ == "__main__":
-    run(main)

@@ -1,10 +1,5 @@
-"""Say what a store holds, and whether it is undamaged: `python -m lightning_attr.commands.inspect STORE [--verify]`.
+"""Say what a store holds, and whether it is undamaged: ``lightning-attr inspect STORE [--verify]``."""
 
-Run it as a module only: as a script, its folder would come first on the path and this file would hide the standard
-library's `inspect`.
-"""
-
-import argparse
 import json
 from collections import Counter
 from collections.abc import Sequence
@@ -14,16 +9,17 @@ from rich.table import Table
 from rich.text import Text
 
 from datamodules.store import Store
-from lightning_attr.console import out, progress, run, summary
+from lightning_attr.commands.options import parsed, parser
+from lightning_attr.console import out, progress, summary
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def main(arguments: Sequence[str]) -> None:
     """Run the command."""
-    parser = argparse.ArgumentParser(prog="python -m lightning_attr.commands.inspect", description=__doc__)
-    parser.add_argument("store", type=Path, metavar="STORE")
-    parser.add_argument("--verify", action="store_true", help="read everything and check every checksum")
-    parser.add_argument("--captions", type=int, default=3, metavar="N", help="samples whose captions are shown")
-    args = parser.parse_args(arguments)
+    of = parser("inspect", __doc__)
+    of.add_argument("store", type=Path)
+    of.add_argument("--verify", action="store_true", help="read everything and check every checksum")
+    of.add_argument("--captions", type=int, default=3, help="samples whose captions are shown")
+    args = parsed(of, arguments)
     with Store(args.store) as store:
         _describe(args.store, store)
         _show_fields(store)
@@ -76,7 +72,3 @@ def _verify(store: Store) -> None:
         task = bar.add_task("verify", total=None)
         store.verify(lambda done, total: bar.update(task, completed=done, total=total))
     out.print(f"verified: every checksum of {len(store):,} samples is right")
-
-
-if __name__ == "__main__":
-    run(main)

@@ -4,7 +4,7 @@ from lightning_attr.encoders.base import ImageEncoder, TextEncoder
 from lightning_attr.encoders.hashed_words import HashedWords
 from lightning_attr.encoders.patch_pca import PatchPCA
 from lightning_attr.encoders.pretrained import AutoencoderKLEncoder, CLIPText, VisionFeatures
-from lightning_attr.encoders.registry import image_encoder, parse_image_encoder, parse_text_encoder, text_encoder
+from lightning_attr.encoders.registry import image_encoder, text_encoder
 from lightning_attr.encoders.store import (
     ENCODER_STATES,
     jpeg,
@@ -26,8 +26,6 @@ __all__ = [
     "image_encoder",
     "jpeg",
     "null_text",
-    "parse_image_encoder",
-    "parse_text_encoder",
     "store_image_encoder",
     "store_text_encoder",
     "text_encoder",

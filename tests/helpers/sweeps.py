@@ -74,7 +74,7 @@ class Miniature:
 
     def start(self, *options: str) -> subprocess.Popen[str]:
         """Run the command in a process of its own."""
-        command = [sys.executable, "-m", "lightning_attr.commands.sweep", *self.args(*options)]
+        command = [sys.executable, "-m", "lightning_attr.main", "sweep", *self.args(*options)]
         return subprocess.Popen(
             command, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, preexec_fn=hear_ctrl_c
         )

@@ -66,7 +66,7 @@ def _sweep_ratio(folder: Path, sizes: Sizes) -> Spread:
     given |= {"evaluation": {"timesteps": TIMESTEPS}, "random": random}
     config.write_text(yaml.safe_dump({"sweep": given}))
     loop = seconds(lambda: _loop(folder, sweep))()
-    swept = seconds(lambda: command("-m", "lightning_attr.commands.sweep", "-c", str(config)))()
+    swept = seconds(lambda: command("-m", "lightning_attr.main", "sweep", "-c", str(config)))()
     return Spread.of([loop / swept])
 
 

@@ -6,6 +6,7 @@ Decoding processes import this module: it needs Pillow and NumPy only, so that t
 import io
 import multiprocessing
 import os
+import signal
 import threading
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,6 +90,7 @@ def _square(image: Image.Image, size: int) -> Image.Image:
 
 def end_with_parent() -> None:
     """In a worker: exit when the parent is gone, even by SIGKILL; it would wait for work for ever otherwise."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes of a terminal; the parent ends this one
     parent = multiprocessing.parent_process()
     assert parent is not None
 

@@ -1,32 +1,33 @@
-"""Make a store of generated, captioned shapes in seconds: `lightning-attr prepare shapes --out STORE`.
+"""Make a store of generated, captioned shapes in seconds: ``lightning-attr prepare shapes --out STORE``.
 
 A rare concept, a purple star, is planted in a few of the images, so that an attribution has a right answer:
-`meta.attributes["planted"]` tells which. With `--val`, a second store holds held-out images and the same encoders.
+``meta.attributes["planted"]`` tells which. With ``--val``, a second store holds held-out images and the same encoders.
 """
 
-import argparse
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
+from jsonargparse import ArgumentParser, Namespace
 
 from datamodules.store import Store
 from datamodules.store.records import Meta, Sample
 from datamodules.store.writer import StoreWriter
+from lightning_attr.commands.options import at_least, parsed, parser
 from lightning_attr.commands.prepare.encode import Recipe, finished
 from lightning_attr.commands.prepare.images import Pixels, thumbnail
 from lightning_attr.commands.prepare.scenes import Scene, captions, draw_scene, planted_ids, render
-from lightning_attr.console import out, progress, run, summary
+from lightning_attr.console import out, progress, summary
 from lightning_attr.encoders import HashedWords, PatchPCA
 from lightning_attr.errors import UserError
 
 BATCH = 64
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def main(arguments: Sequence[str]) -> None:
     """Run the command."""
-    args = _parser().parse_args(arguments)
+    args = parsed(_parser(), arguments)
     _check(args)
     image = PatchPCA(args.patch, args.channels)
     image.latent_shape(args.size)  # refuses sizes that do not fit before anything is drawn
@@ -41,29 +42,25 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _make(args.val, recipe, _scenes(args.seed + 1, held_out, max(rare, min(args.planted, 1))), args.seed + 1)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m lightning_attr.commands.prepare.shapes", description=__doc__)
-    parser.add_argument("--out", type=Path, required=True, metavar="STORE", help="the store to make")
-    parser.add_argument("--val", type=Path, metavar="STORE", help="a held-out store to make as well")
-    parser.add_argument("--count", type=int, default=800, help="images")
-    parser.add_argument("--val-count", type=int, default=64, help="held-out images")
-    parser.add_argument("--planted", type=int, default=12, help="images of the rare concept among them")
-    parser.add_argument("--size", type=int, default=32, help="side of the images in pixels")
-    parser.add_argument("--patch", type=int, default=4, help="side of a patch that becomes one latent pixel")
-    parser.add_argument("--channels", type=int, default=4, help="channels of a latent pixel")
-    parser.add_argument("--tokens", type=int, default=16, help="tokens of an encoded caption")
-    parser.add_argument("--dim", type=int, default=64, help="width of a token's state")
-    parser.add_argument(
-        "--flips", action=argparse.BooleanOptionalAction, default=False, help="store mirror images as well"
-    )
-    parser.add_argument("--seed", type=int, default=0, help="another seed is another set")
-    return parser
+def _parser() -> ArgumentParser:
+    of = parser("prepare shapes", __doc__)
+    of.add_argument("--out", type=Path, required=True, help="the store to make")
+    of.add_argument("--val", type=Path | None, default=None, help="a held-out store to make as well")
+    of.add_argument("--count", type=int, default=800, help="images")
+    of.add_argument("--val_count", type=int, default=64, help="held-out images")
+    of.add_argument("--planted", type=int, default=12, help="images of the rare concept among them")
+    of.add_argument("--size", type=int, default=32, help="side of the images in pixels")
+    of.add_argument("--patch", type=int, default=4, help="side of a patch that becomes one latent pixel")
+    of.add_argument("--channels", type=int, default=4, help="channels of a latent pixel")
+    of.add_argument("--tokens", type=int, default=16, help="tokens of an encoded caption")
+    of.add_argument("--dim", type=int, default=64, help="width of a token's state")
+    of.add_argument("--flips", type=bool, default=False, help="store mirror images as well")
+    of.add_argument("--seed", type=int, default=0, help="another seed is another set")
+    return of
 
 
-def _check(args: argparse.Namespace) -> None:
-    for name, least in (("count", 1), ("val_count", 1), ("planted", 0), ("size", 8), ("seed", 0)):
-        if getattr(args, name) < least:
-            raise UserError(f"--{name.replace('_', '-')}: found {getattr(args, name)}, expected at least {least}")
+def _check(args: Namespace) -> None:
+    at_least(args, count=1, val_count=1, planted=0, size=8, seed=0)
     if args.planted > args.count:
         raise UserError(f"--planted: found {args.planted}, expected at most --count, which is {args.count}")
 
@@ -127,7 +124,3 @@ def _check_same(path: Path, metas: dict[int, Meta]) -> None:
     with Store(path) as store:
         if list(store.ids) != list(metas) or any(store.meta(i) != meta for i, meta in enumerate(metas.values())):
             raise UserError(f"{path}: holds a finished store of other images, expected {len(metas)} as asked for")
-
-
-if __name__ == "__main__":
-    run(main)

@@ -1,10 +1,10 @@
 """Retrain many models, to check attributions against: leave-K-out, random removals, random subsets, other seeds.
 
-    python -m lightning_attr.commands.sweep -c configs/demo/sweep.yaml
+    lightning-attr sweep -c configs/demo/sweep.yaml
 
-Each entry is an ordinary `lightning-attr fit` with a run folder of its own. The same command goes on after a stop;
+Each entry is an ordinary ``lightning-attr fit`` with a run folder of its own. The same command goes on after a stop;
 finished entries are not repeated, failed ones are tried again, and entries may be added to the config. When all are
-done they become one pack, which `python -m tools.evaluate` scores methods against.
+done they become one pack, which ``lightning-attr evaluate`` scores methods against.
 
 Entries run in worker processes of this machine, in tasks of a job array by --index (then once without it, which makes
 the pack), or on a Ray cluster by --ray, whose nodes must all see the same files at the same paths.
@@ -19,12 +19,13 @@ from contextlib import closing, contextmanager
 from typing import Any
 
 import torch
-from jsonargparse import ArgumentError, ArgumentParser
+from jsonargparse import ArgumentParser
 from jsonargparse.typing import NonNegativeFloat, PositiveInt
 from rich.table import Table
 from rich.text import Text
 
-from lightning_attr.cli import check_yaml, plain, quiet
+from lightning_attr.cli import quiet
+from lightning_attr.commands.options import parsed, parser
 from lightning_attr.commands.sweep.board import Board
 from lightning_attr.commands.sweep.cluster import run_cluster
 from lightning_attr.commands.sweep.folder import PATIENCE, SweepFolder
@@ -37,7 +38,7 @@ from lightning_attr.errors import UserError
 from lightning_attr.ground_truth.packing import collect
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def main(arguments: Sequence[str]) -> None:
     """Run the command.
 
     Raises:
@@ -62,50 +63,41 @@ def main(arguments: Sequence[str] | None = None) -> None:
             _pack(folder)
 
 
-def parsed_options(arguments: Sequence[str] | None) -> Any:
+def parsed_options(arguments: Sequence[str]) -> Any:
     """Return the options of the command, with its :class:`Sweep`.
 
     Raises:
         UserError: They do not make sense.
     """
-    parser = _parser()
-    words = list(sys.argv[1:] if arguments is None else arguments)
-    check_yaml(words)
-    try:
-        options = parser.instantiate_classes(parser.parse_args(words))
-    except ArgumentError as error:
-        raise UserError(plain(str(error))) from None
+    options = parsed(_parser(), arguments)
     if options.gpus and options.ray is None:
         raise UserError(f"gpus: found {options.gpus:g} without ray, which hands them out; expected ray as well")
     return options
 
 
 def _parser() -> ArgumentParser:
-    parser = ArgumentParser(
-        prog="python -m lightning_attr.commands.sweep", description=__doc__, exit_on_error=False, allow_abbrev=False
-    )
-    parser.add_argument("-c", "--config", action="config", help="the sweep's config file")
-    parser.add_class_arguments(Sweep, "sweep")
-    parser.add_argument("--workers", type=PositiveInt, default=2, help="worker processes on this machine")
-    parser.add_argument(
+    of = parser("sweep", __doc__)
+    of.add_class_arguments(Sweep, "sweep")
+    of.add_argument("--workers", type=PositiveInt, default=2, help="worker processes on this machine")
+    of.add_argument(
         "--threads", type=PositiveInt, default=1, help="torch threads of each worker; on Ray the CPUs it takes as well"
     )
-    parser.add_argument(
+    of.add_argument(
         "--group", type=PositiveInt, default=1, help="train so many entries together: faster where models are small"
     )
-    parser.add_argument(
+    of.add_argument(
         "--ray",
         type=str | None,
         default=None,
         help="run on Ray: local starts it here, auto or HOST:PORT joins a cluster; all nodes share the files, and an "
         "entry whose node dies goes on from its last checkpoint on another one",
     )
-    parser.add_argument(
+    of.add_argument(
         "--gpus", type=NonNegativeFloat, default=0, help="GPUs of an entry on Ray; 0.5 lets two entries share one"
     )
-    parser.add_argument("--index", type=int | None, default=None, help="run this entry alone, for job arrays")
-    parser.add_argument("--list", action="store_true", help="show all entries with their index and state")
-    return parser
+    of.add_argument("--index", type=int | None, default=None, help="run this entry alone, for job arrays")
+    of.add_argument("--list", action="store_true", help="show all entries with their index and state")
+    return of
 
 
 def _check_index(folder: SweepFolder, index: int) -> None:
@@ -161,7 +153,7 @@ def _pack(folder: SweepFolder) -> None:
     collect(runs, store_path(sweep), sweep.original, sweep.queries, settings).save(path)
     scores = " ".join(sweep.top.scores.values()) if sweep.top is not None else "SCORES..."
     out.print(f"pack: {path}.json, {path}.safetensors", markup=False, soft_wrap=True)
-    out.print(f"next: python -m tools.evaluate {path} {scores}", markup=False, soft_wrap=True)
+    out.print(f"next: lightning-attr evaluate {path} {scores}", markup=False, soft_wrap=True)
 
 
 def _listed(folder: SweepFolder) -> Table:

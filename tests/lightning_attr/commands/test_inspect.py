@@ -20,7 +20,7 @@ def store(tmp_path: Path) -> Path:
 def inspect(*arguments: str) -> "subprocess.CompletedProcess[str]":
     """As a user does; in a subprocess also because a damaged page could end a process."""
     return subprocess.run(
-        [sys.executable, "-m", "lightning_attr.commands.inspect", *arguments],
+        [sys.executable, "-m", "lightning_attr.main", "inspect", *arguments],
         cwd=ROOT,
         text=True,
         capture_output=True,

@@ -1,4 +1,4 @@
-"""One run of `prepare_coco`: fit, decode, encode, write; go on where a killed run stopped."""
+"""One run of ``prepare coco``: fit, decode, encode, write; go on where a killed run stopped."""
 
 import math
 from collections import Counter
@@ -106,7 +106,7 @@ class Job:
     def _accepts(self, item: Decoded | Undecoded) -> TypeGuard[Decoded]:
         """Whether an image was decoded; where not, it is left out, or the run fails."""
         if isinstance(item, Undecoded) and not self.skip:
-            raise UserError(f"{item.path}: {item.reason} (see --on-error)")
+            raise UserError(f"{item.path}: {item.reason} (see --on_error)")
         return isinstance(item, Decoded)
 
     def _count(self, items: Iterable[Decoded | Undecoded]) -> None:

@@ -16,13 +16,13 @@ import torch
 from PIL import Image
 
 from datamodules.store import Store
-from lightning_attr.commands.prepare.coco import main
+from lightning_attr.commands.prepare.coco.command import main
 from lightning_attr.encoders import PatchPCA, image_encoder, text_encoder
 from lightning_attr.errors import UserError
 
 ROOT = Path(__file__).parents[4]
 LICENCES = [{"id": 4, "name": "Attribution License", "url": "http://creativecommons.org/licenses/by/2.0/"}]
-LARGE = ("--text-encoder", "hashed-words:tokens=77,dim=256")  # so large that a writer commits every 128 samples or so
+LARGE = ("--text_encoder", "hashed-words:tokens=77,dim=256")  # so large that a writer commits every 128 samples or so
 
 
 class Coco:
@@ -52,7 +52,7 @@ class Coco:
         captions.write_text(json.dumps(self.content))
         return [
             *("--images", str(self.folder / "images"), "--captions", str(captions), "--out", str(self.out)),
-            *("--size", "16", "--batch-size", "4", "--workers", "0", *more),
+            *("--size", "16", "--batch_size", "4", "--workers", "0", *more),
         ]
 
     def prepare(self, *more: str) -> str:
@@ -63,7 +63,7 @@ class Coco:
 
     def start(self, *more: str) -> "subprocess.Popen[str]":
         """Run in another process."""
-        command = [sys.executable, "-m", "lightning_attr.commands.prepare.coco", *self.arguments(*more)]
+        command = [sys.executable, "-m", "lightning_attr.main", "prepare", "coco", *self.arguments(*more)]
         return subprocess.Popen(command, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 
@@ -116,7 +116,7 @@ def test_latents_are_those_of_the_centre_crop_and_its_mirror_image(make: Callabl
 
 def test_text_states_are_those_of_the_captions_and_zero_after_them(make: Callable[..., Coco]) -> None:
     coco = make()
-    coco.prepare("--text-encoder", "hashed-words:tokens=8,dim=12", "--no-flips")
+    coco.prepare("--text_encoder", "hashed-words:tokens=8,dim=12", "--no-flips")
     with Store(coco.out) as store:
         encoder = text_encoder(store.schema.encoders["text"], store.encoder_state("text"))
         states = torch.as_tensor(store.read("text", [4])).float()  # id 35 has two captions
@@ -129,7 +129,7 @@ def test_text_states_are_those_of_the_captions_and_zero_after_them(make: Callabl
 
 def test_limit_and_captions_per_image(make: Callable[..., Coco]) -> None:
     coco = make()
-    coco.prepare("--limit", "3", "--captions-per-image", "1")
+    coco.prepare("--limit", "3", "--captions_per_image", "1")
     with Store(coco.out) as store:
         assert list(store.ids) == [7, 14, 21]
         assert store.meta(0).captions == ("caption 0 of image 7",)
@@ -186,7 +186,7 @@ def spoil(coco: Coco) -> None:
 def test_skip_counts_each_reason(make: Callable[..., Coco], capsys: pytest.CaptureFixture[str]) -> None:
     coco = make()
     spoil(coco)
-    coco.prepare("--on-error", "skip")
+    coco.prepare("--on_error", "skip")
     with Store(coco.out) as store:
         assert list(store.ids) == [7, 35, 42, 49, 56, 63, 70]
     printed = capsys.readouterr()
@@ -221,10 +221,10 @@ def test_a_run_that_failed_goes_on_and_gives_the_same_store(
     good = coco.file(63).read_bytes()
     coco.file(63).unlink()
     with pytest.raises(UserError, match="no such file"):
-        coco.prepare("--encoders-from", str(reference))
+        coco.prepare("--encoders_from", str(reference))
     coco.file(63).write_bytes(good)
     capsys.readouterr()
-    assert coco.prepare("--encoders-from", str(reference)) == expected
+    assert coco.prepare("--encoders_from", str(reference)) == expected
     assert "already there" in capsys.readouterr().out
 
 
@@ -249,13 +249,13 @@ def test_workers_change_nothing(make: Callable[..., Coco]) -> None:
 
 def test_encoders_of_another_store(make: Callable[..., Coco]) -> None:
     train, val = make("train"), make("val", count=3)
-    train.prepare("--text-encoder", "hashed-words:tokens=5,dim=6")
-    val.prepare("--encoders-from", str(train.out))
+    train.prepare("--text_encoder", "hashed-words:tokens=5,dim=6")
+    val.prepare("--encoders_from", str(train.out))
     with Store(train.out) as one, Store(val.out) as other:
         assert one.schema == other.schema
         assert one.encoder_state("image") == other.encoder_state("image")
     with pytest.raises(UserError, match="one or the other"):
-        val.prepare("--encoders-from", str(train.out), "--image-encoder", "patch-pca")
+        val.prepare("--encoders_from", str(train.out), "--image_encoder", "patch-pca")
 
 
 def test_what_a_run_left_is_not_mixed_with_other_images(make: Callable[..., Coco]) -> None:
@@ -263,14 +263,14 @@ def test_what_a_run_left_is_not_mixed_with_other_images(make: Callable[..., Coco
     other.prepare()
     coco.file(63).unlink()
     with pytest.raises(UserError, match="no such file"):
-        coco.prepare("--encoders-from", str(other.out))  # leaves eight samples, up to id 56
+        coco.prepare("--encoders_from", str(other.out))  # leaves eight samples, up to id 56
     third = make("third", count=3)
     third.prepare()
     with pytest.raises(UserError, match="another fitted encoder"):
-        coco.prepare("--encoders-from", str(third.out))
+        coco.prepare("--encoders_from", str(third.out))
     coco.content["images"] = [image for image in coco.content["images"] if image["id"] != 21]
     with pytest.raises(UserError, match="a killed run left 8 samples up to id 56"):
-        coco.prepare("--encoders-from", str(other.out))
+        coco.prepare("--encoders_from", str(other.out))
 
 
 @pytest.mark.parametrize(
@@ -312,7 +312,7 @@ def test_other_mistakes_are_named(make: Callable[..., Coco]) -> None:
 
 def test_a_mistake_ends_with_status_1_and_one_line(make: Callable[..., Coco]) -> None:
     coco = make(count=1)
-    process = coco.start("--image-encoder", "wavelets")
+    process = coco.start("--image_encoder", "wavelets")
     printed, complaint = process.communicate()
     assert process.returncode == 1
     assert printed == ""
@@ -348,7 +348,7 @@ def test_a_killed_run_goes_on_and_gives_the_same_store(make: Callable[..., Coco]
     good = last.read_bytes()
     last.unlink()
     os.mkfifo(last)
-    process = coco.start("--encoders-from", str(reference))
+    process = coco.start("--encoders_from", str(reference))
     with last.open("wb"):  # waits until it is being read
         process.kill()
         process.communicate(timeout=60)

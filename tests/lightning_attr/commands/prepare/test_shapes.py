@@ -18,7 +18,7 @@ def stores(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A training store of 120 images, 6 of them planted, and a held-out one of 20."""
     folder = tmp_path_factory.mktemp("shapes")
     train, val = folder / "train.lmdb", folder / "val.lmdb"
-    main(["--out", str(train), "--val", str(val), "--count", "120", "--val-count", "20", "--planted", "6"])
+    main(["--out", str(train), "--val", str(val), "--count", "120", "--val_count", "20", "--planted", "6"])
     return train, val
 
 

@@ -16,7 +16,7 @@ from report_runs import HOSTILE, QUERIES, SAMPLES, Builder
 from datamodules.store import Store
 from lightning_attr.artifacts import load_tensors, save_tensors
 from lightning_attr.artifacts.scores import Scores
-from lightning_attr.commands.report.__main__ import main
+from lightning_attr.commands.report.command import main
 from lightning_attr.commands.report.contents import collect
 from lightning_attr.commands.report.page import render
 from lightning_attr.commands.report.scales import Scale
@@ -274,7 +274,7 @@ def test_command_writes_the_page(copied: Builder, tmp_path: Path, capsys: pytest
 
 
 def test_command_ends_with_one_line_where_there_is_no_run(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "lightning_attr.commands.report", str(tmp_path)]
+    command = [sys.executable, "-m", "lightning_attr.main", "report", str(tmp_path)]
     done = subprocess.run(command, cwd=ROOT, text=True, capture_output=True, check=False)
     assert done.returncode == 1
     assert done.stderr == f"error: {tmp_path}: found no manifest.json in it or below, expected the folder of a run\n"

@@ -146,7 +146,7 @@ def test_finished_entries_are_left_alone(finished: Miniature) -> None:
 def test_the_pack_holds_all(finished: Miniature, capfd: pytest.CaptureFixture[str]) -> None:
     main(finished.args())
     printed = capfd.readouterr().out
-    assert_says(printed, "5/5 done", finished.folder / "pack", "python -m tools.evaluate", finished.project.scores)
+    assert_says(printed, "5/5 done", finished.folder / "pack", "lightning-attr evaluate", finished.project.scores)
     pack = Pack.load(finished.folder / "pack")
     assert tuple(model.name for model in pack.models) == NAMES
     assert not pack.losses.isnan().any()

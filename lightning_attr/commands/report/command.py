@@ -1,0 +1,26 @@
+"""Make one self-contained HTML page of what a run found: ``lightning-attr report RUN``.
+
+RUN is a folder such as `runs/demo`. Every folder in it, at any depth, that has a `manifest.json` is a stage. What is
+missing or unfinished is named on the page.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from lightning_attr.artifacts import write_atomically
+from lightning_attr.commands.options import parsed, parser
+from lightning_attr.commands.report.contents import collect
+from lightning_attr.commands.report.page import render
+from lightning_attr.console import out
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Run the command."""
+    of = parser("report", __doc__)
+    of.add_argument("run", type=Path, help="the folder of a run")
+    of.add_argument("--out", type=Path | None, default=None, help="the page to write, default RUN/report.html")
+    args = parsed(of, arguments)
+    target = args.out or args.run / "report.html"
+    page = render(collect(args.run)).encode()
+    write_atomically(target, page)
+    out.print(f"made {target}: {len(page) / 1e6:.1f} MB", markup=False, soft_wrap=True)
