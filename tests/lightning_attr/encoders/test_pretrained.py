@@ -13,8 +13,6 @@ from lightning_attr.encoders import (
     AutoencoderKLEncoder,
     CLIPText,
     image_encoder,
-    parse_image_encoder,
-    parse_text_encoder,
     text_encoder,
 )
 from lightning_attr.errors import UserError
@@ -68,7 +66,7 @@ def clip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_autoencoder_scales_as_its_config_says(vae_folder: Path, images: Tensor) -> None:
-    encoder = parse_image_encoder(f"kl:{vae_folder}")
+    encoder = AutoencoderKLEncoder(str(vae_folder))
     latents = encoder.encode(images)
     assert latents.shape == (24, *encoder.latent_shape(16)) == (24, 4, 8, 8)
     vae = AutoencoderKL.from_pretrained(vae_folder)
@@ -88,7 +86,7 @@ def test_autoencoder_is_rebuilt_from_its_config(vae_folder: Path, images: Tensor
 
 
 def test_autoencoder_of_a_pipeline(vae_folder: Path) -> None:
-    inside = parse_image_encoder(f"kl:{vae_folder.parent},pipeline=true")
+    inside = AutoencoderKLEncoder(str(vae_folder.parent), pipeline=True)
     assert inside.config()["weights"] == AutoencoderKLEncoder(str(vae_folder)).config()["weights"]
 
 
@@ -105,13 +103,13 @@ def test_autoencoder_image_size(vae_folder: Path) -> None:
 
 def test_folder_without_a_model_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=f"AutoencoderKL {tmp_path}: expected a hub name or a local folder"):
-        parse_image_encoder(f"kl:{tmp_path}")
+        AutoencoderKLEncoder(str(tmp_path))
 
 
 def test_clip_gives_the_last_hidden_state(clip_folder: Path) -> None:
     import transformers
 
-    encoder = parse_text_encoder(f"clip:{clip_folder}")
+    encoder = CLIPText(str(clip_folder))
     assert (encoder.tokens, encoder.dim) == (9, 16)
     states = encoder.encode(["a cat", "", "cat " * 20])
     assert states.shape == (3, 9, 16)
@@ -137,17 +135,17 @@ def test_clip_is_rebuilt_from_its_config(clip_folder: Path) -> None:
 def test_clip_folder_without_a_model_is_named(tmp_path: Path) -> None:
     pytest.importorskip("transformers", reason="the extra `hf` is not installed")
     with pytest.raises(UserError, match=f"CLIP text encoder {tmp_path}: expected a hub name or a local folder"):
-        parse_text_encoder(f"clip:{tmp_path}")
+        CLIPText(str(tmp_path))
 
 
 def test_missing_transformers_names_the_extra() -> None:
     program = """
 import sys
 from lightning_attr.errors import UserError
-from lightning_attr.encoders import parse_text_encoder
+from lightning_attr.encoders import CLIPText
 sys.modules["transformers"] = None  # from here on, its import fails
 try:
-    parse_text_encoder("clip:some/model")
+    CLIPText("some/model")
 except UserError as error:
     print(error)
 """

@@ -8,18 +8,9 @@ from lightning_attr.encoders import (
     HashedWords,
     PatchPCA,
     image_encoder,
-    parse_image_encoder,
-    parse_text_encoder,
     text_encoder,
 )
 from lightning_attr.errors import UserError
-
-
-def test_command_line_forms() -> None:
-    assert parse_image_encoder("patch-pca").config() == PatchPCA().config()
-    assert parse_image_encoder("patch-pca:patch=2,channels=3").config() == PatchPCA(2, 3).config()
-    assert parse_text_encoder("hashed-words").config() == HashedWords().config()
-    assert parse_text_encoder("hashed-words:dim=32,seed=7").config() == HashedWords(16, 32, 7).config()
 
 
 def test_image_encoder_survives_json(images: Tensor) -> None:
@@ -35,22 +26,6 @@ def test_text_encoder_survives_json() -> None:
     encoder = HashedWords(8, 10, 4)
     again = text_encoder(json.loads(json.dumps(encoder.config())), encoder.state())
     assert torch.equal(again.encode(["a cat", ""]), encoder.encode(["a cat", ""]))
-
-
-@pytest.mark.parametrize(
-    ("spec", "message"),
-    [
-        ("pca", "found 'pca', expected one of patch-pca, kl"),
-        ("patch-pca:channel=4", "found argument 'channel', expected patch, channels"),
-        ("patch-pca:patch=four", "patch is 'four', expected a whole number"),
-        ("patch-pca:4", "found '4', expected key=value"),
-        ("kl", "expected source, found none"),
-        ("kl:folder,pipeline=yes", "pipeline is 'yes', expected true or false"),
-    ],
-)
-def test_mistakes_in_a_spec_are_named(spec: str, message: str) -> None:
-    with pytest.raises(UserError, match=message):
-        parse_image_encoder(spec)
 
 
 def test_mistakes_in_a_schema_are_named() -> None:

@@ -22,7 +22,8 @@ from lightning_attr.errors import UserError
 
 ROOT = Path(__file__).parents[4]
 LICENCES = [{"id": 4, "name": "Attribution License", "url": "http://creativecommons.org/licenses/by/2.0/"}]
-LARGE = ("--text_encoder", "hashed-words:tokens=77,dim=256")  # so large that a writer commits every 128 samples or so
+# So large that a writer commits every 128 samples or so.
+LARGE = ("--text_encoder", "HashedWords", "--text_encoder.tokens", "77", "--text_encoder.dim", "256")
 
 
 class Coco:
@@ -116,7 +117,9 @@ def test_latents_are_those_of_the_centre_crop_and_its_mirror_image(make: Callabl
 
 def test_text_states_are_those_of_the_captions_and_zero_after_them(make: Callable[..., Coco]) -> None:
     coco = make()
-    coco.prepare("--text_encoder", "hashed-words:tokens=8,dim=12", "--no-flips")
+    coco.prepare(
+        "--text_encoder", "HashedWords", "--text_encoder.tokens", "8", "--text_encoder.dim", "12", "--flips", "false"
+    )
     with Store(coco.out) as store:
         encoder = text_encoder(store.schema.encoders["text"], store.encoder_state("text"))
         states = torch.as_tensor(store.read("text", [4])).float()  # id 35 has two captions
@@ -237,7 +240,7 @@ def test_finished_store_is_left_alone(make: Callable[..., Coco], capsys: pytest.
     assert "nothing to do" in capsys.readouterr().out
     assert coco.out.stat().st_mtime_ns == before
     with pytest.raises(UserError, match="holds a finished store"):
-        coco.prepare("--no-flips")
+        coco.prepare("--flips", "false")
 
 
 def test_workers_change_nothing(make: Callable[..., Coco]) -> None:
@@ -249,13 +252,13 @@ def test_workers_change_nothing(make: Callable[..., Coco]) -> None:
 
 def test_encoders_of_another_store(make: Callable[..., Coco]) -> None:
     train, val = make("train"), make("val", count=3)
-    train.prepare("--text_encoder", "hashed-words:tokens=5,dim=6")
+    train.prepare("--text_encoder", "HashedWords", "--text_encoder.tokens", "5", "--text_encoder.dim", "6")
     val.prepare("--encoders_from", str(train.out))
     with Store(train.out) as one, Store(val.out) as other:
         assert one.schema == other.schema
         assert one.encoder_state("image") == other.encoder_state("image")
     with pytest.raises(UserError, match="one or the other"):
-        val.prepare("--encoders_from", str(train.out), "--image_encoder", "patch-pca")
+        val.prepare("--encoders_from", str(train.out), "--image_encoder", "PatchPCA")
 
 
 def test_what_a_run_left_is_not_mixed_with_other_images(make: Callable[..., Coco]) -> None:
@@ -312,11 +315,13 @@ def test_other_mistakes_are_named(make: Callable[..., Coco]) -> None:
 
 def test_a_mistake_ends_with_status_1_and_one_line(make: Callable[..., Coco]) -> None:
     coco = make(count=1)
-    process = coco.start("--image_encoder", "wavelets")
+    process = coco.start("--image_encoder", "Wavelets")
     printed, complaint = process.communicate()
     assert process.returncode == 1
     assert printed == ""
-    assert complaint == "error: image encoder 'wavelets': found 'wavelets', expected one of patch-pca, kl\n"
+    assert complaint.startswith('error: Parser key "image_encoder"')
+    assert "Wavelets" in complaint
+    assert complaint.count("\n") == 1
 
 
 def test_real_images(tmp_path: Path) -> None:
