@@ -32,4 +32,4 @@ def main(arguments: Sequence[str]) -> None:
             text = text.replace(f"configs/{options.experiment}/", f"{options.folder}/")
             write_atomically(target / config.name, text.encode())
     out.print(f"made {options.folder}: the configs of {options.experiment}, and {METHODS}/", soft_wrap=True)
-    out.print(f"next: the first lines of {options.folder / 'train.yaml'}", soft_wrap=True)
+    out.print(f"next: make the stores, then lightning-attr fit -c {options.folder / 'train.yaml'}", soft_wrap=True)
