@@ -8,18 +8,18 @@ import warnings
 from typing import Any
 
 import lightning.pytorch as pl
-from jsonargparse import ArgumentError, set_parsing_settings
+from jsonargparse import set_parsing_settings
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import SIGTERMException
-from omegaconf.errors import OmegaConfBaseException
 
 import lightning_attr.tasks  # noqa: F401 (makes the tasks known by their class names)
 from callbacks import TopImages
+from lightning_attr.commands.options import check_yaml, user_errors
 from lightning_attr.console import err
-from lightning_attr.errors import UserError, check_yaml, one_line, plain
+from lightning_attr.errors import UserError, one_line
 from lightning_attr.models import read_checkpoint
 from lightning_attr.runs.checkpoints import AtomicCheckpointIO, RunCheckpoint
 from lightning_attr.runs.folder import RunFolder
@@ -168,25 +168,9 @@ def run_stage(args: list[str] | None) -> AttributionCLI:
     quiet()
     follow_parent()
     set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
-    with one_speaker(no_error=FinishedError):
-        return _user_errors(args)
-
-
-def _user_errors(args: list[str] | None) -> AttributionCLI:
-    """Run the stage; what the libraries say about the user's mistakes becomes a ``UserError``."""
-    try:
+    with one_speaker(no_error=FinishedError), user_errors():
         check_yaml(sys.argv[1:] if args is None else args)
         return _run(args)
-    except ArgumentError as error:
-        raise UserError(plain(str(error))) from None
-    except OmegaConfBaseException as error:
-        raise UserError(f"config: {one_line(error)}") from None
-    except ValueError as error:
-        # jsonargparse wraps what a constructor raises in messages about types; the cause is what the user can act on.
-        cause: BaseException | None = error
-        while cause is not None and not isinstance(cause, UserError):
-            cause = cause.__cause__
-        raise cause or error from None
 
 
 def _run(args: list[str] | None) -> AttributionCLI:
@@ -235,6 +219,4 @@ def quiet() -> None:
 
 
 if __name__ == "__main__":
-    from lightning_attr.main import main as any_verb
-
-    any_verb()
+    main()

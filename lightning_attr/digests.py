@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterable
 from pathlib import Path
 
 import xxhash
@@ -12,9 +14,7 @@ from datamodules.store import Store
 def file_digest(path: str | Path) -> str:
     """Return the digest of a file; for a store the one that it carries, for a folder that of the files in it."""
     if Path(path).is_dir():
-        files = sorted(file for file in Path(path).rglob("*") if file.is_file() and not file.name.startswith("."))
-        names = [f"{file.relative_to(path)} {file_digest(file)}" for file in files]
-        return xxhash.xxh3_128_hexdigest("\n".join(names).encode())
+        return joined_digest(file for file in Path(path).rglob("*") if file.is_file() and file.name[0] != ".")
     if Path(path).suffix == ".lmdb":
         return Store(str(path)).digest
     digest = xxhash.xxh3_128()
@@ -22,3 +22,11 @@ def file_digest(path: str | Path) -> str:
         while chunk := file.read(1 << 22):
             digest.update(chunk)
     return digest.hexdigest()
+
+
+def joined_digest(paths: Iterable[Path]) -> str:
+    """Return one digest of several files or folders, whatever their order and wherever they lie together."""
+    found = sorted(paths)
+    root = os.path.commonpath(path.parent for path in found)
+    names = [f"{path.relative_to(root)} {file_digest(path)}" for path in found]
+    return xxhash.xxh3_128_hexdigest("\n".join(names).encode())

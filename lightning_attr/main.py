@@ -1,6 +1,6 @@
 """``lightning-attr VERB``: Lightning's verbs, and the commands beside them.
 
-This module imports nothing at its top: processes that decode images import it anew, and must start in a moment.
+This module imports nothing slow at its top: processes that decode images import it anew, and must start in a moment.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def _explain(words: list[str]) -> None:
     if not asked:
         print(f"error: found {words[0]!r}, expected one of {', '.join([*STAGES, *COMMANDS])}", file=sys.stderr)
         sys.exit(1)
-    lines = STAGES | {name: words for name, (_, words) in COMMANDS.items()}
+    lines = STAGES | {name: what for name, (_, what) in COMMANDS.items()}
     print("usage: lightning-attr VERB [-c CONFIG] [--KEY VALUE ...]\n")
     print("\n".join(f"  {name:<10}{words}" for name, words in lines.items()))
     print("\nlightning-attr VERB --help lists the options of a verb.")

@@ -58,7 +58,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class Commands:
-    """The commands of a clone, which had others before version 0.2.
+    """The commands of a clone, which were others while they lay in ``tools``.
 
     Args:
         clone: The folder of the code.
@@ -73,7 +73,7 @@ class Commands:
 
     def stage(self, verb: str, *configs: str, **overrides: Any) -> list[str]:
         """Return ``lightning-attr VERB``; ``a__b=1`` stands for ``--a.b 1``."""
-        words = ["-m", "lightning_attr.cli", verb]
+        words = ["-m", "lightning_attr.cli" if self.old else "lightning_attr.main", verb]
         for config in configs:
             words += ["-c", f"configs/{config}.yaml"]
         for key, value in overrides.items():
@@ -81,8 +81,9 @@ class Commands:
         return words
 
     def attribute(self, world: str, method: str, **overrides: Any) -> list[str]:
-        """Return the command that scores by a method; before 0.2 the default was in ``attribute.yaml`` itself."""
-        above = () if self.old and method == "default" else (f"methods/{method}",)
+        """Return the command that scores by a method; the default may be in ``attribute.yaml`` itself."""
+        path = self.clone / "configs" / "methods" / f"{method}.yaml"
+        above = (f"methods/{method}",) if path.exists() else ()
         return self.stage("predict", f"{world}/attribute", *above, **overrides)
 
     def shapes(self, *options: str) -> list[str]:
@@ -111,7 +112,7 @@ class Commands:
         return ["-m", "tools.evaluate", *options] if self.old else self._verb("evaluate", None, options)
 
     def _verb(self, verb: str, of: str | None, options: Sequence[str]) -> list[str]:
-        return ["-m", "lightning_attr.cli", verb, *([of] if of else []), *options]
+        return ["-m", "lightning_attr.main", verb, *([of] if of else []), *options]
 
 
 def demo(commands: Commands) -> Iterator[Stage]:

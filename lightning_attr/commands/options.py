@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
+import yaml
 from jsonargparse import ArgumentError, ArgumentParser
+from omegaconf.errors import OmegaConfBaseException
 
 from lightning_attr.console import out
-from lightning_attr.errors import UserError, check_yaml, plain
+from lightning_attr.errors import UserError, one_line
 
 
 def parser(name: str, description: str | None) -> ArgumentParser:
@@ -29,17 +34,27 @@ def parsed(of: ArgumentParser, arguments: Sequence[str]) -> Any:
     """
     words = list(arguments)
     check_yaml(words)
-    try:
+    with user_errors():
         options = of.instantiate_classes(of.parse_args(words))
+    out.quiet = bool(options.quiet)
+    return options
+
+
+@contextmanager
+def user_errors() -> Iterator[None]:
+    """Turn what jsonargparse and OmegaConf say about the user's mistakes into a ``UserError``."""
+    try:
+        yield
     except ArgumentError as error:
         raise UserError(plain(str(error))) from None
-    except ValueError as error:  # jsonargparse wraps what a constructor raises; the cause is what the user can act on
+    except OmegaConfBaseException as error:
+        raise UserError(f"config: {one_line(error)}") from None
+    except ValueError as error:
+        # jsonargparse wraps what a constructor raises in messages about types; the cause is what the user can act on.
         cause: BaseException | None = error
         while cause is not None and not isinstance(cause, UserError):
             cause = cause.__cause__ or cause.__context__
         raise cause or error from None
-    out.quiet = bool(options.quiet)
-    return options
 
 
 def at_least(options: Any, **least: int) -> None:
@@ -47,3 +62,24 @@ def at_least(options: Any, **least: int) -> None:
     for name, value in least.items():
         if (found := getattr(options, name)) is not None and found < value:
             raise UserError(f"--{name}: found {found}, expected at least {value}")
+
+
+def check_yaml(args: list[str]) -> None:
+    """Check that configs are YAML: jsonargparse does not say in which file a mistake is.
+
+    Raises:
+        UserError: One is not; the message has the line.
+    """
+    for option, path in pairwise(args):
+        if option in ("-c", "--config") and Path(path).is_file():
+            try:
+                yaml.safe_load(Path(path).read_text())
+            except (yaml.YAMLError, UnicodeDecodeError) as error:
+                raise UserError(f"{path}: not YAML: {one_line(error)}") from error
+
+
+def plain(message: str) -> str:
+    """Reduce jsonargparse's account of a union of types to the line that names the key and what is wrong with it."""
+    noise = ("Does not validate", "Subtypes:", "Errors:", "Given value", "- Expected a <class 'NoneType'>")
+    lines = [line.strip() for line in message.splitlines()]
+    return " ".join(line.removeprefix("- ") for line in lines if line and not line.startswith(noise))

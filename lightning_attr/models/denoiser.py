@@ -9,7 +9,7 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
@@ -35,6 +35,15 @@ class Denoiser(ABC):
     class_name: ClassVar[str]
     conditions: ClassVar[tuple[str, ...]]
     patterns: ClassVar[Mapping[str, str]]
+
+    @classmethod
+    @abstractmethod
+    def check_config(cls, key: str, config: Mapping[str, Any]) -> None:
+        """Refuse the config of a network of this class that is called otherwise.
+
+        Raises:
+            UserError: It is; the message begins with ``key``.
+        """
 
     @abstractmethod
     def predict(self, noisy: Tensor, timesteps: Tensor, conditions: Conditions) -> Tensor:

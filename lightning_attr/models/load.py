@@ -13,11 +13,11 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from lightning_attr.digests import file_digest
+from lightning_attr.digests import file_digest, joined_digest
 from lightning_attr.encoders import CLIPText
 from lightning_attr.errors import UserError, one_line
 from lightning_attr.models.denoiser import Denoiser
-from lightning_attr.models.model import Model, build, configs_of, family
+from lightning_attr.models.model import Model, build, family
 from lightning_attr.models.process import Diffusion
 
 WEIGHTS = "diffusion_pytorch_model"
@@ -46,7 +46,7 @@ def _from_checkpoint(path: str | Path) -> Model:
     weights = {name.removeprefix("denoiser."): value for name, value in checkpoint["state_dict"].items()}
     load_weights(model.network, weights, path)
     model.network.eval().requires_grad_(False)
-    model.null, model.latent_shape = {"text": record["null_text"]}, tuple(record["latent_shape"])
+    model.null = {"text": record["null_text"]}
     model.path, model.digest = str(path), file_digest(path)
     return model
 
@@ -62,15 +62,13 @@ def _from_folder(folder: Path, variant: str | None) -> Model:
     # Training's process is the schedule of betas; the steps are those of DDPM, which every schedule of betas has.
     names = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "prediction_type")
     schedule = {name: scheduler[name] for name in names if name in scheduler} | {"clip_sample": False}
-    denoiser = kind(network)
     return Model(
-        denoiser=denoiser,
+        denoiser=kind(network),
         process=Diffusion(schedule),
         null={"text": CLIPText(str(root), pipeline=True).encode([""])[0]} if whole else {},
-        latent_shape=denoiser.latent_shape,
-        configs=configs_of(config, schedule),
+        configs={"denoiser": config, "scheduler": schedule},
         path=str(folder),
-        digest=file_digest(folder),
+        digest=file_digest(folder) if whole else joined_digest([folder, root / "scheduler"]),
     )
 
 

@@ -31,7 +31,6 @@ class Model:
         denoiser: The network behind its calling convention.
         process: How samples are noised and what is predicted.
         null: The conditions of the empty caption, without the batch axis, by name; empty where they are not known.
-        latent_shape: C, H, W of the latents that it was trained on.
         configs: ``denoiser`` and ``scheduler``, as given to :func:`build`.
         path: The checkpoint or folder; empty where the model is of none.
         digest: Of what lies there; empty likewise.
@@ -40,7 +39,6 @@ class Model:
     denoiser: Denoiser
     process: Diffusion
     null: Mapping[str, Tensor] = field(default_factory=dict)
-    latent_shape: tuple[int, ...] = ()
     configs: Mapping[str, Any] = field(default_factory=dict)
     path: str = ""
     digest: str = ""
@@ -49,6 +47,11 @@ class Model:
     def network(self) -> nn.Module:
         """The network, whose parameters are the model's weights."""
         return self.denoiser.network
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """C, H, W of the latents."""
+        return self.denoiser.latent_shape
 
     def over(self, network: nn.Module) -> Model:
         """Return this model with another network of the same family, such as one whose weights are replaced."""
@@ -64,7 +67,14 @@ class Model:
         return self.denoiser.select(pattern)
 
     def accepts(self, store: Store) -> None:
-        """Check that the samples of a store fit, see :meth:`Denoiser.accepts`."""
+        """Check that the samples of a store have all that the model needs and fit it, see :meth:`Denoiser.accepts`.
+
+        Raises:
+            UserError: They do not.
+        """
+        fields = store.schema.fields
+        if missing := [name for name in ("latent", *self.denoiser.conditions) if name not in fields]:
+            raise UserError(f"store {store.path}: found fields {sorted(fields)}, expected {missing[0]} among them")
         self.denoiser.accepts(store.schema, store.path)
 
     def predict(self, noisy: Tensor, timesteps: Tensor, conditions: Conditions) -> Tensor:
@@ -183,22 +193,18 @@ def build(denoiser: Mapping[str, Any], scheduler: Mapping[str, Any], seed: int =
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = build_class("model.denoiser", named)
-    return Model(kind(network), Diffusion(scheduler), configs=configs_of(denoiser, scheduler))
-
-
-def configs_of(denoiser: Mapping[str, Any], scheduler: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the configs as a model keeps them."""
-    return {"denoiser": denoiser, "scheduler": scheduler}
+    return Model(kind(network), Diffusion(scheduler), configs={"denoiser": denoiser, "scheduler": scheduler})
 
 
 def family(key: str, config: Mapping[str, Any]) -> type[Denoiser]:
     """Return the family of a network.
 
     Raises:
-        UserError: It is none of :data:`FAMILIES`.
+        UserError: It is none of :data:`FAMILIES`, or one of its class that needs other conditions.
     """
     if (name := config.get("_class_name")) not in FAMILIES:
         raise UserError(f"{key}: found a network of class {name!r}, expected one of {', '.join(FAMILIES)}")
+    FAMILIES[str(name)].check_config(key, config)
     return FAMILIES[str(name)]
 
 

@@ -59,7 +59,6 @@ class Diffusion:
     """
 
     def __init__(self, config: Mapping[str, Any]) -> None:
-        self.config = config
         self._scheduler = build_class("model.scheduler", {"_class_name": "DDPMScheduler", **config})
         found = self._scheduler.config.get("prediction_type")
         if found not in PREDICTION_TYPES:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
@@ -23,6 +24,22 @@ class UNet(Denoiser):
         "matrices": r"^(?!.*norm).*\.weight$",  # of all linear layers and convolutions
         "all": r"",
     }
+
+    @classmethod
+    def check_config(cls, key: str, config: Mapping[str, Any]) -> None:
+        """Refuse UNets that need more than text states, as SDXL's and image variations', or more channels (inpainting).
+
+        Raises:
+            UserError: It is one.
+        """
+        for name in ("addition_embed_type", "class_embed_type", "encoder_hid_dim_type"):
+            if config.get(name) is not None:
+                raise UserError(
+                    f"{key}: found {name} {config[name]!r}, expected none: text states as the one condition"
+                )
+        channels = config.get("in_channels", 4), config.get("out_channels", 4)
+        if channels[0] != channels[1]:
+            raise UserError(f"{key}: found {channels[0]} channels in and {channels[1]} out, expected as many of both")
 
     def predict(self, noisy: Tensor, timesteps: Tensor, conditions: Conditions) -> Tensor:
         """Call the network."""

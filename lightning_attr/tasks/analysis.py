@@ -13,7 +13,6 @@ from torch.nn.parallel import DistributedDataParallel
 from datamodules import LatentDataModule
 from datamodules.store import Store
 from lightning_attr.artifacts import tensors_digest
-from lightning_attr.digests import file_digest
 from lightning_attr.errors import UserError
 from lightning_attr.models import load
 
@@ -67,7 +66,7 @@ class AnalysisTask(pl.LightningModule):
 
     def digests(self) -> dict[str, str]:
         """Return the digests of what this task was given, for the settings of its artefacts."""
-        return {"checkpoint": file_digest(self.checkpoint)}
+        return {"checkpoint": self.model.digest}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Leave the frozen denoiser out."""

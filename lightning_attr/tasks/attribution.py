@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -67,8 +67,9 @@ class Attribution(pl.LightningModule):
         self.store, self.query_store = Store(data.store), Store(self.queries)
         self._query_id = self._chosen_queries()
         self._check(data)
-        self._ensemble = Ensemble(self.method, self._models())
-        self._settings = self._score_settings()
+        models = self._models()
+        self._ensemble = Ensemble(self.method, models)
+        self._settings = self._score_settings(models)
         self._chunks = Chunks(
             self.run / "chunks", self._chunk_settings(data), data.positions, data.batch_size,
             self.trainer.strategy.root_device,
@@ -185,13 +186,13 @@ class Attribution(pl.LightningModule):
             model.accepts(self.store)
         return [model.to(self.trainer.strategy.root_device) for model in models]
 
-    def _score_settings(self) -> dict[str, Any]:
+    def _score_settings(self, models: Sequence[Model]) -> dict[str, Any]:
         files = {"store": self._data.store, "queries": self.queries}
-        files |= {f"checkpoints.{index}": path for index, path in enumerate(self.checkpoints)}
         # Files that the method reads, such as a curvature.
         settings = self.method.settings()
         files |= {key: path for key, path in flatten(settings) if isinstance(path, str) and is_file(path)}
         digests = {name: file_digest(path) for name, path in files.items()}
+        digests |= {f"checkpoints.{index}": model.digest for index, model in enumerate(models)}
         precision = self.trainer.precision
         return {**settings, "precision": precision, "samples": samples_used(self._data), "digests": digests}
 

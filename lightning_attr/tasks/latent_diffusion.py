@@ -69,7 +69,6 @@ class LatentDiffusion(pl.LightningModule):
         """Check the store against the network and keep the text state of the empty caption."""
         store = self.store
         self.model.accepts(store)
-        self.model.latent_shape = store.schema.fields["latent"].shape[1:]
         self.model.null = {"text": null_text(store).to(self.trainer.strategy.root_device)}
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:

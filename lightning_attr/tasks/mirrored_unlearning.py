@@ -190,5 +190,5 @@ class MirroredUnlearning(ChangedWeights):
 
     def digests(self) -> dict[str, str]:
         """Return the digests of everything that this task was given."""
-        files = {"checkpoint": self.checkpoint, "store": self.data.store, "queries": self.queries}
-        return {name: file_digest(path) for name, path in files.items()}
+        files = {"store": self.data.store, "queries": self.queries}
+        return {**super().digests(), **{name: file_digest(path) for name, path in files.items()}}

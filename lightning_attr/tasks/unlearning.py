@@ -222,10 +222,10 @@ class Unlearning(ChangedWeights):
 
     def digests(self) -> dict[str, str]:
         """Return the digests of everything that this task was given."""
-        files = {"checkpoint": self.checkpoint, "store": self.store, "queries": self.queries}
+        files = {"store": self.store, "queries": self.queries}
         if self.region_path is not None:
             files["region"] = self.region_path
-        digests = {name: file_digest(path) for name, path in files.items()}
+        digests = {**super().digests(), **{name: file_digest(path) for name, path in files.items()}}
         return (
             digests if self.curvature_path is None else digests | {"curvature": curvature_digest(self.curvature_path)}
         )

@@ -33,7 +33,7 @@ def small_network() -> UNet2DConditionModel:
 
 def model_of(network: nn.Module) -> Model:
     """The network as a model that predicts the noise."""
-    return Model(UNet(network), Diffusion({}), {"text": torch.zeros(5, 12).double()}, (4, 8, 8))
+    return Model(UNet(network), Diffusion({}), {"text": torch.zeros(5, 12).double()})
 
 
 def small_batch(ids: list[int], views: int = 2, captions: int = 2) -> dict[str, Tensor]:

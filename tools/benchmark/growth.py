@@ -167,5 +167,5 @@ def _attributed(run: Path, store: Path, inputs: dict[str, str], sizes: Sizes) ->
     }
     path = run.with_suffix(".yaml")
     path.write_text(yaml.safe_dump(config))
-    command("-m", "lightning_attr.cli", "predict", "-c", str(path), environment=os.environ)
+    command("-m", "lightning_attr.main", "predict", "-c", str(path), environment=os.environ)
     return Pass(**json.loads((run / PASS).read_text()))

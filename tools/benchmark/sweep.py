@@ -107,7 +107,7 @@ def _loop(folder: Path, sweep: Sweep) -> None:
         root = {"trainer": {"default_root_dir": str(folder / f"entry-{index}")}}
         path.write_text(yaml.safe_dump(merged(entry.settings, root)))
         configs = (word for config in (*sweep.train, str(path)) for word in ("-c", config))
-        command("-m", "lightning_attr.cli", "fit", *configs)
+        command("-m", "lightning_attr.main", "fit", *configs)
 
 
 def command(*words: str, environment: Mapping[str, str] | None = None) -> None:

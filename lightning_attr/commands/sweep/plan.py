@@ -16,7 +16,8 @@ from xxhash import xxh3_64_intdigest
 from datamodules.selection import Exclude, Subset, kept_positions
 from datamodules.store import Store
 from lightning_attr.artifacts.scores import load_scores
-from lightning_attr.errors import UserError, check_yaml
+from lightning_attr.commands.options import check_yaml
+from lightning_attr.errors import UserError
 from lightning_attr.ground_truth.pack import UNATTRIBUTED
 from lightning_attr.noise import Draws
 

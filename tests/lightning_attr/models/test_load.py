@@ -10,6 +10,7 @@ from diffusers import PNDMScheduler
 from miniature import DENOISER, Project
 from safetensors.torch import load_file, save_file
 
+from datamodules.store import Field, Schema, Store, StoreWriter
 from lightning_attr.errors import UserError
 from lightning_attr.models import Diffusion, build, load, load_weights
 from lightning_attr.models.unet import UNet
@@ -119,3 +120,30 @@ def test_what_is_no_folder_of_a_model(pipeline: Path, tmp_path: Path) -> None:
     (unet / "config.json").write_text(json.dumps({**config, "_class_name": "SD3Transformer2DModel"}))
     with pytest.raises(UserError, match="found a network of class 'SD3Transformer2DModel', expected one of UNet2D"):
         load(unet)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"addition_embed_type": "text_time"}, "found addition_embed_type 'text_time', expected none"),  # SDXL
+        ({"in_channels": 9}, "found 9 channels in and 4 out"),  # inpainting
+    ],
+)
+def test_unets_that_are_called_otherwise(changed: dict[str, object], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        build({**DENOISER, **changed}, {})
+
+
+def test_a_unet_of_another_schedule_is_another_model(pipeline: Path, tmp_path: Path) -> None:
+    shutil.copytree(pipeline, tmp_path / "pipeline")
+    before = load(tmp_path / "pipeline/unet").digest
+    assert before == load(pipeline / "unet").digest
+    PNDMScheduler(prediction_type="epsilon").save_pretrained(tmp_path / "pipeline/scheduler")
+    assert load(tmp_path / "pipeline/unet").digest != before
+
+
+def test_a_store_without_a_condition(stores: Project, tmp_path: Path) -> None:
+    with StoreWriter(tmp_path / "a.lmdb", Schema({"latent": Field((1, 4, 8, 8), "float32")}, {})) as writer:
+        writer.finish()
+    with pytest.raises(UserError, match=r"a\.lmdb: found fields \['latent'\], expected text among them"):
+        build(DENOISER, {}).accepts(Store(tmp_path / "a.lmdb"))

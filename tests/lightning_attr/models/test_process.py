@@ -1,5 +1,7 @@
 """Noising, losses and sampling, against diffusers where it has the same."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from diffusers import DDPMScheduler
@@ -13,6 +15,8 @@ from lightning_attr.models.unet import UNet
 class Recorder(nn.Module):
     """A network whose prediction is a known function of its inputs."""
 
+    config = SimpleNamespace(sample_size=8, in_channels=4)
+
     def forward(self, latent: Tensor, timesteps: Tensor, encoder_hidden_states: Tensor) -> "Recorder":
         text = encoder_hidden_states.mean((1, 2)).reshape(-1, 1, 1, 1)
         self.sample = 0.5 * latent + 1e-3 * timesteps.reshape(-1, 1, 1, 1) + text
@@ -20,7 +24,7 @@ class Recorder(nn.Module):
 
 
 def recorder(process: Diffusion, null: Tensor | None = None) -> Model:
-    return Model(UNet(Recorder()), process, {} if null is None else {"text": null}, (4, 8, 8))
+    return Model(UNet(Recorder()), process, {} if null is None else {"text": null})
 
 
 @pytest.fixture
