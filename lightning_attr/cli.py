@@ -132,8 +132,13 @@ class AttributionCLI(LightningCLI):
                 f"trainer.devices: found {self.trainer.world_size} ranks, expected 1 where a program runs the stage "
                 "itself: further ranks would start that program again; run the command lightning-attr instead"
             )
-        with ending_together(self.trainer):
-            super()._run_subcommand(subcommand)
+        try:
+            with ending_together(self.trainer):
+                super()._run_subcommand(subcommand)
+        except SystemExit as end:
+            if isinstance(end.__context__, KeyboardInterrupt):  # a second Ctrl-C, which Lightning makes a status 1
+                raise end.__context__ from None
+            raise
 
     def _tensorboard(self) -> TensorBoardLogger:
         checkpoint = self._get(self.config, "ckpt_path") if self.subcommand == "fit" else None
@@ -194,7 +199,7 @@ def _run(args: list[str] | None) -> AttributionCLI:
 
 
 def main(args: list[str] | None = None) -> None:
-    """Run a stage and exit with a status: 0 done, 1 the user's mistake, 130 interrupted, 143 stopped."""
+    """Run a stage and exit with a status: 0 done, 1 the user's mistake, 130 for Ctrl-C, 143 for SIGTERM."""
     try:
         run_stage(args)
     except FinishedError as finished:
@@ -203,11 +208,11 @@ def main(args: list[str] | None = None) -> None:
         err.print(f"error: {error}", style="red", markup=False, soft_wrap=True)
         sys.exit(1)
     except KeyboardInterrupt:
-        err.print("interrupted before anything was to be saved", markup=False, soft_wrap=True)
+        err.print("interrupted; the same command goes on from the last checkpoint", markup=False, soft_wrap=True)
         sys.exit(130)
-    except SIGTERMException:
+    except SIGTERMException as stopped:
         err.print("stopped and saved; the same command goes on from here", markup=False, soft_wrap=True)
-        sys.exit(143)
+        sys.exit(stopped.code)
 
 
 def quiet() -> None:

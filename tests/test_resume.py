@@ -66,7 +66,7 @@ def stopped_then_resumed(args: list[str], log: Path, moment: Moment) -> Ended:
     if moment.sends == signal.SIGKILL:
         assert stopped.status == -signal.SIGKILL, stopped
     else:
-        assert stopped.status == 143, stopped
+        assert stopped.status == 128 + moment.sends, stopped
         assert STOPPED in stopped.stderr
     assert "Traceback" not in stopped.stderr
     resumed = run(args, log)
@@ -329,6 +329,6 @@ def test_the_installed_command_stopped_from_outside(project: Project, tmp_path: 
         time.sleep(0.01)
     process.send_signal(sends)
     _, stderr = process.communicate(timeout=60)
-    assert process.returncode == 143, stderr
+    assert process.returncode == 128 + sends, stderr
     assert STOPPED in stderr
     assert "Traceback" not in stderr

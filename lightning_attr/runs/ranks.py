@@ -138,8 +138,8 @@ def _end(processes: list[Popen[bytes]], error: BaseException) -> None:
     if failed is None:
         return
     rank, status = failed
-    if status == 128 + signal.SIGTERM:
-        raise SIGTERMException from error
+    if status in (128 + signal.SIGTERM, 128 + signal.SIGINT):
+        raise SIGTERMException(status) from error
     if status < 0:
         name = signal.Signals(-status).name
         raise UserError(f"rank {rank}: ended by {name}; the same command goes on from the last checkpoint") from error

@@ -13,7 +13,7 @@ from lightning_attr.console import err
 
 
 class GracefulStop(Callback):
-    """Raises Lightning's ``SIGTERMException`` for SIGTERM and for Ctrl-C.
+    """Raises Lightning's ``SIGTERMException`` for SIGTERM and for Ctrl-C; its ``code`` is the status to exit with.
 
     While a model trains, at the end of the batch, where Lightning does so: in the middle of an optimizer step, weights
     are those of no uninterrupted run. All ranks stop at the same batch, whichever of them got the signal. Elsewhere at
@@ -23,6 +23,7 @@ class GracefulStop(Callback):
     def __init__(self) -> None:
         self._training = False
         self._requested = False
+        self._status = 128 + signal.SIGTERM
         self._previous: dict[signal.Signals, Any] = {}
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
@@ -50,7 +51,7 @@ class GracefulStop(Callback):
         self._agree(trainer)
         self._training = False
         if trainer.received_sigterm:  # after Lightning looked for the last time
-            raise SIGTERMException
+            raise SIGTERMException(self._status)
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Give the signals back."""
@@ -58,6 +59,8 @@ class GracefulStop(Callback):
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """Give the signals back, Lightning's first: it would put ours in place again."""
+        if isinstance(exception, SIGTERMException):
+            exception.code = self._status  # Lightning's own has none
         trainer._signal_connector.teardown()
         self._restore()
 
@@ -66,8 +69,9 @@ class GracefulStop(Callback):
             trainer._signal_connector.received_sigterm = True
 
     def _stop(self, signum: int, frame: object) -> None:
+        self._status = 128 + signum
         if not self._training:
-            raise SIGTERMException
+            raise SIGTERMException(self._status)
         self._requested = True
         if signum == signal.SIGINT:
             err.print("stopping after this batch; press Ctrl-C again to stop at once", markup=False)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import platform
+import signal
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -179,6 +180,17 @@ def _settle(folder: Path) -> None:
 
 
 @contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Ignore further signals to stop: a pool that breaks sends one to workers that are saving already."""
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
 def timed_status(folder: Path, log: str = "") -> Iterator[None]:
     """Write that an entry runs, and then what became of it. One that is stopped waits to go on."""
     start = time.perf_counter()
@@ -190,7 +202,8 @@ def timed_status(folder: Path, log: str = "") -> Iterator[None]:
         write_status(folder, "failed", message, log=log)
         raise
     except (KeyboardInterrupt, SystemExit):
-        write_status(folder, "waiting", log=log)
+        with _undisturbed():
+            write_status(folder, "waiting", log=log)
         raise
     write_status(folder, "done", seconds=time.perf_counter() - start, log=log)
 

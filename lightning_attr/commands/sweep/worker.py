@@ -114,7 +114,7 @@ def is_running(job: Job) -> bool:
 
 def stop(signum: int, frame: object) -> NoReturn:
     """Handle a signal: end as a run does that is stopped while it trains, also where it does not."""
-    raise SIGTERMException
+    raise SIGTERMException(128 + signum)
 
 
 @contextmanager

@@ -54,8 +54,9 @@ def test_stops_and_gives_the_signals_back(tmp_path: Path, sends: signal.Signals,
         logger=False, enable_progress_bar=False, enable_model_summary=False,
     )  # fmt: skip
     module = Interrupted(sends)
-    with pytest.raises(SIGTERMException):
+    with pytest.raises(SIGTERMException) as stopped:
         getattr(trainer, verb)(module)
+    assert stopped.value.code == 128 + sends
     assert module.finished_steps == finished
     if verb == "fit":
         assert torch.load(tmp_path / "checkpoints/last.ckpt", weights_only=True)["global_step"] == 3

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import threading
 import time
 from collections.abc import Callable
@@ -13,16 +15,18 @@ import pytest
 import torch
 import yaml
 from damage import assert_says, snapshot
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from miniature import Project
 from rich.console import Console
 from sweeps import NAMES, Miniature, assert_same, here
 
-from lightning_attr.artifacts import load_tensors, write_json
+from lightning_attr.artifacts import load_tensors, write_atomically, write_json
 from lightning_attr.cli import run_stage
 from lightning_attr.commands.sweep.board import Board, progress_line
 from lightning_attr.commands.sweep.command import main
-from lightning_attr.commands.sweep.folder import Status, SweepFolder, locked
+from lightning_attr.commands.sweep.folder import Status, SweepFolder, locked, read_status, timed_status
 from lightning_attr.commands.sweep.plan import Random, Subsets, Sweep, Top, entries
+from lightning_attr.commands.sweep.worker import stop
 from lightning_attr.console import run as exit_with_status
 from lightning_attr.ground_truth.pack import Pack
 
@@ -357,6 +361,27 @@ def test_the_table_on_a_narrow_terminal(finished: Miniature) -> None:
     console = Console(width=60, record=True)
     console.print(Board(folder).table(), soft_wrap=True)
     assert f"{finished.folder}: 0/0 done" in console.export_text()
+
+
+def test_a_second_signal_does_not_lose_that_an_entry_waits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pool that breaks terminates workers that are stopping already."""
+
+    def interrupted(path: Path, content: bytes) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        write_atomically(path, content)
+
+    def stopped() -> None:
+        with timed_status(tmp_path):
+            monkeypatch.setattr("lightning_attr.artifacts.tensors.write_atomically", interrupted)
+            raise SIGTERMException
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        with pytest.raises(SIGTERMException):
+            stopped()
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert read_status(tmp_path).state == "waiting"
 
 
 def test_a_status_is_whole_at_any_moment(finished: Miniature) -> None:
