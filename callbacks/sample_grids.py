@@ -40,10 +40,11 @@ class SampleGrid(Callback):
         if writer is None or not isinstance(pl_module, LatentDiffusion):
             return
         store = pl_module.store
-        text = store_text_encoder(store).encode(self.prompts).to(pl_module.device)
+        encoded = store_text_encoder(store).encode(self.prompts)
+        conditions = {name: value.to(pl_module.device) for name, value in encoded.items()}
         seeds = [self.seed + index for index in range(len(self.prompts))]
         model = pl_module.model
-        latents, _ = model.generate({"text": text}, seeds, steps=self.steps, guidance=self.guidance)
+        latents, _ = model.generate(conditions, seeds, steps=self.steps, guidance=self.guidance)
         images = store_image_encoder(store).decode(latents.cpu())
         grid = [SampleImage(jpeg(image.numpy()), words) for image, words in zip(images, self.prompts, strict=True)]
         writer.add_figure("samples", image_grid(grid, f"Step {trainer.global_step}"), trainer.global_step)

@@ -49,9 +49,8 @@ class GroupedLatents(LightningDataModule):
 class GroupedLoader:
     """Stacks of the members' batches; each member goes through its own epochs, which differ in length.
 
-    A batch is "latent" float32 [G, B, C, H, W], "text" float32 [G, B, T, D], int64 "id" [G, B], and int64 [G] "size"
-    and "epoch". Where a member's batch is shorter than the others', at the end of its epoch, its last sample is
-    repeated: only its first "size" samples count.
+    A batch is what the members' are, [G, B, ...] each, and int64 [G] "size" and "epoch". Where a member's batch is
+    shorter than the others', at the end of its epoch, its last sample is repeated: only its first "size" samples count.
 
     It has a length, for Lightning reads ahead where there is none, and would save a place that is one batch too far.
 
@@ -103,9 +102,7 @@ def endless(loader: LatentLoader) -> Iterator[Batch]:
 def stacked(batches: Sequence[Batch], epochs: Sequence[int]) -> Batch:
     """Stack one batch of each member, see :class:`GroupedLoader`."""
     longest = max(len(batch["id"]) for batch in batches)
-    stack = {
-        name: torch.stack([_padded(batch[name], longest) for batch in batches]) for name in ("latent", "text", "id")
-    }
+    stack = {name: torch.stack([_padded(batch[name], longest) for batch in batches]) for name in batches[0]}
     sizes = torch.tensor([len(batch["id"]) for batch in batches])
     return {**stack, "size": sizes, "epoch": torch.tensor(epochs)}
 

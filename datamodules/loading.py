@@ -1,6 +1,7 @@
 """From a store to batches: what a batch is, in which order batches come, and how that order is taken up again.
 
-Shapes: B samples, V views, C, H, W latent channels, height, width; K captions, T tokens, D dim.
+Shapes: B samples, V views, C, H, W latent channels, height, width; K captions. A batch has the latent and all
+conditions of the store by their names; "text", T tokens of D numbers, stands here for them.
 """
 
 from __future__ import annotations
@@ -43,11 +44,12 @@ class TrainBatches(Dataset[Batch]):
         epoch, positions = key
         store = self.store
         ids = store.ids[positions]
-        view = choices(ids, store.schema.fields["latent"].shape[0], "view", self.seed, epoch)
+        fields = store.schema.fields
+        view = choices(ids, fields["latent"].shape[0], "view", self.seed, epoch)
         caption = choices(ids, store.caption_counts[positions].astype(np.int64), "caption", self.seed, epoch)
+        rows = {name: np.minimum(caption, fields[name].shape[0] - 1) for name in store.schema.conditions}
         return {
-            "latent": _single(store.read("latent", positions, view)),
-            "text": _single(store.read("text", positions, caption)),
+            **{name: _single(store.read(name, positions, rows.get(name, view))) for name in store.schema.inputs},
             "id": torch.from_numpy(ids),
             "view": torch.from_numpy(view),
             "caption": torch.from_numpy(caption),
@@ -68,12 +70,16 @@ class PredictBatches(Dataset[Batch]):
     def __getitem__(self, key: Key) -> Batch:
         """Batch of a key."""
         _, positions = key
-        return {
-            "latent": torch.from_numpy(self.store.read("latent", positions)),
-            "text": torch.from_numpy(self.store.read("text", positions)),
-            "captions": torch.from_numpy(self.store.caption_counts[positions].astype(np.int64)),
-            "id": torch.from_numpy(self.store.ids[positions]),
-        }
+        return whole_samples(self.store, positions)
+
+
+def whole_samples(store: Store, positions: Ints) -> Batch:
+    """Return all that is stored of samples, see :class:`PredictBatches`."""
+    return {
+        **{name: torch.from_numpy(store.read(name, positions)) for name in store.schema.inputs},
+        "captions": torch.from_numpy(store.caption_counts[positions].astype(np.int64)),
+        "id": torch.from_numpy(store.ids[positions]),
+    }
 
 
 @dataclass(frozen=True)
@@ -187,7 +193,9 @@ class GivenKeys(Keys):
 
 
 def _single(array: NDArray[Any]) -> Tensor:
-    """Return an array as float32. NumPy converts: torch's threads wait for each other where the cores are busy."""
+    """Return numbers with a fraction as float32. NumPy converts: torch's threads wait for each other on busy cores."""
+    if array.dtype.kind != "f":
+        return torch.from_numpy(array)
     return torch.from_numpy(array.astype(np.float32, copy=False))
 
 
@@ -269,6 +277,5 @@ class LatentLoader:
 
 
 def _check_fields(store: Store) -> None:
-    for name in ("latent", "text"):
-        if name not in store.schema.fields:
-            raise StoreError(f"{store.path}: found fields {sorted(store.schema.fields)}, expected latent and text")
+    if "latent" not in store.schema.inputs or not store.schema.conditions:
+        raise StoreError(f"{store.path}: found fields {sorted(store.schema.fields)}, expected a latent and conditions")

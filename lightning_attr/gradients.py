@@ -2,10 +2,10 @@
 
 A linear layer sees its input X [B, L, in] and the gradient at its output G [B, L, out]; its per-sample weight gradient
 is the product ``G^T X`` [B, out, in]. So does a convolution, X being the patches under its kernel. Hooks capture both
-in one backward pass, with neither ``vmap`` nor weight gradients. Where the input is the text state itself, as at
-cross-attention's keys and values, it is the same at every draw: the gradients at the output are summed over draws, and
-one product remains. Where a weight is of another kind, such as a norm's, all go through ``torch.func``, which is slower
-and needs the loss as a function of one sample.
+in one backward pass, with neither ``vmap`` nor weight gradients. Where the input is a condition itself, such as the
+text states at cross-attention's keys and values, it is the same at every draw: the gradients at the output are summed
+over draws, and one product remains. Where a weight is of another kind, such as a norm's, all go through ``torch.func``,
+which is slower and needs the loss as a function of one sample.
 
 Under autocast the network runs in low precision; what is made of the gradients afterwards does not.
 
@@ -22,8 +22,9 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from lightning_attr.models import Model
-from lightning_attr.noise import Draws, batch_noise, draw_timesteps
+from lightning_attr.models import Conditions, Inputs, Model
+from lightning_attr.noise import Draws
+from lightning_attr.samples import Samples
 
 PerSampleGradients = dict[str, Tensor]
 
@@ -87,23 +88,29 @@ def outside_autocast(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 @dataclass
 class SampleGradients:
-    """Per-sample gradients by weight name, the products of layers on the text state not yet formed.
+    """Per-sample gradients by weight name, the products of layers on a condition not yet formed.
 
     Attributes:
-        text: The text states of all captions, [B, K * L, in].
-        at_output: The gradients at the outputs of the layers on ``text``, [B, K * L, out] by weight name.
+        conditions: The rows of each condition, of all captions, [B, K * L, in] by name.
+        at_output: The gradients at the outputs of the layers on each condition, [B, K * L, out] by weight name.
         dense: The gradients by all other weights, [B, *shape] by name.
     """
 
-    text: Tensor
-    at_output: dict[str, Tensor] = field(default_factory=dict)
+    conditions: Conditions
+    at_output: dict[str, dict[str, Tensor]] = field(default_factory=dict)
     dense: PerSampleGradients = field(default_factory=dict)
 
     def named(self) -> Iterator[tuple[str, Tensor]]:
         """Yield the gradient by each weight, [B, *shape], one at a time: together they may not fit memory."""
-        for name, gradient in self.at_output.items():
-            yield name, gradient.transpose(1, 2) @ self.text
+        for condition, gradients in self.at_output.items():
+            for name, gradient in gradients.items():
+                yield name, gradient.transpose(1, 2) @ self.conditions[condition]
         yield from self.dense.items()
+
+    def each(self, factor: float) -> Tensor:
+        """Return ``factor`` for every sample, [B]."""
+        some = next(value for part in (self.dense, *self.at_output.values()) for value in part.values())
+        return some.new_full([len(some)], factor)
 
     @outside_autocast
     def flat(self) -> Tensor:
@@ -147,7 +154,7 @@ def sample_gradients(
     total = next(by_draw)
     for one in by_draw:
         _add(total, one)
-    return scaled(total, total.text.new_full([len(total.text)], 1 / len(output.draws)))
+    return scaled(total, total.each(1 / len(output.draws)))
 
 
 def draw_gradients(
@@ -164,28 +171,20 @@ def draw_gradients(
     Args:
         model: The model.
         selected: The weights, of any layers; linear ones are fast.
-        batch: ``latent`` [B, V, C, H, W] and ``text`` [B, K, L, E] in any precision, ``captions`` and ``id`` int64 [B].
+        batch: As :class:`~lightning_attr.samples.Samples` takes it.
         output: What to differentiate, and where.
         views: Only the first so many views.
         captions: Only the first so many captions of each sample.
         region: How much each place of the latent counts, [H, W].
     """
-    dtype = next(iter(selected.values())).dtype
-    latent, text = batch["latent"][:, :views].to(dtype), batch["text"][:, :captions].to(dtype)
-    timesteps = draw_timesteps(output.draws, model.process.levels).to(latent.device)
-    has_caption = torch.arange(text.shape[1], device=text.device) < batch["captions"].to(text.device)[:, None]
-    share_BK = (has_caption / (has_caption.sum(1, keepdim=True) * latent.shape[1])).to(dtype)
-    texts, ids = [text[:, caption].contiguous() for caption in range(text.shape[1])], batch["id"].tolist()
+    samples = Samples.of(model, batch, views, captions)
+    counts_B1 = samples.has_caption.sum(1, keepdim=True) * samples.latent.shape[1]
+    share_BK = (samples.has_caption / counts_B1).to(samples.latent)
     gradients = _differentiate(model, selected, output, region)
-    for draw, timestep in enumerate(timesteps):
-        by_caption = []
-        for caption, states in enumerate(texts):
-            total = SampleGradients(states)
-            for view in range(latent.shape[1]):
-                noise = batch_noise(output.draws, draw, latent.shape[2:], ids, view, caption).to(latent)
-                one = gradients((latent[:, view], states, timestep.expand(len(ids)), noise))
-                _add(total, scaled(one, share_BK[:, caption]))
-            by_caption.append(total)
+    for at_draw in samples.at_draws(model, output.draws):
+        by_caption = [SampleGradients(_rows(conditions)) for conditions in samples.conditions]
+        for caption, _, inputs in at_draw:
+            _add(by_caption[caption], scaled(gradients(inputs), share_BK[:, caption]))
         joined = _join(by_caption)
         yield scaled(joined, _inverse_norms(joined)) if output.normalised else joined
 
@@ -195,44 +194,51 @@ def _differentiate(
     selected: Mapping[str, nn.Parameter],
     output: Output,
     region: Tensor | None,
-) -> Callable[[tuple[Tensor, ...]], SampleGradients]:
-    """Return the function (latent, text, timesteps, noise) -> gradients: by hooks where all weights are linear."""
+) -> Callable[[Inputs], SampleGradients]:
+    """Return the function that takes the gradients: by hooks where all weights are linear."""
     layers = linear_weights(model.network, selected)
     function = OUTPUT_FUNCTIONS[output.function]
 
-    def values(network: nn.Module, inputs: tuple[Tensor, ...]) -> Tensor:
-        latent, text, timesteps, noise = inputs
-        return function(model.over(network), latent, {"text": text}, timesteps, noise, region)
+    def values(network: nn.Module, inputs: Inputs) -> Tensor:
+        return function(model.over(network), *inputs, region)
 
-    def gradients(inputs: tuple[Tensor, ...]) -> SampleGradients:
-        text = inputs[1]
+    def gradients(inputs: Inputs) -> SampleGradients:
         if layers is None:
-            return SampleGradients(text, dense=functional_gradients(model.network, selected, values, inputs))
-        return captured_gradients(layers, lambda: values(model.network, inputs), text)
+            dense = functional_gradients(model.network, selected, values, inputs)
+            return SampleGradients(_rows(inputs.conditions), dense=dense)
+        return captured_gradients(layers, lambda: values(model.network, inputs), inputs.conditions)
 
     return gradients
 
 
-def captured_gradients(layers: Mapping[str, Layer], values: Callable[[], Tensor], text: Tensor) -> SampleGradients:
+def captured_gradients(
+    layers: Mapping[str, Layer], values: Callable[[], Tensor], conditions: Conditions
+) -> SampleGradients:
     """Return the gradient of every sample's own value by weights and biases of linear layers, in one backward pass.
 
-    Whether a layer's input is the text state is seen from the tensor that it gets, not from its name.
+    Whether a layer's input is a condition itself is seen from the tensor that it gets, not from its name.
 
     Args:
         layers: The linear layer of each parameter name (``....weight`` or ``....bias``).
         values: Runs the network on a batch and returns its per-sample values, [B].
-        text: The text states that the network is given, [B, L, E].
+        conditions: What the network is given beside the latent, [B, ..., E] by name.
     """
-    result = SampleGradients(text)
+    result = SampleGradients(_rows(conditions))
     for call in captured(set(layers.values()), values):
+        condition = next((name for name, value in conditions.items() if value is call.input), None)
         for name, layer in layers.items():
             if layer is not call.layer:
                 continue
-            if call.input is text and name.endswith("weight"):
-                _accumulate(result.at_output, name, call.gradient)
+            if condition is not None and name.endswith("weight"):
+                _accumulate(result.at_output.setdefault(condition, {}), name, call.gradient_rows())
             else:
                 _accumulate(result.dense, name, _contract(name, call))
     return result
+
+
+def _rows(conditions: Conditions) -> dict[str, Tensor]:
+    """Return the rows of each condition, [B, L, E]; those that have one number or vector a sample have one row."""
+    return {name: value.reshape(len(value), -1, value.shape[-1]) for name, value in conditions.items()}
 
 
 def captured(layers: set[Layer], values: Callable[[], Tensor]) -> list[Call]:
@@ -271,8 +277,7 @@ def linear_gradients(layers: Mapping[str, Layer], values: Callable[[], Tensor]) 
 
     A layer that was called several times gets the sum.
     """
-    no_text = torch.empty(0)  # is the input of no layer
-    return captured_gradients(layers, values, no_text).dense
+    return captured_gradients(layers, values, {}).dense
 
 
 @outside_autocast
@@ -288,7 +293,8 @@ def _accumulate(sums: dict[str, Tensor], name: str, value: Tensor) -> None:
 
 
 def _add(total: SampleGradients, one: SampleGradients) -> None:
-    for sums, parts in ((total.at_output, one.at_output), (total.dense, one.dense)):
+    pairs = [(total.at_output.setdefault(condition, {}), parts) for condition, parts in one.at_output.items()]
+    for sums, parts in [*pairs, (total.dense, one.dense)]:
         for name, value in parts.items():
             _accumulate(sums, name, value)
 
@@ -299,7 +305,8 @@ def scaled(gradients: SampleGradients, factor_B: Tensor) -> SampleGradients:
     def times(parts: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return {name: value * factor_B.reshape(-1, *[1] * (value.ndim - 1)) for name, value in parts.items()}
 
-    return SampleGradients(gradients.text, times(gradients.at_output), times(gradients.dense))
+    at_output = {condition: times(parts) for condition, parts in gradients.at_output.items()}
+    return SampleGradients(gradients.conditions, at_output, times(gradients.dense))
 
 
 def _inverse_norms(gradients: SampleGradients) -> Tensor:
@@ -311,10 +318,10 @@ def _inverse_norms(gradients: SampleGradients) -> Tensor:
 @outside_autocast
 def squared_norms(gradients: SampleGradients) -> Tensor:
     """Return the squared norm of every sample's gradient, [B]: of ``G^T X`` it is the sum of ``(G G^T) * (X X^T)``."""
-    norms = gradients.text.new_zeros(len(gradients.text))
-    if gradients.at_output:
-        g_BLO = torch.cat(list(gradients.at_output.values()), dim=2)
-        products = (g_BLO @ g_BLO.transpose(1, 2)) * (gradients.text @ gradients.text.transpose(1, 2))
+    norms = gradients.each(0.0)
+    for condition, parts in gradients.at_output.items():
+        g_BLO, x_BLI = torch.cat(list(parts.values()), dim=2), gradients.conditions[condition]
+        products = (g_BLO @ g_BLO.transpose(1, 2)) * (x_BLI @ x_BLI.transpose(1, 2))
         norms = norms + products.flatten(1).sum(1).clamp(min=0)
     for value in gradients.dense.values():
         norms = norms + value.flatten(1).square().sum(1)
@@ -325,9 +332,13 @@ def _join(by_caption: list[SampleGradients]) -> SampleGradients:
     """Put the tokens of all captions side by side, and sum the rest."""
     if len(by_caption) == 1:
         return by_caption[0]
-    joined = SampleGradients(torch.cat([one.text for one in by_caption], dim=1))
-    for name in by_caption[0].at_output:
-        joined.at_output[name] = torch.cat([one.at_output[name] for one in by_caption], dim=1)
+    joined = SampleGradients(
+        {name: torch.cat([one.conditions[name] for one in by_caption], dim=1) for name in by_caption[0].conditions}
+    )
+    for condition, parts in by_caption[0].at_output.items():
+        joined.at_output[condition] = {
+            name: torch.cat([one.at_output[condition][name] for one in by_caption], dim=1) for name in parts
+        }
     for one in by_caption:
         for name, value in one.dense.items():
             _accumulate(joined.dense, name, value)
@@ -337,16 +348,16 @@ def _join(by_caption: list[SampleGradients]) -> SampleGradients:
 def functional_gradients(
     network: nn.Module,
     names: Mapping[str, nn.Parameter],
-    loss: Callable[[nn.Module, tuple[Tensor, ...]], Tensor],
-    batch: tuple[Tensor, ...],
+    loss: Callable[[nn.Module, Inputs], Tensor],
+    inputs: Inputs,
 ) -> PerSampleGradients:
     """Return the gradient of every sample's own loss by any weights, through ``torch.func``: [B, *shape] by name.
 
     Args:
         network: The denoiser.
         names: The selected parameters by name.
-        loss: ``(network, batch) -> [B]``; called with batches of one sample under ``vmap``.
-        batch: Tensors whose first axis is the batch.
+        loss: ``(network, inputs) -> [B]``; called with batches of one sample under ``vmap``.
+        inputs: Of the loss.
     """
     chosen = {name: parameter.detach() for name, parameter in names.items()}
     rest = {
@@ -355,13 +366,15 @@ def functional_gradients(
         if name not in chosen
     }
 
-    def one_loss(weights: dict[str, Tensor], sample: tuple[Tensor, ...]) -> Tensor:
-        def call(*inputs: Tensor, **conditions: Tensor) -> Tensor:
-            return torch.func.functional_call(network, {**weights, **rest}, inputs, conditions)  # type: ignore[no-any-return]
+    def one_loss(weights: dict[str, Tensor], sample: Inputs) -> Tensor:
+        def call(*positional: Tensor, **named: Tensor) -> Tensor:
+            return torch.func.functional_call(network, {**weights, **rest}, positional, named)  # type: ignore[no-any-return]
 
-        return loss(_Called(call), tuple(part.unsqueeze(0) for part in sample)).squeeze(0)
+        latent, conditions, timestep, noise = sample
+        alone = {name: value[None] for name, value in conditions.items()}
+        return loss(_Called(call), Inputs(latent[None], alone, timestep[None], noise[None])).squeeze(0)
 
-    gradients: PerSampleGradients = torch.func.vmap(torch.func.grad(one_loss), in_dims=(None, 0))(chosen, batch)
+    gradients: PerSampleGradients = torch.func.vmap(torch.func.grad(one_loss), in_dims=(None, 0))(chosen, inputs)
     return gradients
 
 
@@ -379,11 +392,11 @@ class _Called(nn.Module):
 def per_sample_gradients(
     network: nn.Module,
     names: Mapping[str, nn.Parameter],
-    loss: Callable[[nn.Module, tuple[Tensor, ...]], Tensor],
-    batch: tuple[Tensor, ...],
+    loss: Callable[[nn.Module, Inputs], Tensor],
+    inputs: Inputs,
 ) -> PerSampleGradients:
     """Return per-sample gradients: by hooks where all selected weights are of linear layers, else by ``torch.func``."""
     layers = linear_weights(network, names)
     if layers is None:
-        return functional_gradients(network, names, loss, batch)
-    return linear_gradients(layers, lambda: loss(network, batch))
+        return functional_gradients(network, names, loss, inputs)
+    return linear_gradients(layers, lambda: loss(network, inputs))

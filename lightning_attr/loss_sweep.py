@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from datamodules.loading import whole_samples
 from datamodules.store import Store
 from lightning_attr.artifacts import load_tensors, save_tensors
 from lightning_attr.errors import UserError
@@ -21,16 +22,6 @@ from lightning_attr.noise import Draws
 
 #: Batches between two writes; a kill loses at most this much work.
 BATCHES_PER_PART = 8
-
-
-def read_samples(store: Store, positions: np.ndarray[Any, Any], device: torch.device | str) -> dict[str, Tensor]:
-    """Read whole samples as the batch that :func:`sample_losses` takes."""
-    return {
-        "latent": torch.from_numpy(store.read("latent", positions)).to(device),
-        "text": torch.from_numpy(store.read("text", positions)).to(device),
-        "captions": torch.from_numpy(store.caption_counts[positions]).to(device).long(),
-        "id": torch.tensor(store.ids[positions]),
-    }
 
 
 class LossSweep:
@@ -89,7 +80,7 @@ class LossSweep:
             if self._load(part) is None:
                 losses = []
                 for batch in np.split(positions, range(batch_size, len(positions), batch_size)):
-                    samples = read_samples(store, batch, device)
+                    samples = {name: value.to(device) for name, value in whole_samples(store, batch).items()}
                     losses.append(sample_losses(model, samples, draws, views, captions).cpu())
                     on_batch(len(batch))
                 save_tensors(part, {"losses": torch.cat(losses)}, self.settings)

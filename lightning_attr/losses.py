@@ -13,7 +13,8 @@ from torch import Tensor
 
 from lightning_attr.errors import UserError
 from lightning_attr.models import Model
-from lightning_attr.noise import Draws, batch_noise, draw_timesteps
+from lightning_attr.noise import Draws
+from lightning_attr.samples import Samples
 
 
 @torch.no_grad()
@@ -28,25 +29,17 @@ def sample_losses(
 
     Args:
         model: The model.
-        batch: ``latent`` [B, V, C, H, W] and ``text`` [B, K, L, E] in any precision, ``captions`` and ``id`` int64 [B].
+        batch: As :class:`~lightning_attr.samples.Samples` takes it.
         draws: Where to measure.
         views: Only the first so many views.
         captions: Only the first so many captions of each sample.
     """
-    latent, text, counts = batch["latent"][:, :views], batch["text"][:, :captions], batch["captions"]
-    ids = batch["id"].tolist()
-    shape = latent.shape[2:]
-    timesteps = draw_timesteps(draws, model.process.levels).to(latent.device)
-    has_caption = torch.arange(text.shape[1], device=counts.device) < counts[:, None]
+    samples = Samples.of(model, batch, views, captions)
+    latent, has_caption = samples.latent, samples.has_caption
     losses = latent.new_zeros(latent.shape[0], latent.shape[1], len(draws), dtype=torch.float32)
-    for draw in range(len(draws)):
-        at = timesteps[draw].expand(len(ids))
-        for view in range(latent.shape[1]):
-            for caption in range(text.shape[1]):
-                noise = batch_noise(draws, draw, shape, ids, view, caption).to(latent.device)
-                x, e = latent[:, view].float(), text[:, caption].float()
-                loss = model.losses(x, {"text": e}, at, noise)
-                losses[:, view, draw] += torch.where(has_caption[:, caption], loss, 0)
+    for draw, at_draw in enumerate(samples.at_draws(model, draws)):
+        for caption, view, inputs in at_draw:
+            losses[:, view, draw] += torch.where(has_caption[:, caption], model.losses(*inputs), 0)
     return losses / has_caption.sum(1)[:, None, None]
 
 

@@ -42,13 +42,14 @@ class Projection:
 
     @outside_autocast
     def __call__(self, gradients: SampleGradients) -> Tensor:
-        """Return the projected gradients, [B, R]; which weights are on the text must be the same at every call."""
+        """Return the projected gradients, [B, R]; which weights are on a condition must be the same at every call."""
         parts = []
-        for name, g_BLO in gradients.at_output.items():
-            rows, columns = self.ranks[name]
-            # All layers on the text share the matrix of its side, and so its projection.
-            right_BLS = self._project(gradients.text, "text", columns)
-            parts.append(self._project(g_BLO, f"{name}/out", rows).mT @ right_BLS)
+        for condition, at_output in gradients.at_output.items():
+            for name, g_BLO in at_output.items():
+                rows, columns = self.ranks[name]
+                # All layers on a condition share the matrix of its side, and so its projection.
+                right_BLS = self._project(gradients.conditions[condition], condition, columns)
+                parts.append(self._project(g_BLO, f"{name}/out", rows).mT @ right_BLS)
         for name, value in gradients.dense.items():
             rows, columns = self.ranks[name]
             matrix_BOI = value.reshape(len(value), value.shape[1], -1)

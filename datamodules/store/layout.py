@@ -16,11 +16,12 @@ import numpy as np
 from numpy.typing import NDArray
 from xxhash import xxh3_64_digest, xxh3_64_intdigest
 
-from datamodules.store.records import Field, Schema
+from datamodules.store.records import IMPLIED, Field, Schema
 from lightning_attr.errors import StoreError
 
 FORMAT = "lightning-attr store"
-VERSION = 1
+#: Since version 2 the schema has the roles of fields.
+VERSION = 2
 
 HEAD = "head"
 """Database of the schema, the index, the `complete` record and the encoder states."""
@@ -78,8 +79,11 @@ def decode_schema(path: str, payload: bytes) -> Schema:
     """
     value = json.loads(payload)
     found = (value.get("format"), value.get("version"))
-    if found != (FORMAT, VERSION):
+    if found not in ((FORMAT, 1), (FORMAT, VERSION)):
         raise StoreError(f"{path}: found format {found[0]!r} version {found[1]}, expected {FORMAT!r} version {VERSION}")
+    if found[1] == 1:
+        for name, field in value["fields"].items():
+            field["role"] = IMPLIED.get(name)
     return Schema.from_json(value)
 
 

@@ -6,12 +6,18 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lightning_attr.errors import StoreError
+
+Role = Literal["latent", "condition"]
+"""What a field is to a model: what it makes, or what it is given beside that."""
+
+#: The roles of fields in stores that were written before fields had roles.
+IMPLIED: Mapping[str, Role] = {"latent": "latent", "text": "condition"}
 
 
 @dataclass(frozen=True)
@@ -22,13 +28,15 @@ class Field:
         shape: Shape of one sample's array. The first axis counts its rows: views of a latent, captions of a text. A
             row can be read alone.
         dtype: Name of a numpy number type, such as "float16".
+        role: What it is to a model; None is neither.
 
     Raises:
-        StoreError: The shape is empty or has a zero, or the type is unknown.
+        StoreError: The shape is empty or has a zero, or the type or the role is unknown.
     """
 
     shape: tuple[int, ...]
     dtype: str
+    role: Role | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "shape", tuple(int(size) for size in self.shape))
@@ -41,6 +49,8 @@ class Field:
         if dtype.kind not in "biuf":
             raise StoreError(f"field: found type {self.dtype!r}, expected a numpy number type")
         object.__setattr__(self, "dtype", dtype.name)
+        if self.role not in (None, *get_args(Role)):
+            raise StoreError(f"field: found role {self.role!r}, expected one of {', '.join(get_args(Role))}, or none")
 
     @property
     def nbytes(self) -> int:
@@ -53,11 +63,13 @@ class Schema:
     """Which arrays the samples of a store have, and how they were made.
 
     Args:
-        fields: Fields by name, e.g. "latent" [views, C, H, W] and "text" [captions, tokens, dim].
+        fields: Fields by name, e.g. "latent" [views, C, H, W] and "text" [captions, tokens, dim]. Of conditions each
+            caption has a row, or all captions share one.
         encoders: What made the fields, by name ("image", "text"); anything that JSON can hold.
 
     Raises:
-        StoreError: `encoders` is not JSON.
+        StoreError: `encoders` is not JSON, another field than "latent" has its role, or conditions have different
+            numbers of captions.
     """
 
     fields: Mapping[str, Field]
@@ -66,16 +78,38 @@ class Schema:
     def __post_init__(self) -> None:
         object.__setattr__(self, "fields", dict(self.fields))
         object.__setattr__(self, "encoders", _as_json("schema.encoders", dict(self.encoders)))
+        if others := [name for name, field in self.fields.items() if field.role == "latent" and name != "latent"]:
+            raise StoreError(f"schema: found a field {others[0]!r} of role latent, expected it to be called 'latent'")
+        rows = {name: self.fields[name].shape[0] for name in self.conditions}
+        if wrong := [name for name, count in rows.items() if count not in (1, self.captions)]:
+            raise StoreError(
+                f"schema: found {rows[wrong[0]]} rows of {wrong[0]}, expected {self.captions}, one a caption, or 1"
+            )
+
+    @property
+    def conditions(self) -> tuple[str, ...]:
+        """Names of the conditions."""
+        return tuple(name for name, field in self.fields.items() if field.role == "condition")
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Names of all that a model is given: the latent, if there is one, and the conditions."""
+        return tuple(name for name, field in self.fields.items() if field.role is not None)
+
+    @property
+    def captions(self) -> int:
+        """Most captions that a sample may have."""
+        return max((self.fields[name].shape[0] for name in self.conditions), default=0)
 
     def to_json(self) -> dict[str, Any]:
         """JSON-ready form."""
-        fields = {name: {"shape": list(field.shape), "dtype": field.dtype} for name, field in self.fields.items()}
+        fields = {name: vars(field) | {"shape": list(field.shape)} for name, field in self.fields.items()}
         return {"fields": fields, "encoders": self.encoders}
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Schema:
         """Inverse of :meth:`to_json`."""
-        fields = {name: Field(tuple(field["shape"]), field["dtype"]) for name, field in value["fields"].items()}
+        fields = {name: Field(**field) for name, field in value["fields"].items()}
         return cls(fields, value["encoders"])
 
 
@@ -85,7 +119,7 @@ class Meta:
 
     Args:
         id: Identity of the sample, at least 0.
-        captions: The captions whose states are the first rows of the text field.
+        captions: The captions whose rows are the first ones of the conditions.
         licence: Licence of the image, if known.
         source: Where the image is from, if known.
         attributes: Anything else that JSON can hold, e.g. {"planted": true} or {"seed": 3}.
@@ -123,8 +157,8 @@ class Sample:
 
     Args:
         meta: Id, captions and the like.
-        arrays: One array per field of the schema, of exactly its shape and type. Text rows beyond the number of
-            captions are zero.
+        arrays: One array per field of the schema, of exactly its shape and type. Rows of conditions beyond the number
+            of captions are zero.
         thumb: A small JPEG (or other image file) for galleries; may be empty.
     """
 

@@ -278,9 +278,9 @@ class StoreWriter:
                     f"{place}: found {name} {list(array.shape)} {array.dtype.name}, "
                     f"expected {list(field.shape)} {field.dtype}"
                 )
-        text = self.schema.fields.get("text")
-        if text is not None and len(sample.meta.captions) > text.shape[0]:
-            raise StoreError(f"{place}: found {len(sample.meta.captions)} captions, expected at most {text.shape[0]}")
+        most = self.schema.captions
+        if self.schema.conditions and len(sample.meta.captions) > most:
+            raise StoreError(f"{place}: found {len(sample.meta.captions)} captions, expected at most {most}")
 
 
 def _check_schema(path: str, schema: Schema) -> None:

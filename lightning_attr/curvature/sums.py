@@ -31,8 +31,9 @@ from lightning_attr.curvature.kronecker import (
 )
 from lightning_attr.errors import UserError
 from lightning_attr.gradients import Call, Layer, captured, is_linear, linear_weights, per_sample_gradients
+from lightning_attr.models import Conditions, Inputs
 
-Losses = Callable[[nn.Module, tuple[Tensor, ...]], Tensor]
+Losses = Callable[[nn.Module, Inputs], Tensor]
 Shapes = Mapping[str, Sequence[int]]
 
 
@@ -54,13 +55,13 @@ class Sums(nn.Module, ABC):
         """
 
     @abstractmethod
-    def of_batch(self, network: nn.Module, losses: Losses, inputs: tuple[Tensor, ...]) -> Tensor:
+    def of_batch(self, network: nn.Module, losses: Losses, inputs: Inputs) -> Tensor:
         """Return the batch's share, float64 [S].
 
         Args:
             network: The denoiser.
             losses: ``(network, inputs) -> [B]``.
-            inputs: Latents, text states, timesteps, noises; the first axis of each is the batch.
+            inputs: Of the losses.
         """
 
     @abstractmethod
@@ -89,10 +90,10 @@ class DiagonalSums(Sums):
         self.squares: Tensor
         self.register_buffer("squares", zeros(self._shapes))
 
-    def of_batch(self, network: nn.Module, losses: Losses, inputs: tuple[Tensor, ...]) -> Tensor:
+    def of_batch(self, network: nn.Module, losses: Losses, inputs: Inputs) -> Tensor:
         """Return the sum of the squared gradients, and the number of samples."""
         sums = squared_sums(per_sample_gradients(network, self.selected, losses, inputs))
-        return flat({**sums, "count": len(inputs[0])}, self._shapes)
+        return flat({**sums, "count": len(inputs.latent)}, self._shapes)
 
     def add(self, share: Tensor) -> None:
         """Add the ranks' squares."""
@@ -108,12 +109,12 @@ class DiagonalSums(Sums):
 class KFACSums(Sums):
     """Second moments of the inputs of linear layers, and of the gradients at their outputs.
 
-    Layers that see the same text states share one input moment.
+    Layers that see the same condition share one input moment.
 
     Args:
         network: The denoiser.
         selected: Weights and biases of linear layers.
-        on_text: The layers whose input is the text state.
+        shared: The layers whose input is a condition itself, and which.
 
     Raises:
         UserError: A weight is not of a linear layer.
@@ -121,19 +122,19 @@ class KFACSums(Sums):
 
     kind: ClassVar[Literal["kfac", "ekfac"]] = "kfac"
 
-    def __init__(self, network: nn.Module, selected: Mapping[str, nn.Parameter], on_text: set[str]) -> None:
+    def __init__(self, network: nn.Module, selected: Mapping[str, nn.Parameter], shared: Mapping[str, str]) -> None:
         super().__init__()
         self.layers = linear_layers(network, selected, self.kind)
         self.biased = {layer_of(name) for name in selected if name.endswith(".bias")}
-        self.inputs = {name: self._input(name, name in on_text) for name in self.layers}
+        self.inputs = {name: self._input(name, shared) for name in self.layers}
         self._moments = {key: (size, size) for key, size in self._sizes().items()}
         self._moments_and_counts = {**self._moments, **{f"{key} count": () for key in self._moments}}
         self.moments: Tensor
         self.register_buffer("moments", zeros(self._moments_and_counts))
 
-    def _input(self, layer: str, on_text: bool) -> str:
+    def _input(self, layer: str, shared: Mapping[str, str]) -> str:
         """Return what a layer's input is called: the same for layers that share it."""
-        name = "text" if on_text else f"input of {layer}"
+        name = shared.get(layer, f"input of {layer}")
         return f"{name} and one" if layer in self.biased else name
 
     def _sizes(self) -> dict[str, int]:
@@ -142,7 +143,7 @@ class KFACSums(Sums):
         sizes = {self.inputs[name]: size for name, size in inputs.items()}
         return {**sizes, **{name: len(layer.weight) for name, layer in self.layers.items()}}
 
-    def of_batch(self, network: nn.Module, losses: Losses, inputs: tuple[Tensor, ...]) -> Tensor:
+    def of_batch(self, network: nn.Module, losses: Losses, inputs: Inputs) -> Tensor:
         """Return the sums of the second moments over tokens, with the number of tokens of each."""
         sums: dict[str, Tensor | int] = {}
         for key, rows in self._rows(self._calls(network, losses, inputs)):
@@ -150,9 +151,7 @@ class KFACSums(Sums):
             sums[f"{key} count"] = sums.get(f"{key} count", 0) + rows.shape[:-1].numel()
         return flat(sums, self._moments_and_counts)
 
-    def _calls(
-        self, network: nn.Module, losses: Losses, inputs: tuple[Tensor, ...]
-    ) -> list[tuple[str, Tensor, Tensor]]:
+    def _calls(self, network: nn.Module, losses: Losses, inputs: Inputs) -> list[tuple[str, Tensor, Tensor]]:
         """Return layer, input and gradient at the output of every call; inputs shared by layers are one tensor."""
         names: dict[nn.Module, str] = {layer: name for name, layer in self.layers.items()}
         extended: dict[tuple[str, int], Tensor] = {}
@@ -201,14 +200,14 @@ class EKFACSums(KFACSums):
     Args:
         network: The denoiser.
         selected: Weights and biases of linear layers.
-        on_text: The layers whose input is the text state.
+        shared: The layers whose input is a condition itself, and which.
     """
 
     kind = "ekfac"
     parts = 2
 
-    def __init__(self, network: nn.Module, selected: Mapping[str, nn.Parameter], on_text: set[str]) -> None:
-        super().__init__(network, selected, on_text)
+    def __init__(self, network: nn.Module, selected: Mapping[str, nn.Parameter], shared: Mapping[str, str]) -> None:
+        super().__init__(network, selected, shared)
         sizes = self._sizes()
         self._eigenvalues = {key: (size,) for key, size in sizes.items()}
         self._squares = {name: (sizes[name], sizes[self.inputs[name]]) for name in self.layers} | {"count": ()}
@@ -232,11 +231,11 @@ class EKFACSums(KFACSums):
         self.eigenvalues.copy_(from_rank_zero(values))
         self.decomposed.fill_(True)
 
-    def of_batch(self, network: nn.Module, losses: Losses, inputs: tuple[Tensor, ...]) -> Tensor:
+    def of_batch(self, network: nn.Module, losses: Losses, inputs: Inputs) -> Tensor:
         """Return the sums of the moments, or those of the squares with the number of samples."""
         if not self.decomposed:
             return super().of_batch(network, losses, inputs)
-        eigenvectors = {key: part.to(inputs[1]) for key, part in cut(self.eigenvectors, self._moments).items()}
+        eigenvectors = {key: part.to(inputs.latent) for key, part in cut(self.eigenvectors, self._moments).items()}
         shared: dict[int, Tensor] = {}
         calls: dict[str, list[tuple[Tensor, Tensor]]] = {name: [] for name in self.layers}
         for name, x, gradient in self._calls(network, losses, inputs):
@@ -244,7 +243,7 @@ class EKFACSums(KFACSums):
                 shared[id(x)] = rotated(x, eigenvectors[self.inputs[name]])
             calls[name].append((shared[id(x)], rotated(gradient, eigenvectors[name])))
         squares = {name: squared_rotated(of_layer) for name, of_layer in calls.items()}
-        return flat({**squares, "count": len(inputs[0])}, self._squares)
+        return flat({**squares, "count": len(inputs.latent)}, self._squares)
 
     def add(self, share: Tensor) -> None:
         """Add the ranks' moments or squares."""
@@ -302,19 +301,20 @@ def linear_layers(network: nn.Module, selected: Mapping[str, nn.Parameter], kind
     return layers
 
 
-def layers_on(text: Tensor, calls: Sequence[Call], layers: Mapping[str, Layer]) -> set[str]:
-    """Return the names of the layers whose input is ``text`` itself in all of their calls.
+def layers_on(conditions: Conditions, calls: Sequence[Call], layers: Mapping[str, Layer]) -> dict[str, str]:
+    """Return the layers whose input is one of ``conditions`` itself in all of their calls, and its name.
 
     Raises:
         UserError: A layer is never called.
     """
-    result = set()
+    result = {}
     for name, layer in layers.items():
         inputs = [call.input for call in calls if call.layer is layer]
         if not inputs:
             raise UserError(f"weights: {name} takes no part in the network's output, expected layers that do")
-        if all(x is text for x in inputs):
-            result.add(name)
+        for condition, value in conditions.items():
+            if all(x is value for x in inputs):
+                result[name] = condition
     return result
 
 

@@ -8,7 +8,6 @@ from lightning_attr.encoders.registry import image_encoder, text_encoder
 from lightning_attr.encoders.store import (
     ENCODER_STATES,
     jpeg,
-    null_text,
     store_image_encoder,
     store_text_encoder,
     thumb_images,
@@ -25,7 +24,6 @@ __all__ = [
     "VisionFeatures",
     "image_encoder",
     "jpeg",
-    "null_text",
     "store_image_encoder",
     "store_text_encoder",
     "text_encoder",

@@ -3,6 +3,7 @@
 Shape suffixes: B images or texts, H and W pixels, C, h and w latent channels, height and width.
 """
 
+from collections.abc import Mapping
 from typing import Any, Protocol, Self
 
 import torch
@@ -46,18 +47,13 @@ class ImageEncoder(Encoder, Protocol):
 
 
 class TextEncoder(Encoder, Protocol):
-    """Texts to the states that cross-attention reads."""
+    """Texts to conditions: what the denoiser is given beside the latent."""
 
     @property
-    def tokens(self) -> int:
-        """Tokens of an encoded text."""
+    def conditions(self) -> Mapping[str, tuple[int, ...]]:
+        """Shapes of the conditions of a text, by name."""
         ...
 
-    @property
-    def dim(self) -> int:
-        """Width of a token's state."""
-        ...
-
-    def encode(self, texts: list[str]) -> Tensor:
-        """Texts to float32 states [B, tokens, dim]; "" is the null caption of classifier-free guidance."""
+    def encode(self, texts: list[str]) -> dict[str, Tensor]:
+        """Texts to float32 conditions [B, ...] by name; "" is the null caption of classifier-free guidance."""
         ...

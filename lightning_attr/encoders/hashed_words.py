@@ -2,6 +2,7 @@
 
 import math
 import re
+from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any, Self
 
@@ -49,12 +50,17 @@ class HashedWords:
         self._positions = self._positions.to(device)
         return self
 
-    def encode(self, texts: list[str]) -> Tensor:
-        """Texts to float32 states [B, tokens, dim]."""
+    @property
+    def conditions(self) -> Mapping[str, tuple[int, ...]]:
+        """Shape of the text states."""
+        return {"text": (self.tokens, self.dim)}
+
+    def encode(self, texts: list[str]) -> dict[str, Tensor]:
+        """Texts to float32 states, ``text`` [B, tokens, dim]."""
         if not texts:
-            return self._positions.new_empty(0, self.tokens, self.dim)
+            return {"text": self._positions.new_empty(0, self.tokens, self.dim)}
         words = [self._embed(text) for text in texts]
-        return torch.from_numpy(np.stack(words)).to(self._positions.device) + self._positions
+        return {"text": torch.from_numpy(np.stack(words)).to(self._positions.device) + self._positions}
 
     def _embed(self, text: str) -> np.ndarray[Any, np.dtype[np.float32]]:
         """One text to embeddings [tokens, dim], without positions."""

@@ -4,7 +4,7 @@ They are loaded by hub name or from a local folder, and only from safetensors fi
 Their weights stay outside the store; a digest of the weights in `config()` tells when others lie under the same name.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib import import_module
 from typing import Any, Self
@@ -129,16 +129,20 @@ class CLIPText:
         self._model.to(device)
         return self
 
+    @property
+    def conditions(self) -> Mapping[str, tuple[int, ...]]:
+        """Shape of the text states."""
+        return {"text": (self.tokens, self.dim)}
+
     @torch.no_grad()
-    def encode(self, texts: list[str]) -> Tensor:
-        """Texts to float32 states [B, tokens, dim]."""
+    def encode(self, texts: list[str]) -> dict[str, Tensor]:
+        """Texts to float32 states, ``text`` [B, tokens, dim]."""
         if not texts:
-            return torch.empty(0, self.tokens, self.dim, device=self._model.device)
+            return {"text": torch.empty(0, self.tokens, self.dim, device=self._model.device)}
         batch = self._tokenizer(
             texts, padding="max_length", truncation=True, max_length=self.tokens, return_tensors="pt"
         )
-        states: Tensor = self._model(batch.input_ids.to(self._model.device)).last_hidden_state
-        return states
+        return {"text": self._model(batch.input_ids.to(self._model.device)).last_hidden_state}
 
 
 class VisionFeatures:

@@ -7,7 +7,6 @@ import io
 import numpy as np
 from numpy.typing import ArrayLike
 from PIL import Image, UnidentifiedImageError
-from torch import Tensor
 
 from datamodules.store import Store
 from lightning_attr.encoders.base import ImageEncoder, TextEncoder
@@ -34,11 +33,6 @@ def store_text_encoder(store: Store) -> TextEncoder:
         UserError: It is not one of ours, or it cannot be loaded.
     """
     return text_encoder(store.schema.encoders["text"], store.encoder_state("text"))
-
-
-def null_text(store: Store) -> Tensor:
-    """Return the text state of the empty caption, float32 [L, E]."""
-    return store_text_encoder(store).encode([""])[0].cpu()
 
 
 def jpeg(image: np.ndarray[tuple[int, ...], np.dtype[np.uint8]]) -> bytes:

@@ -24,6 +24,7 @@ from lightning_attr.artifacts import load_tensors, read_json, save_tensors, writ
 from lightning_attr.digests import file_digest
 from lightning_attr.errors import UserError
 from lightning_attr.ground_truth.metrics.functional import loss_change
+from lightning_attr.models.load import NULL
 
 FORMAT = 1
 
@@ -60,7 +61,7 @@ class Pack:
         deviations: Generation deviation Delta G of the latents, float64 [M, Q]; NaN likewise.
         similarities: Cosine of the regenerated latents with the original's, float64 [M, Q]; NaN likewise.
         weights: The original's weights, by name.
-        null_text: Its text state of the empty caption, [L, E].
+        null: Its null conditions, by name.
         configs: Its ``denoiser``, ``scheduler`` and ``latent_shape``.
         queries: The query store, byte by byte, uint8.
         settings: ``draws``, ``digests`` of original, queries and store, ``versions``, and what the sweep adds.
@@ -75,7 +76,7 @@ class Pack:
     deviations: Tensor
     similarities: Tensor
     weights: Mapping[str, Tensor]
-    null_text: Tensor
+    null: Mapping[str, Tensor]
     configs: Mapping[str, Any]
     queries: Tensor
     settings: Mapping[str, Any]
@@ -116,7 +117,7 @@ class Pack:
         plain = {name: getattr(self, name) for name in _TENSORS}
         packed = torch.from_numpy(np.packbits(self.masks.numpy(), axis=1))
         weights = {f"original/{name}": weight for name, weight in self.weights.items()}
-        save_tensors(tensors_path, {**plain, **weights, "masks": packed}, {"format": FORMAT})
+        save_tensors(tensors_path, {**plain, **_null(self), **weights, "masks": packed}, {"format": FORMAT})
         manifest = {
             "format": FORMAT,
             "settings": dict(self.settings),
@@ -145,7 +146,8 @@ class Pack:
         return cls(
             models=tuple(Model(**model) for model in manifest["models"]),
             masks=torch.from_numpy(bits).bool(),
-            weights={name.removeprefix("original/"): tensors[name] for name in tensors if name.startswith("original/")},
+            weights=_beginning(tensors, "original/"),
+            null=_beginning(tensors, NULL),
             configs=manifest["original"],
             settings=manifest["settings"],
             **{name: tensors[name] for name in _TENSORS},
@@ -154,8 +156,17 @@ class Pack:
 
 #: The tensors that are stored as they are.
 _TENSORS = (
-    "sample_id", "query_id", "losses", "original_losses", "deviations", "similarities", "null_text", "queries",
+    "sample_id", "query_id", "losses", "original_losses", "deviations", "similarities", "queries",
 )  # fmt: skip
+
+
+def _null(pack: Pack) -> dict[str, Tensor]:
+    return {f"{NULL}{name}": value for name, value in pack.null.items()}
+
+
+def _beginning(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """Return the tensors whose names begin with ``prefix``, without it."""
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
 
 
 def pack_files(path: str | Path) -> tuple[Path, Path]:
@@ -207,5 +218,5 @@ def _checkpoint(pack: Pack) -> bytes:
     """Return the original as :func:`~lightning_attr.models.load` reads it."""
     buffer = io.BytesIO()
     weights = {f"denoiser.{name}": weight for name, weight in pack.weights.items()}
-    torch.save({"state_dict": weights, "trained_model": {**pack.configs, "null_text": pack.null_text}}, buffer)
+    torch.save({"state_dict": weights, "trained_model": {**pack.configs, **_null(pack)}}, buffer)
     return buffer.getvalue()

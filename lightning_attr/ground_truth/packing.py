@@ -54,7 +54,7 @@ def collect(
         deviations=torch.stack([entry.spread("deviation", query_id) for entry in read]),
         similarities=torch.stack([entry.spread("similarity", query_id) for entry in read]),
         weights=trained.network.state_dict(),
-        null_text=trained.null["text"],
+        null=trained.null,
         configs={**trained.configs, "latent_shape": list(trained.latent_shape)},
         queries=torch.frombuffer(bytearray(Path(queries).read_bytes()), dtype=torch.uint8),
         settings={

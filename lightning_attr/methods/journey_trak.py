@@ -57,6 +57,6 @@ class JourneyTrak(Trak):
         """
         batch = super().query_batch(context)
         seeds, steps, guidance = sampling_of(context.query_store, context.queries["id"].tolist())
-        text = batch["text"][:, 0].to(self._model.null["text"])
-        latent = self._model.predicted_original({"text": text}, seeds, self.timestep, steps=steps, guidance=guidance)
+        conditions = {name: value[:, 0] for name, value in self._model.conditions(batch).items()}
+        latent = self._model.predicted_original(conditions, seeds, self.timestep, steps=steps, guidance=guidance)
         return {**batch, "latent": latent[:, None]}

@@ -2,7 +2,7 @@
 
 from lightning_attr.models.denoiser import Conditions, Denoiser
 from lightning_attr.models.load import load, load_weights, read_checkpoint
-from lightning_attr.models.model import FAMILIES, Model, build, mean_square
+from lightning_attr.models.model import FAMILIES, Inputs, Model, build, mean_square
 from lightning_attr.models.process import Diffusion
 
 __all__ = [
@@ -10,6 +10,7 @@ __all__ = [
     "Conditions",
     "Denoiser",
     "Diffusion",
+    "Inputs",
     "Model",
     "build",
     "load",

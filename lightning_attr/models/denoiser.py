@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -27,13 +27,11 @@ class Denoiser(ABC):
     Attributes:
         network: The network of diffusers.
         class_name: What diffusers calls the network.
-        conditions: Names of the conditions that it needs, which are fields of a store as well.
         patterns: What the names of weights to work on mean for this family: regular expressions over parameter names.
     """
 
     network: nn.Module
     class_name: ClassVar[str]
-    conditions: ClassVar[tuple[str, ...]]
     patterns: ClassVar[Mapping[str, str]]
 
     @classmethod
@@ -54,13 +52,34 @@ class Denoiser(ABC):
     def latent_shape(self) -> tuple[int, int, int]:
         """C, H, W of the latents that the network takes."""
 
+    @property
     @abstractmethod
+    def conditions(self) -> Mapping[str, tuple[int | None, ...]]:
+        """Shapes of the conditions that the network needs of a sample, by name; None is a size that may be any."""
+
+    def null(self, encode: Callable[[list[str]], Conditions]) -> dict[str, Tensor]:
+        """Return the conditions of no caption, without the batch axis: of this family those of the empty one.
+
+        Args:
+            encode: Makes conditions [B, ...] of B texts.
+        """
+        return {name: value[0].cpu() for name, value in encode([""]).items()}
+
     def accepts(self, schema: Schema, path: str) -> None:
-        """Check that the samples of a store fit the network.
+        """Check that the samples of a store have the latents and conditions that the network takes.
 
         Raises:
             UserError: They do not; it names the store at ``path``.
         """
+        for name, expected in {"latent": self.latent_shape, **self.conditions}.items():
+            if name not in schema.inputs:
+                raise UserError(f"store {path}: found {', '.join(schema.inputs)}, expected {name} among them")
+            found = schema.fields[name].shape[1:]
+            if not _fits(found, expected):
+                shown = " x ".join("any" if size is None else str(size) for size in expected)
+                raise UserError(
+                    f"store {path}: found {name} of {' x '.join(map(str, found))}, expected {shown} as the model has it"
+                )
 
     def select(self, pattern: str) -> dict[str, nn.Parameter]:
         """Return the parameters that ``pattern`` selects, by name.
@@ -80,3 +99,7 @@ class Denoiser(ABC):
         if not selected:
             raise UserError(f"weights: {pattern!r} selects nothing; {known}")
         return selected
+
+
+def _fits(found: Sequence[int], expected: Sequence[int | None]) -> bool:
+    return len(found) == len(expected) and all(want in (None, size) for size, want in zip(found, expected, strict=True))

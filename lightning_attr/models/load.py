@@ -22,6 +22,9 @@ from lightning_attr.models.process import Diffusion
 
 WEIGHTS = "diffusion_pytorch_model"
 
+#: Before the name of a null condition in a checkpoint's record of its model.
+NULL = "null_"
+
 
 def load(path: str | Path, variant: str | None = None) -> Model:
     """Load a model, frozen and in evaluation mode.
@@ -46,7 +49,7 @@ def _from_checkpoint(path: str | Path) -> Model:
     weights = {name.removeprefix("denoiser."): value for name, value in checkpoint["state_dict"].items()}
     load_weights(model.network, weights, path)
     model.network.eval().requires_grad_(False)
-    model.null = {"text": record["null_text"]}
+    model.null = {name.removeprefix(NULL): value for name, value in record.items() if name.startswith(NULL)}
     model.path, model.digest = str(path), file_digest(path)
     return model
 
@@ -62,10 +65,11 @@ def _from_folder(folder: Path, variant: str | None) -> Model:
     # Training's process is the schedule of betas; the steps are those of DDPM, which every schedule of betas has.
     names = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "prediction_type")
     schedule = {name: scheduler[name] for name in names if name in scheduler} | {"clip_sample": False}
+    denoiser = kind(network)
     return Model(
-        denoiser=kind(network),
+        denoiser=denoiser,
         process=Diffusion(schedule),
-        null={"text": CLIPText(str(root), pipeline=True).encode([""])[0]} if whole else {},
+        null=denoiser.null(CLIPText(str(root), pipeline=True).encode) if whole else {},
         configs={"denoiser": config, "scheduler": schedule},
         path=str(folder),
         digest=file_digest(folder) if whole else joined_digest([folder, root / "scheduler"]),

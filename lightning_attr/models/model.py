@@ -1,13 +1,13 @@
 """The model: a denoiser, its process, its null conditions, and where it came from.
 
-Shapes: B samples, C x H x W a latent, L tokens of E features a text state.
+Shapes: B samples, C x H x W a latent.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,22 @@ from lightning_attr.models.unet import UNet
 
 #: The families, by what diffusers calls their networks.
 FAMILIES: Mapping[str, type[Denoiser]] = {family.class_name: family for family in (UNet,)}
+
+
+class Inputs(NamedTuple):
+    """What the loss of a batch is measured on.
+
+    Attributes:
+        latent: Clean latents, [B, C, H, W].
+        conditions: By name, [B, ...] each.
+        timesteps: int64 [B].
+        noise: [B, C, H, W].
+    """
+
+    latent: Tensor
+    conditions: Conditions
+    timesteps: Tensor
+    noise: Tensor
 
 
 @dataclass
@@ -72,10 +88,22 @@ class Model:
         Raises:
             UserError: They do not.
         """
-        fields = store.schema.fields
-        if missing := [name for name in ("latent", *self.denoiser.conditions) if name not in fields]:
-            raise UserError(f"store {store.path}: found fields {sorted(fields)}, expected {missing[0]} among them")
         self.denoiser.accepts(store.schema, store.path)
+
+    def conditions(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return those entries of a batch that the network is given beside the latent, in its weights' precision."""
+        dtype = next(self.network.parameters()).dtype
+        own = {name: batch[name] for name in self.denoiser.conditions}
+        return {name: value.to(dtype) if value.is_floating_point() else value for name, value in own.items()}
+
+    def with_null(self, conditions: Conditions, dropped: Tensor) -> dict[str, Tensor]:
+        """Return the conditions, and the null ones where ``dropped``, bool [B]; both may have more axes in front."""
+
+        def where(name: str, value: Tensor) -> Tensor:
+            mask = dropped.reshape(*dropped.shape, *[1] * (value.ndim - dropped.ndim))
+            return torch.where(mask, self.null[name], value)
+
+        return {name: where(name, value) if name in self.null else value for name, value in conditions.items()}
 
     def predict(self, noisy: Tensor, timesteps: Tensor, conditions: Conditions) -> Tensor:
         """Return the prediction, see :meth:`Denoiser.predict`."""
@@ -168,7 +196,7 @@ class Model:
             at = timestep.to(noisy.device).expand(len(noisy))
             if guidance == 1:
                 return self.predict(noisy, at, conditions)
-            doubled = {name: torch.cat([null[name], value]) for name, value in conditions.items()}
+            doubled = {name: torch.cat([null.get(name, value), value]) for name, value in conditions.items()}
             both = self.predict(torch.cat([noisy, noisy]), torch.cat([at, at]), doubled)
             unconditional, guided = both[: len(noisy)], both[len(noisy) :]
             return unconditional + guidance * (guided - unconditional)

@@ -7,7 +7,6 @@ from typing import Any
 
 from torch import Tensor
 
-from datamodules.store import Schema
 from lightning_attr.errors import UserError
 from lightning_attr.models.denoiser import Conditions, Denoiser
 
@@ -16,7 +15,6 @@ class UNet(Denoiser):
     """A ``UNet2DConditionModel``; its one condition is ``text``, the text states [B, L, E]."""
 
     class_name = "UNet2DConditionModel"
-    conditions = ("text",)
     patterns = {  # noqa: RUF012 (declared a class variable by the base)
         "cross_kv": r"\battn2\.to_[kv]\.",
         "cross_attention": r"\battn2\.",
@@ -53,19 +51,10 @@ class UNet(Denoiser):
         height, width = (size, size) if isinstance(size, int) else size
         return int(self._config.in_channels), int(height), int(width)
 
-    def accepts(self, schema: Schema, path: str) -> None:
-        """Check the channels and sizes of latents, and the features of text states."""
-        latent, text = (schema.fields[name].shape for name in ("latent", "text"))
-        if latent[1:] != self.latent_shape:
-            raise UserError(
-                f"store {path}: found latents {latent[1:]}, expected {self.latent_shape} as model.denoiser has it"
-            )
-        expected = self._config.cross_attention_dim
-        if text[-1] != expected:
-            raise UserError(
-                f"store {path}: found text states of {text[-1]} features, "
-                f"expected {expected} as model.denoiser.cross_attention_dim has it"
-            )
+    @property
+    def conditions(self) -> Mapping[str, tuple[int | None, ...]]:
+        """The text states [L, E], of any number of tokens."""
+        return {"text": (None, int(self._config.cross_attention_dim))}
 
     @property
     def _config(self) -> Any:

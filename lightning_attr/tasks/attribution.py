@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from datamodules import LatentDataModule
+from datamodules.loading import whole_samples
 from datamodules.store import Store
 from lightning_attr.artifacts.chunks import Chunks
 from lightning_attr.artifacts.scores import Scores, TopScores, load_scores, merge_top
@@ -97,9 +98,9 @@ class Attribution(pl.LightningModule):
         if self._finished:
             return
         positions = self.query_store.positions(self._query_id)
-        read = {name: torch.from_numpy(self.query_store.read(name, positions)[:, :1]) for name in ("latent", "text")}
-        captions = torch.from_numpy(self.query_store.caption_counts[positions].astype(np.int64)).clamp(max=1)
-        queries = {**read, "captions": captions, "id": torch.tensor(self._query_id)}
+        queries = whole_samples(self.query_store, positions)
+        queries |= {name: queries[name][:, :1] for name in self.query_store.schema.inputs}
+        queries["captions"] = queries["captions"].clamp(max=1)
         context = Context(
             queries={name: value.to(self.device) for name, value in queries.items()},
             query_store=self.query_store,
@@ -167,9 +168,9 @@ class Attribution(pl.LightningModule):
         return self.query_ids
 
     def _check(self, data: LatentDataModule) -> None:
-        for name in ("latent", "text"):
-            found, expected = (store.schema.fields[name].shape[1:] for store in (self.query_store, self.store))
-            if found != expected:
+        for name in self.store.schema.inputs:
+            field, expected = self.query_store.schema.fields.get(name), self.store.schema.fields[name].shape[1:]
+            if (found := None if field is None else field.shape[1:]) != expected:
                 raise UserError(
                     f"queries {self.queries}: found {name} {found}, expected {expected} as {self.store.path} has it"
                 )

@@ -7,7 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from datamodules.loading import whole_samples
 from datamodules.store import Store
+from lightning_attr.models import Inputs
 from lightning_attr.tasks.analysis import AnalysisTask
 
 
@@ -30,15 +32,21 @@ class ChangedWeights(AnalysisTask):
         for weight in self.selected.values():
             weight.requires_grad_()
         self.latent: Tensor
-        self.text: Tensor
 
     def setup(self, stage: str) -> None:
-        """Read the query: its latent [C, H, W] and its text state [L, E]."""
+        """Read the query: its latent [C, H, W] and its conditions."""
         queries = Store(self.queries)
         self.model.accepts(queries)
-        position = queries.positions([self.query])
-        for name in ("latent", "text"):
-            self.register_buffer(name, torch.from_numpy(queries.read(name, position)[0, 0]).float(), persistent=False)
+        query = whole_samples(queries, queries.positions([self.query]))
+        self.register_buffer("latent", query["latent"][0, 0].float(), persistent=False)
+        self.conditions = {name: value[0, 0] for name, value in self.model.conditions(query).items()}
+
+    def query_inputs(self, timesteps: Tensor, noise: Tensor) -> Inputs:
+        """Return what the model is given of the query at draws: timesteps int64 [D], noises [D, C, H, W]."""
+        count, device = len(timesteps), self.latent.device
+        conditions = {name: value.to(device).expand(count, *value.shape) for name, value in self.conditions.items()}
+        latent = self.latent.expand(count, *self.latent.shape)
+        return Inputs(latent, conditions, timesteps.to(device), noise.to(device))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the changed weights."""

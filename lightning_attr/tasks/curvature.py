@@ -15,6 +15,7 @@ from lightning_attr.curvature.sums import SUMS, DiagonalSums, Sums, layers_on, l
 from lightning_attr.digests import file_digest
 from lightning_attr.errors import UserError
 from lightning_attr.gradients import captured
+from lightning_attr.models import Inputs
 from lightning_attr.noise import keyed_generator
 from lightning_attr.tasks.analysis import AnalysisTask, samples_used
 
@@ -56,18 +57,19 @@ class Curvature(AnalysisTask):
     def _sums(self) -> Sums:
         if self.kind == "diagonal":
             return DiagonalSums(self.denoiser, self.selected)
-        return SUMS[self.kind](self.denoiser, self.selected, self._on_text())
+        return SUMS[self.kind](self.denoiser, self.selected, self._shared_inputs())
 
-    def _on_text(self) -> set[str]:
-        """Return the layers whose input is the text state: the network is run once to see."""
+    def _shared_inputs(self) -> dict[str, str]:
+        """Return the layers whose input is a condition itself, and which: the network is run once to see."""
         layers = linear_layers(self.denoiser, self.selected, self.kind)
-        latent, text = torch.zeros(1, *self.model.latent_shape), self.model.null["text"][None].float()
-        timestep = torch.zeros(1, dtype=torch.int64)
+        latent, timestep = torch.zeros(1, *self.model.latent_shape), torch.zeros(1, dtype=torch.int64)
+        shapes = self.model.denoiser.conditions
+        conditions = {name: torch.zeros(1, *(size or 1 for size in shape)) for name, shape in shapes.items()}
 
         def values() -> Tensor:
-            return self.model.predict(latent, timestep, {"text": text}).flatten(1).sum(1)
+            return self.model.predict(latent, timestep, conditions).flatten(1).sum(1)
 
-        return layers_on(text, captured({*layers.values()}, values), layers)
+        return layers_on(conditions, captured({*layers.values()}, values), layers)
 
     @property
     def data(self) -> LatentDataModule:
@@ -91,9 +93,9 @@ class Curvature(AnalysisTask):
 
         Adding at every step costs less than the gradients, and resuming is exact: no rank has sums of its own to lose.
         """
-        latent, text = batch["latent"], batch["text"]
+        latent = batch["latent"]
         timesteps, noise = self._draws(batch["id"].tolist(), latent.shape[1:])
-        inputs = (latent, text, timesteps.to(latent.device), noise.to(latent.device))
+        inputs = Inputs(latent, self.model.conditions(batch), timesteps.to(latent.device), noise.to(latent.device))
         self.sums.enter(self._part(), self.trainer.strategy.broadcast)
         share = self.sums.of_batch(self.denoiser, self._losses, inputs)
         self.sums.add(self.trainer.strategy.reduce(share, reduce_op="sum"))
@@ -104,9 +106,8 @@ class Curvature(AnalysisTask):
         """Return which of the equal parts of the fit this epoch belongs to."""
         return self.current_epoch * self.sums.parts // self.trainer.max_epochs if self.sums.parts > 1 else 0  # type: ignore[operator]
 
-    def _losses(self, network: nn.Module, batch: tuple[Tensor, ...]) -> Tensor:
-        latent, text, timesteps, noise = batch
-        return self.model.over(network).losses(latent, {"text": text}, timesteps, noise)
+    def _losses(self, network: nn.Module, inputs: Inputs) -> Tensor:
+        return self.model.over(network).losses(*inputs)
 
     def _draws(self, ids: list[int], shape: torch.Size) -> tuple[Tensor, Tensor]:
         """Return one timestep and one noise per sample, whatever the batch: [B] and [B, C, H, W]."""

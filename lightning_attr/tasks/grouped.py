@@ -23,7 +23,7 @@ from datamodules.grouped import GroupedLatents, check_equal
 from datamodules.store import Store
 from lightning_attr.artifacts import write_atomically
 from lightning_attr.errors import UserError
-from lightning_attr.models import read_checkpoint
+from lightning_attr.models import Inputs, read_checkpoint
 from lightning_attr.models.process import expand_right
 from lightning_attr.noise import training_noise
 from lightning_attr.runs.folder import RunFolder
@@ -100,27 +100,27 @@ class GroupedLeaveKOut(LatentDiffusion):
         configs = [member_config(config, index, folder) for index, folder in enumerate(self.folders)]
         self._unfinished = [RunFolder(f).start("fit", own) for f, own in zip(self.folders, configs, strict=True)]
 
-    def forward(self, latent: Tensor, text: Tensor, timesteps: Tensor, noise: Tensor) -> Tensor:
+    def forward(self, *inputs: Any) -> Tensor:
         """Return the losses of one member's samples, [B]; its weights are put in by :meth:`losses`."""
-        return self.model.losses(latent, {"text": text}, timesteps, noise)
+        return self.model.losses(*inputs)
 
-    def losses(self, latent: Tensor, text: Tensor, timesteps: Tensor, noise: Tensor) -> Tensor:
+    def losses(self, inputs: Inputs) -> Tensor:
         """Return the losses of all members' samples, [G, B], from inputs [G, B, ...]."""
 
-        def of_one(weights: Mapping[str, Tensor], *inputs: Tensor) -> Tensor:
-            return functional_call(self, dict(weights), inputs)  # type: ignore[no-any-return]
+        def of_one(weights: Mapping[str, Tensor], inputs: Inputs) -> Tensor:
+            return functional_call(self, dict(weights), tuple(inputs))  # type: ignore[no-any-return]
 
         # Fused attention cannot be vectorised on a CPU; it would run once a member.
-        unfused = sdpa_kernel(SDPBackend.MATH) if latent.device.type == "cpu" else nullcontext()
+        unfused = sdpa_kernel(SDPBackend.MATH) if inputs.latent.device.type == "cpu" else nullcontext()
         with unfused:
-            result: Tensor = vmap(of_one)(dict(self.named_parameters()), latent, text, timesteps, noise)
+            result: Tensor = vmap(of_one)(dict(self.named_parameters()), inputs)
         return result
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """Return the sum of the members' mean losses, which gives each member the gradient of its own."""
         noise, timesteps, uniform = (part.to(self.device) for part in self._added(batch))
-        text = torch.where((uniform < self.caption_dropout)[..., None, None], self.model.null["text"], batch["text"])
-        means = real_means(self.losses(batch["latent"], text, timesteps, noise), batch["size"])
+        conditions = self.model.with_null(self.model.conditions(batch), uniform < self.caption_dropout)
+        means = real_means(self.losses(Inputs(batch["latent"], conditions, timesteps, noise)), batch["size"])
         for folder, loss in zip(self.folders, means.tolist(), strict=True):
             if not abs(loss) < float("inf"):
                 raise UserError(

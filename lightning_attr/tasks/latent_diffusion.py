@@ -12,10 +12,11 @@ from torchmetrics import MeanMetric
 
 from datamodules import LatentDataModule
 from datamodules.store import Store
-from lightning_attr.encoders import null_text
+from lightning_attr.encoders import store_text_encoder
 from lightning_attr.errors import UserError
 from lightning_attr.losses import sample_losses
 from lightning_attr.models import build
+from lightning_attr.models.load import NULL
 from lightning_attr.noise import Draws, training_noise
 
 
@@ -66,10 +67,11 @@ class LatentDiffusion(pl.LightningModule):
         return Store(data.store)
 
     def setup(self, stage: str) -> None:
-        """Check the store against the network and keep the text state of the empty caption."""
+        """Check the store against the network and keep the null conditions."""
         store = self.store
         self.model.accepts(store)
-        self.model.null = {"text": null_text(store).to(self.trainer.strategy.root_device)}
+        self.model.null = self.model.denoiser.null(store_text_encoder(store).encode)
+        self.model = self.model.to(self.trainer.strategy.root_device)
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """Return the mean loss of a batch at random timesteps and noises."""
@@ -78,9 +80,8 @@ class LatentDiffusion(pl.LightningModule):
             self.seed, self.current_epoch, batch["id"].tolist(), latent.shape[1:], self.model.process.levels
         )
         noise, timesteps, uniform = (part.to(latent.device) for part in added)
-        dropped = uniform < self.caption_dropout
-        text = torch.where(dropped[:, None, None], self.model.null["text"], batch["text"])
-        losses = self.model.losses(latent, {"text": text}, timesteps, noise)
+        conditions = self.model.with_null(self.model.conditions(batch), uniform < self.caption_dropout)
+        losses = self.model.losses(latent, conditions, timesteps, noise)
         # Ranks' batches may differ in size, and DDP takes the mean of their gradients: with this divisor that is the
         # gradient of the mean over all of their samples.
         local = torch.stack([losses.detach().sum(), losses.new_tensor(len(losses))])
@@ -120,8 +121,8 @@ class LatentDiffusion(pl.LightningModule):
 
     def trained_model(self) -> dict[str, Any]:
         """Return what a checkpoint says of the model besides its weights."""
-        shape, null = list(self.model.latent_shape), self.model.null["text"]
-        return {**self.configs, "latent_shape": shape, "null_text": null}
+        null = {f"{NULL}{name}": value for name, value in self.model.null.items()}
+        return {**self.configs, "latent_shape": list(self.model.latent_shape), **null}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint of another architecture, with the difference."""

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from datamodules import LatentDataModule
+from datamodules.loading import whole_samples
 from datamodules.store import Store
 from lightning_attr.artifacts import save_tensors
 from lightning_attr.digests import file_digest
@@ -139,17 +140,11 @@ def measure(model: Model, queries: Store, ids: list[int], draws: Draws, device: 
     """Return the queries' ``losses`` [Q, D], and ``latent`` [Q, C, H, W] and ``image`` [Q, H, W, 3] generated again."""
     model = model.to(device)
     positions = queries.positions(ids)
-    text = torch.from_numpy(queries.read("text", positions)).float().to(device)
-    batch = {
-        "latent": torch.from_numpy(queries.read("latent", positions)).float().to(device),
-        "text": text,
-        "captions": torch.ones(len(ids), dtype=torch.int64, device=device),
-        "id": torch.tensor(ids),
-    }
-    with torch.no_grad():
-        losses = sample_losses(model, batch, draws)[:, 0]
+    batch = {name: value.to(device) for name, value in whole_samples(queries, positions).items()}
+    losses = sample_losses(model, batch, draws)[:, 0]
     seeds, steps, guidance = sampling_of(queries, ids)
-    latents, _ = model.generate({"text": text[:, 0]}, seeds, steps=steps, guidance=guidance)
+    conditions = {name: value[:, 0] for name, value in model.conditions(batch).items()}
+    latents, _ = model.generate(conditions, seeds, steps=steps, guidance=guidance)
     images = store_image_encoder(queries).decode(latents.cpu())
     return {"losses": losses.cpu(), "latent": latents.cpu(), "image": images}
 

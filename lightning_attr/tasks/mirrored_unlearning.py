@@ -134,7 +134,9 @@ class MirroredUnlearning(ChangedWeights):
         latent, ids = batch["latent"], batch["id"].tolist()
         steps = self.model.process.levels
         noise, timesteps, _ = training_noise(self.seed, self.current_epoch, ids, latent.shape[1:], steps)
-        return self._losses(latent, batch["text"], timesteps.to(latent.device), noise.to(latent.device))[0]
+        return self.model.losses(
+            latent, self.model.conditions(batch), timesteps.to(latent.device), noise.to(latent.device)
+        )
 
     def _random_draws(self) -> tuple[Tensor, Tensor]:
         """Return timesteps int64 [D] and noises [D, C, H, W] of this step."""
@@ -144,16 +146,10 @@ class MirroredUnlearning(ChangedWeights):
         return torch.from_numpy(timesteps), torch.from_numpy(noise)
 
     def _query_losses(self, timesteps: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-        count, device = len(timesteps), self.latent.device
-        latent = self.latent.expand(count, *self.latent.shape)
-        text = self.text.expand(count, *self.text.shape)
-        return self._losses(latent, text, timesteps.to(device), noise.to(device))
-
-    def _losses(self, latent: Tensor, text: Tensor, timesteps: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the losses of the network, and of one that predicts zero, both [B]."""
-        noisy, target = self.model.process.noised(latent, noise, timesteps)
-        prediction = self.model.predict(noisy, timesteps, {"text": text})
-        return mean_square(prediction - target), mean_square(target)
+        """Return the losses of the network, and of one that predicts zero, both [D]."""
+        inputs = self.query_inputs(timesteps, noise)
+        _, target = self.model.process.noised(inputs.latent, inputs.noise, inputs.timesteps)
+        return self.model.losses(*inputs), mean_square(target)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW, as in training."""

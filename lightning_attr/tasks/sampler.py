@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from torch import Tensor
@@ -30,7 +30,7 @@ class Prompt:
 class Sampler(AnalysisTask):
     """Seeded sampling with classifier-free guidance. Writes ``queries.lmdb``.
 
-    Every query keeps its latent, prompt, text state, thumbnail, seed and initial noise, so that a retrained model
+    Every query keeps its latent, prompt, conditions, thumbnail, seed and initial noise, so that a retrained model
     regenerates the *same* query.
 
     Args:
@@ -75,11 +75,11 @@ class Sampler(AnalysisTask):
         store = Store(self.store)
         self.image_encoder = store_image_encoder(store)
         self.text_encoder = store_text_encoder(store)
-        text = store.schema.fields["text"]
+        fields = store.schema.fields
         self.schema = Schema(
             fields={
-                "latent": Field((1, *self.model.latent_shape), "float32"),
-                "text": Field((1, *text.shape[1:]), text.dtype),
+                "latent": Field((1, *self.model.latent_shape), "float32", "latent"),
+                **{name: replace(fields[name], shape=(1, *fields[name].shape[1:])) for name in store.schema.conditions},
                 "noise": Field(self.model.latent_shape, "float32"),
             },
             encoders=store.schema.encoders,
@@ -124,14 +124,16 @@ class Sampler(AnalysisTask):
         if len(ids) == 0:
             return []
         prompts = [self.prompts[index] for index in ids]
-        text = self.text_encoder.encode([prompt.text for prompt in prompts]).to(self.device)
+        encoded = self.text_encoder.encode([prompt.text for prompt in prompts])
+        conditions = {name: value.to(self.device) for name, value in encoded.items()}
         seeds = [prompt.seed for prompt in prompts]
         model = self.model.to(self.device)
-        latents, noises = model.generate({"text": text}, seeds, steps=self.steps, guidance=self.guidance)
+        latents, noises = model.generate(conditions, seeds, steps=self.steps, guidance=self.guidance)
         images = self.image_encoder.decode(latents.cpu())
         samples = []
         for row, (index, prompt) in enumerate(zip(ids, prompts, strict=True)):
-            arrays = {"latent": latents[row : row + 1], "text": text[row : row + 1], "noise": noises[row]}
+            rows = {name: value[row : row + 1] for name, value in {"latent": latents, **conditions}.items()}
+            arrays = {**rows, "noise": noises[row]}
             samples.append(self._sample(index, prompt, arrays, jpeg(images[row].numpy())))
         return samples
 

@@ -174,11 +174,8 @@ class Unlearning(ChangedWeights):
 
     def _losses(self, indices: Tensor) -> Tensor:
         """Return the query's losses at the draws ``indices``."""
-        latent = self.latent.expand(len(indices), *self.latent.shape)
-        text = self.text.expand(len(indices), *self.text.shape)
         timesteps = self.timesteps.to(indices.device)[indices]
-        noise = self._noise(indices.tolist()).to(latent.device)
-        return self.model.losses(latent, {"text": text}, timesteps, noise, self.region)
+        return self.model.losses(*self.query_inputs(timesteps, self._noise(indices.tolist())), self.region)
 
     def _noise(self, indices: list[int]) -> Tensor:
         shape = self.latent.shape

@@ -175,7 +175,7 @@ def write_store(path: Path, metas: list[Meta]) -> None:
     """A store whose thumbnails are coloured noise."""
     rng = np.random.default_rng(len(metas))
     path.parent.mkdir(parents=True, exist_ok=True)
-    with StoreWriter(path, Schema({"latent": Field((1, 2), "float32")}, {})) as writer:
+    with StoreWriter(path, Schema({"latent": Field((1, 2), "float32", "latent")}, {})) as writer:
         for meta in metas:
             arrays = {"latent": rng.normal(size=(1, 2)).astype(np.float32)}
             writer.write(Sample(meta, arrays, jpeg(rng.integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8))))

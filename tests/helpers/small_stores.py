@@ -7,7 +7,7 @@ import numpy as np
 
 from datamodules import Field, Meta, Sample, Schema, StoreWriter
 
-FIELDS = {"latent": Field((2, 3, 4, 4), "float16"), "text": Field((3, 5, 8), "float16")}
+FIELDS = {"latent": Field((2, 3, 4, 4), "float16", "latent"), "text": Field((3, 5, 8), "float16", "condition")}
 SCHEMA = Schema(FIELDS, {"image": {"class": "PatchPCA", "patch": 4}, "text": {"class": "HashedWords"}})
 
 

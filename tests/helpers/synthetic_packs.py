@@ -81,7 +81,7 @@ class World:
             deviations=self.normal(*latent).abs().double(),
             similarities=self.normal(*latent).tanh().double(),
             weights=build(DENOISER, {}, 0).network.state_dict(),
-            null_text=self.normal(6, 16),
+            null={"text": self.normal(6, 16)},
             configs={"denoiser": DENOISER, "scheduler": {}, "latent_shape": [4, 8, 8]},
             queries=torch.arange(256, dtype=torch.uint8),
             settings={"digests": DIGESTS, "draws": {"timesteps": DRAWS}},

@@ -23,6 +23,7 @@ from lightning_attr.gradients import (
     scaled,
     squared_norms,
 )
+from lightning_attr.models import Inputs
 from lightning_attr.models.unet import UNet
 from lightning_attr.noise import Draws
 
@@ -35,16 +36,15 @@ def network() -> UNet2DConditionModel:
 
 
 @pytest.fixture(scope="module")
-def inputs() -> tuple[Tensor, ...]:
+def inputs() -> Inputs:
     generator = torch.Generator().manual_seed(1)
     latent, noise = torch.randn(2, 3, 4, 8, 8, generator=generator, dtype=torch.float64)
     text = torch.randn(3, 5, 12, generator=generator, dtype=torch.float64)
-    return latent, text, torch.tensor([10, 400, 900]), noise
+    return Inputs(latent, {"text": text}, torch.tensor([10, 400, 900]), noise)
 
 
-def loss(network: nn.Module, inputs: tuple[Tensor, ...]) -> Tensor:
-    latent, text, timesteps, noise = inputs
-    return model_of(network).losses(latent, {"text": text}, timesteps, noise)
+def loss(network: nn.Module, inputs: Inputs) -> Tensor:
+    return model_of(network).losses(*inputs)
 
 
 def assert_equal(found: dict[str, Tensor], expected: dict[str, Tensor], relative: float = 1e-10) -> None:
@@ -57,7 +57,7 @@ def assert_equal(found: dict[str, Tensor], expected: dict[str, Tensor], relative
 
 
 @pytest.mark.parametrize("weights", ["cross_kv", "cross_attention", "attention", NOT_OF_NORMS])
-def test_hooks_equal_torch_func(network: UNet2DConditionModel, inputs: tuple[Tensor, ...], weights: str) -> None:
+def test_hooks_equal_torch_func(network: UNet2DConditionModel, inputs: Inputs, weights: str) -> None:
     selected = UNet(network).select(weights)
     linear = {name: weight for name, weight in selected.items() if linear_weights(network, {name: weight})}
     layers = linear_weights(network, linear)
@@ -66,13 +66,14 @@ def test_hooks_equal_torch_func(network: UNet2DConditionModel, inputs: tuple[Ten
     assert_equal(found, functional_gradients(network, linear, loss, inputs))
 
 
-def test_any_weights_equal_one_backward_per_sample(network: UNet2DConditionModel, inputs: tuple[Tensor, ...]) -> None:
+def test_any_weights_equal_one_backward_per_sample(network: UNet2DConditionModel, inputs: Inputs) -> None:
     selected = UNet(network).select(r"conv_in|norm_out|attn2\.to_k")
     found = per_sample_gradients(network, selected, loss, inputs)
     for weight in selected.values():
         weight.requires_grad_()
-    for index in range(len(inputs[0])):
-        one = tuple(part[index : index + 1] for part in inputs)
+    for index in range(len(inputs.latent)):
+        latent, timesteps, noise = (part[index : index + 1] for part in (inputs.latent, inputs.timesteps, inputs.noise))
+        one = Inputs(latent, {"text": inputs.conditions["text"][index : index + 1]}, timesteps, noise)
         expected = torch.autograd.grad(loss(network, one).sum(), list(selected.values()))
         for name, gradient in zip(selected, expected, strict=True):
             torch.testing.assert_close(found[name][index], gradient, rtol=1e-10, atol=1e-14)
@@ -165,7 +166,7 @@ def test_an_input_that_is_not_the_text_itself_is_seen(network: UNet2DConditionMo
         for handle in handles:
             handle.remove()
     assert set(found.dense) == set(changed)
-    assert set(found.at_output) == set(selected) - set(changed)
+    assert set(found.at_output["text"]) == set(selected) - set(changed)
     assert_equal(dict(found.named()), {name: expected[name] for name, _ in found.named()})
 
 
@@ -173,6 +174,10 @@ def test_a_copy_of_the_text_is_not_the_text(network: UNet2DConditionModel) -> No
     selected, batch = UNet(network).select("cross_kv"), small_batch([4, 5])
 
     class Copied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.network, self.config = network, network.config
+
         def forward(self, latent: Tensor, timesteps: Tensor, encoder_hidden_states: Tensor) -> Any:
             return network(latent, timesteps, encoder_hidden_states.clone())
 
@@ -193,7 +198,7 @@ def test_a_caption_that_a_sample_lacks_changes_nothing(network: UNet2DConditionM
     torch.testing.assert_close(after, before, rtol=1e-12, atol=1e-14)
 
 
-def test_a_layer_that_plays_no_part_has_the_gradient_zero(inputs: tuple[Tensor, ...]) -> None:
+def test_a_layer_that_plays_no_part_has_the_gradient_zero(inputs: Inputs) -> None:
     used, unused, x = nn.Linear(3, 2), nn.Linear(3, 2), torch.randn(4, 5, 3)
 
     def values() -> Tensor:

@@ -27,7 +27,7 @@ def explicit(projection: Projection, gradients: SampleGradients) -> Tensor:
     parts = []
     for name, gradient in gradients.named():
         matrix = gradient.flatten(2) if gradient.ndim > 2 else gradient[..., None]
-        side = "text" if name in gradients.at_output else f"{name}/in"
+        side = "text" if name in gradients.at_output.get("text", {}) else f"{name}/in"
         left, right = (
             signs(projection.seed, key, size, rank)
             for key, size, rank in zip((f"{name}/out", side), matrix.shape[1:], projection.ranks[name], strict=True)

@@ -22,7 +22,7 @@ from lightning_attr.curvature.sums import EKFACSums, layers_on, linear_layers
 from lightning_attr.gradients import captured
 from lightning_attr.methods import Context, Method
 from lightning_attr.methods.base import Batch
-from lightning_attr.models import Model, build
+from lightning_attr.models import Inputs, Model, build
 from lightning_attr.noise import Draws, keyed_generator
 
 MSCOCO = Path(__file__).parents[2] / "configs" / "mscoco" / "train.yaml"
@@ -73,10 +73,9 @@ class Case:
         """The network."""
         return self.model.network
 
-    def losses(self, network: nn.Module, inputs: tuple[Tensor, ...]) -> Tensor:
-        """Return the losses [B] of a network of this architecture, given latents, text states, timesteps and noises."""
-        latent, text, timesteps, noise = inputs
-        return self.model.over(network).losses(latent, {"text": text}, timesteps, noise)
+    def losses(self, network: nn.Module, inputs: Inputs) -> Tensor:
+        """Return the losses [B] of a network of this architecture."""
+        return self.model.over(network).losses(*inputs)
 
     def ekfac(self, samples: int = 2 * BATCH) -> KroneckerCurvature:
         """Fit EK-FAC on one draw of each of the first samples."""
@@ -84,11 +83,12 @@ class Case:
         batch = next(self.batches(samples))
         latent, text = batch["latent"][:, 0], batch["text"][:, 0]
         timesteps = torch.from_numpy(generator.integers(0, self.model.process.levels, len(latent)))
-        inputs = (latent, text, timesteps, torch.from_numpy(generator.standard_normal(latent.shape, "float32")))
+        noise = torch.from_numpy(generator.standard_normal(latent.shape, "float32"))
+        inputs = Inputs(latent, {"text": text}, timesteps, noise)
 
         layers = linear_layers(self.denoiser, self.selected, "ekfac")
         calls = captured({*layers.values()}, lambda: self.losses(self.denoiser, inputs))
-        sums = EKFACSums(self.denoiser, self.selected, layers_on(text, calls, layers))
+        sums = EKFACSums(self.denoiser, self.selected, layers_on(inputs.conditions, calls, layers))
         for part in range(sums.parts):
             sums.enter(part, lambda tensor: tensor)
             sums.add(sums.of_batch(self.denoiser, self.losses, inputs))

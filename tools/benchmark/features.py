@@ -30,6 +30,7 @@ from lightning_attr.gradients import (
 )
 from lightning_attr.methods import Trak
 from lightning_attr.methods.base import Batch
+from lightning_attr.models import Inputs
 from lightning_attr.noise import draw_timesteps, shared_noise
 from lightning_attr.projection import Projection
 from tools.benchmark.case import Case, small_case
@@ -84,19 +85,19 @@ class Ours:
         return self.method.measure(batch)
 
 
-class Inputs:
+class AtDraws:
     """The inputs of the loss, draw by draw."""
 
     def __init__(self, case: Case) -> None:
         self.timesteps = draw_timesteps(case.draws, case.model.process.levels)
         self.noises = shared_noise(case.draws, range(len(case.draws)), case.samples["latent"].shape[2:])
 
-    def __call__(self, batch: Batch) -> Iterator[tuple[Tensor, ...]]:
-        """Yield latents, text states, timesteps and noises of each draw."""
+    def __call__(self, batch: Batch) -> Iterator[Inputs]:
+        """Yield the inputs of each draw."""
         latent, text = batch["latent"][:, 0], batch["text"][:, 0]
         for timestep, noise in zip(self.timesteps, self.noises, strict=True):
             # vmap takes no expanded tensors apart where a kernel writes into them.
-            yield latent, text, timestep.repeat(len(latent)), noise.expand_as(latent).contiguous()
+            yield Inputs(latent, {"text": text}, timestep.repeat(len(latent)), noise.expand_as(latent).contiguous())
 
 
 class FunctionalFeatures:
@@ -104,19 +105,19 @@ class FunctionalFeatures:
 
     def __init__(self, case: Case) -> None:
         self.case = case
-        self.inputs = Inputs(case)
+        self.inputs = AtDraws(case)
         self.projection = Projection(case.selected, DIMENSION)
 
     def gradients(self, batch: Batch) -> dict[str, Tensor]:
         """Return the gradients, [B, *shape] by name."""
         return _mean(self._at_draw(inputs) for inputs in self.inputs(batch))
 
-    def _at_draw(self, inputs: tuple[Tensor, ...]) -> dict[str, Tensor]:
+    def _at_draw(self, inputs: Inputs) -> dict[str, Tensor]:
         return functional_gradients(self.case.denoiser, self.case.selected, self.case.losses, inputs)
 
     def __call__(self, batch: Batch) -> Tensor:
         """Return the features, [B, R]."""
-        return self.projection(SampleGradients(batch["text"][:, 0], dense=self.gradients(batch)))
+        return self.projection(SampleGradients({"text": batch["text"][:, 0]}, dense=self.gradients(batch)))
 
 
 class TrakerFeatures:
@@ -126,7 +127,7 @@ class TrakerFeatures:
         from trak.gradient_computers import FunctionalGradientComputer
         from trak.projectors import BasicProjector, ProjectionType
 
-        self.inputs = Inputs(case)
+        self.inputs = AtDraws(case)
         size = sum(weight.numel() for weight in case.selected.values())
         names = list(case.selected)
         self.computer = FunctionalGradientComputer(
@@ -183,7 +184,7 @@ def _mean(by_draw: Iterator[dict[str, Tensor]]) -> dict[str, Tensor]:
 def _memory(case: Case, batch: Batch, features: Features) -> int:
     """Return the peak of bytes that features take beyond a bare backward pass."""
     layers = set((linear_weights(case.denoiser, case.selected) or {}).values())
-    inputs = next(Inputs(case)(batch))
+    inputs = next(AtDraws(case)(batch))
     bare = _peak(lambda: captured(layers, lambda: case.losses(case.denoiser, inputs)))
     return max(_peak(lambda: features(batch)) - bare, 1)
 

@@ -12,8 +12,9 @@ import yaml
 from torch import Tensor
 
 from datamodules import Store
+from datamodules.loading import whole_samples
 from lightning_attr.commands.prepare.shapes import main as prepare_shapes
-from lightning_attr.loss_sweep import LossSweep, read_samples
+from lightning_attr.loss_sweep import LossSweep
 from lightning_attr.models import Model, build
 from lightning_attr.noise import Draws, draw_timesteps, shared_noise
 from tools.benchmark.timing import Figure, Sizes, Timed, ratio, seconds
@@ -55,7 +56,7 @@ class BareSweep:
         self.model = model
         starts = range(0, len(store), BATCH)
         positions = [np.arange(start, min(start + BATCH, len(store))) for start in starts]
-        samples = [read_samples(store, batch, "cpu") for batch in positions]
+        samples = [whole_samples(store, batch) for batch in positions]
         self.batches = [{name: part[name].float() for name in ("latent", "text")} for part in samples]
         self.timesteps = draw_timesteps(DRAWS, model.process.levels)
         self.noises = shared_noise(DRAWS, range(len(DRAWS)), store.schema.fields["latent"].shape[1:])

@@ -20,6 +20,7 @@ from torch.utils.data import TensorDataset
 from lightning_attr.artifacts import read_json, write_json
 from lightning_attr.curvature import save_factors
 from lightning_attr.curvature.kronfluence_layout import ARGUMENTS
+from lightning_attr.models import Inputs
 from lightning_attr.noise import draw_timesteps, shared_noise
 from tools.benchmark.case import BATCH, Case, small_case
 from tools.benchmark.one_pass import QUERIES, influence
@@ -118,16 +119,17 @@ def _task(case: Case) -> Any:
 
         def compute_train_loss(self, batch: tuple[Tensor, ...], model: nn.Module, sample: bool = False) -> Tensor:
             """Return the sum of the losses of rows."""
-            return case.losses(model, batch).sum()
+            latent, text, timesteps, noise = batch
+            return case.losses(model, Inputs(latent, {"text": text}, timesteps, noise)).sum()
 
         def compute_measurement(self, batch: tuple[Tensor, ...], model: nn.Module) -> Tensor:
             """Return the sum of the mean losses of queries."""
             latent, text = batch
-            losses = (
-                case.losses(model, (latent, text, timestep.expand(len(latent)), noise.expand_as(latent))).sum()
+            inputs = (
+                Inputs(latent, {"text": text}, timestep.expand(len(latent)), noise.expand_as(latent))
                 for timestep, noise in zip(timesteps, noises, strict=True)
             )
-            return torch.stack(list(losses)).mean()
+            return torch.stack([case.losses(model, each).sum() for each in inputs]).mean()
 
         def get_influence_tracked_modules(self) -> list[str]:
             """Return the layers of the selected weights."""

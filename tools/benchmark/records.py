@@ -12,13 +12,13 @@ from numpy.typing import NDArray
 
 from datamodules import Field, Meta, Sample, Schema, Store, StoreWriter
 
-LATENT = Field((2, 4, 16, 16), "float16")
+LATENT = Field((2, 4, 16, 16), "float16", "latent")
 """Two views of 4x16x16: the latents of the published experiment."""
 
-TEXT = Field((5, 77, 1024), "float16")
+TEXT = Field((5, 77, 1024), "float16", "condition")
 """Five captions in the states of a CLIP-type encoder: 789 kB."""
 
-SHORT_TEXT = Field((5, 16, 64), "float16")
+SHORT_TEXT = Field((5, 16, 64), "float16", "condition")
 """Five captions in the states of the built-in encoder: 10 kB."""
 
 

@@ -23,6 +23,7 @@ from torch.nn.utils import clip_grad_norm_
 from lightning_attr.cli import run_stage
 from lightning_attr.commands.prepare.shapes import main as prepare_shapes
 from lightning_attr.commands.sweep.plan import Random, Sweep, entries, merged
+from lightning_attr.models import Inputs
 from lightning_attr.noise import Draws
 from lightning_attr.tasks import GroupedLeaveKOut, LeaveKOut
 from lightning_attr.tasks.grouped import clip_each_norm
@@ -131,8 +132,9 @@ def _group_ratio(sizes: Sizes) -> Spread:
     inputs = _inputs(model["denoiser"])
 
     def own_loss() -> Tensor:
-        latent, text, timesteps, noise = (part[0] for part in inputs)
-        return alone.model.losses(latent, {"text": text}, timesteps, noise).mean()
+        latent, conditions, timesteps, noise = inputs
+        own = {name: value[0] for name, value in conditions.items()}
+        return alone.model.losses(latent[0], own, timesteps[0], noise[0]).mean()
 
     def clip_own() -> None:
         clip_grad_norm_(alone.parameters(), clip)
@@ -141,15 +143,15 @@ def _group_ratio(sizes: Sizes) -> Spread:
         clip_each_norm([weight.grad for weight in group.parameters() if weight.grad is not None], clip)
 
     one = _steps(alone, own_loss, clip_own)
-    all_together = _steps(group, lambda: group.losses(*inputs).mean(1).sum(), clip_all)
+    all_together = _steps(group, lambda: group.losses(inputs).mean(1).sum(), clip_all)
     return ratio(lambda: all_together() / GROUP, one, sizes.repeats)
 
 
-def _inputs(denoiser: dict[str, Any]) -> tuple[Tensor, ...]:
-    """Latents, text states, timesteps and noises of a step, [G, B, ...]."""
+def _inputs(denoiser: dict[str, Any]) -> Inputs:
+    """What the losses of a step are measured on, [G, B, ...]."""
     latent = torch.randn(GROUP, BATCH, denoiser["in_channels"], denoiser["sample_size"], denoiser["sample_size"])
     text = torch.randn(GROUP, BATCH, 16, denoiser["cross_attention_dim"])
-    return latent, text, torch.randint(1000, (GROUP, BATCH)), torch.randn_like(latent)
+    return Inputs(latent, {"text": text}, torch.randint(1000, (GROUP, BATCH)), torch.randn_like(latent))
 
 
 def _steps(task: torch.nn.Module, loss: Callable[[], Tensor], clip: Callable[[], None]) -> Timed:

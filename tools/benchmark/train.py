@@ -26,7 +26,7 @@ from datamodules import Store
 from datamodules.loading import Batch, Keys, LatentLoader, TrainBatches
 from lightning_attr.cli import run_stage
 from lightning_attr.commands.prepare.shapes import main as prepare_shapes
-from lightning_attr.encoders import null_text
+from lightning_attr.encoders import store_text_encoder
 from lightning_attr.models import build
 from tools.benchmark.timing import Figure, Sizes, Timed, ratio, seconds
 
@@ -109,7 +109,7 @@ class BareSteps:
         model = config["model"]["init_args"]
         self.model = build(model["denoiser"], model["scheduler"])
         self.network = self.model.network
-        self.null_text = null_text(store)
+        self.null_text = store_text_encoder(store).encode([""])["text"]
         self.optimizer = torch.optim.AdamW(
             self.network.parameters(), model["learning_rate"], weight_decay=0.0, fused=True
         )

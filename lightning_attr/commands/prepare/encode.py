@@ -42,16 +42,19 @@ class Recipe:
         views = 2 if self.flips else 1
         return Schema(
             fields={
-                "latent": Field((views, *self.image.latent_shape(self.size)), "float16"),
-                "text": Field((self.captions, self.text.tokens, self.text.dim), "float16"),
+                "latent": Field((views, *self.image.latent_shape(self.size)), "float16", "latent"),
+                **{
+                    name: Field((self.captions, *shape), "float16", "condition")
+                    for name, shape in self.text.conditions.items()
+                },
             },
             encoders={"image": self.image.config(), "text": self.text.config()},
         )
 
     def arrays(self, pixels: Pixels, captions: Sequence[Sequence[str]]) -> list[dict[str, Half]]:
         """Encode a batch: uint8 pixels [B, size, size, 3] and at most `captions` texts an image to arrays by field."""
-        latents, states = self._latents(pixels), self._states(captions)
-        return [{"latent": latent, "text": state} for latent, state in zip(latents, states, strict=True)]
+        arrays = {"latent": self._latents(pixels), **self._conditions(captions)}
+        return [{name: values[row] for name, values in arrays.items()} for row in range(len(pixels))]
 
     def _latents(self, pixels: Pixels) -> Half:
         """Pixels to latents [B, views, C, h, w]."""
@@ -60,15 +63,14 @@ class Recipe:
         latents = torch.stack([self.image.encode(view) for view in views], dim=1)
         return _half(latents, "image")
 
-    def _states(self, captions: Sequence[Sequence[str]]) -> Half:
-        """Captions to text states [B, captions, tokens, dim], zero where an image has fewer captions."""
-        encoded = _half(self.text.encode([text for texts in captions for text in texts]), "text")
-        states = np.zeros((len(captions), self.captions, self.text.tokens, self.text.dim), np.float16)
-        start = 0
-        for row, texts in zip(states, captions, strict=True):
-            row[: len(texts)] = encoded[start : start + len(texts)]
-            start += len(texts)
-        return states
+    def _conditions(self, captions: Sequence[Sequence[str]]) -> dict[str, Half]:
+        """Captions to conditions [B, captions, ...] by name, zero where an image has fewer captions."""
+        has_caption = np.arange(self.captions) < np.array([len(texts) for texts in captions])[:, None]
+        arrays = {}
+        for name, encoded in self.text.encode([text for texts in captions for text in texts]).items():
+            arrays[name] = np.zeros((*has_caption.shape, *encoded.shape[1:]), np.float16)
+            arrays[name][has_caption] = _half(encoded, "text")
+        return arrays
 
 
 def _half(values: torch.Tensor, encoder: str) -> Half:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from small_stores import FIELDS, damage, samples, write_store
 
 from datamodules import Store
+from datamodules.store.layout import FORMAT, decode_schema, encode_json
 from lightning_attr.errors import StoreError
 
 Arrays = dict[str, NDArray[Any]]
@@ -86,11 +87,20 @@ def test_truncated(tmp_path: Path, store_path: Path, share: float) -> None:
 
 
 def test_another_version(tmp_path: Path, store_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("datamodules.store.layout.VERSION", 2)
+    monkeypatch.setattr("datamodules.store.layout.VERSION", 3)
     write_store(tmp_path / "a.lmdb", 2)
     monkeypatch.undo()
-    with pytest.raises(StoreError, match=r"version 2, expected .* version 1"):
+    with pytest.raises(StoreError, match=r"version 3, expected .* version 2"):
         Store(tmp_path / "a.lmdb")
+
+
+def test_a_store_of_before_fields_had_roles() -> None:
+    plain = {name: {"shape": list(field.shape), "dtype": field.dtype} for name, field in FIELDS.items()}
+    record = {"fields": {**plain, "noise": plain["latent"]}, "encoders": {}, "format": FORMAT, "version": 1}
+    schema = decode_schema("a.lmdb", encode_json(record))
+    assert {name: schema.fields[name] for name in FIELDS} == FIELDS
+    assert schema.fields["noise"].role is None
+    assert (schema.conditions, schema.captions) == (("text",), FIELDS["text"].shape[0])
 
 
 @pytest.mark.parametrize("field", FIELDS)

@@ -181,6 +181,12 @@ def test_wrong_schemas(tmp_path: Path) -> None:
         Field((1,), "string")
     with pytest.raises(StoreError, match="at least 1"):
         Field((2, 0), "float16")
+    with pytest.raises(StoreError, match="role 'picture', expected one of latent, condition, or none"):
+        Field((1,), "float16", "picture")  # type: ignore[arg-type]
+    with pytest.raises(StoreError, match="'code' of role latent"):
+        Schema({"code": Field((1, 4), "float16", "latent")}, {})
+    with pytest.raises(StoreError, match="2 rows of pooled, expected 3, one a caption, or 1"):
+        Schema({"text": Field((3, 4), "float16", "condition"), "pooled": Field((2, 4), "float16", "condition")}, {})
 
 
 def test_the_map_grows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -190,7 +196,7 @@ def test_the_map_grows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_samples_larger_than_a_block(tmp_path: Path) -> None:
-    field = Field((3, 100, 500), "float32")  # 600 kB
+    field = Field((3, 100, 500), "float32", "condition")  # 600 kB
     arrays = [np.random.default_rng(id).standard_normal(field.shape).astype("float32") for id in range(5)]
     with StoreWriter(tmp_path / "a.lmdb", Schema({"text": field, "tag": Field((2,), "int16")}, {})) as writer:
         for id, array in enumerate(arrays):

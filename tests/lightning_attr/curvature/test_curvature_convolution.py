@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from lightning_attr.curvature import Damping, KroneckerCurvature
 from lightning_attr.curvature.sums import EKFACSums
+from lightning_attr.models import Inputs
 
 
 class Network(nn.Module):
@@ -33,16 +34,20 @@ def network() -> Network:
 LATENT = torch.randn(6, 3, 5, 5, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
 
 
-def losses(network: nn.Module, inputs: tuple[Tensor, ...]) -> Tensor:
-    return (network(inputs[0]) - 1).square().flatten(1).sum(1)  # type: ignore[no-any-return]
+def of(latent: Tensor) -> Inputs:
+    return Inputs(latent, {}, torch.zeros(len(latent)), latent)
+
+
+def losses(network: nn.Module, inputs: Inputs) -> Tensor:
+    return (network(inputs.latent) - 1).square().flatten(1).sum(1)  # type: ignore[no-any-return]
 
 
 def fitted(network: Network) -> KroneckerCurvature:
-    sums = EKFACSums(network, dict(network.named_parameters()), set())
+    sums = EKFACSums(network, dict(network.named_parameters()), {})
     for part in range(2):
         sums.enter(part, lambda tensor: tensor)
         for latent in LATENT.split(4):
-            sums.add(sums.of_batch(network, losses, (latent, latent)))
+            sums.add(sums.of_batch(network, losses, of(latent)))
     return sums.curvature({"weights": "test"})
 
 
@@ -57,7 +62,7 @@ def brute_force(network: Network) -> dict[str, Tensor]:
     """Gradient of every sample, one backward pass each."""
     network.requires_grad_(True)
     names = dict(network.named_parameters())
-    each = [torch.autograd.grad(losses(network, (latent,)).sum(), list(names.values())) for latent in LATENT.split(1)]
+    each = [torch.autograd.grad(losses(network, of(latent)).sum(), list(names.values())) for latent in LATENT.split(1)]
     network.requires_grad_(False)
     return {name: torch.stack(parts) for name, parts in zip(names, zip(*each, strict=True), strict=True)}
 
@@ -91,13 +96,13 @@ def test_inverse_solves_the_dense_system(network: Network, leading: tuple[int, .
 def test_low_precision_ends_with_the_network(network: Network) -> None:
     """Under autocast the gradients are turned and multiplied in the weights' precision."""
     network.float()
-    sums = EKFACSums(network, dict(network.named_parameters()), set())
+    sums = EKFACSums(network, dict(network.named_parameters()), {})
     latent = LATENT[:1].float()  # the root of one sample's square is what was rotated
-    sums.add(sums.of_batch(network, losses, (latent, latent)))
+    sums.add(sums.of_batch(network, losses, of(latent)))
     sums.enter(1, lambda tensor: tensor)
-    squares = sums.of_batch(network, losses, (latent, latent))
+    squares = sums.of_batch(network, losses, of(latent))
     with torch.autocast("cpu", torch.bfloat16):
-        low = sums.of_batch(network, losses, (latent, latent))
+        low = sums.of_batch(network, losses, of(latent))
     assert not torch.equal(low, squares)
     assert (low - squares).norm() < 0.05 * squares.norm()
     roots = low[:-1].sqrt()

@@ -13,6 +13,7 @@ from lightning_attr.curvature.kronecker import decomposed, layer_curvature, seco
 from lightning_attr.curvature.sums import EKFACSums, KFACSums, layers_on, linear_layers
 from lightning_attr.errors import UserError
 from lightning_attr.gradients import Call
+from lightning_attr.models import Inputs
 
 
 class Network(nn.Module):
@@ -34,22 +35,21 @@ def network() -> Network:
     return Network().double().requires_grad_(False)
 
 
-def batches(tokens: int = 6, count: int = 12, size: int = 4) -> list[tuple[Tensor, ...]]:
+def batches(tokens: int = 6, count: int = 12, size: int = 4) -> list[Inputs]:
     generator = torch.Generator().manual_seed(1)
     latent = torch.randn(count, 2, generator=generator, dtype=torch.float64)
     text = torch.randn(count, tokens, 5, generator=generator, dtype=torch.float64)
-    return list(zip(latent.split(size), text.split(size), strict=True))
+    parts = zip(latent.split(size), text.split(size), strict=True)
+    return [Inputs(one, {"text": other}, torch.zeros(len(one)), torch.zeros(len(one))) for one, other in parts]
 
 
-def losses(network: nn.Module, inputs: tuple[Tensor, ...]) -> Tensor:
-    return (network(*inputs) - 1).square().flatten(1).sum(1)  # type: ignore[no-any-return]
+def losses(network: nn.Module, inputs: Inputs) -> Tensor:
+    return (network(inputs.latent, inputs.conditions["text"]) - 1).square().flatten(1).sum(1)  # type: ignore[no-any-return]
 
 
-def fitted(
-    network: Network, names: list[str], kind: type[KFACSums], data: list[tuple[Tensor, ...]]
-) -> KroneckerCurvature:
+def fitted(network: Network, names: list[str], kind: type[KFACSums], data: list[Inputs]) -> KroneckerCurvature:
     selected = {name: dict(network.named_parameters())[name] for name in names}
-    sums = kind(network, selected, {"keys", "values"} & {name.partition(".")[0] for name in names})
+    sums = kind(network, selected, {layer: "text" for layer in ("keys", "values") if f"{layer}.weight" in names})
     for part in range(kind.parts):
         sums.enter(part, lambda tensor: tensor)
         for inputs in data:
@@ -57,12 +57,14 @@ def fitted(
     return sums.curvature({"weights": "test"})
 
 
-def brute_force(network: Network, names: list[str], data: list[tuple[Tensor, ...]]) -> dict[str, Tensor]:
+def brute_force(network: Network, names: list[str], data: list[Inputs]) -> dict[str, Tensor]:
     """Gradient of every sample, one backward pass each, by layer; a bias is the last column."""
     network.requires_grad_(True)
     rows: dict[str, list[Tensor]] = {name: [] for name in names}
     for inputs in data:
-        for sample in zip(*(part.split(1) for part in inputs), strict=True):
+        for row in range(len(inputs.latent)):
+            one = slice(row, row + 1)
+            sample = inputs._replace(latent=inputs.latent[one], conditions={"text": inputs.conditions["text"][one]})
             gradients = torch.autograd.grad(
                 losses(network, sample).sum(), [dict(network.named_parameters())[name] for name in names]
             )
@@ -112,7 +114,7 @@ def test_inverse_solves_the_dense_system(network: Network, kind: type[KFACSums],
 
 def test_kfac_is_the_product_of_the_moments(network: Network) -> None:
     layer = fitted(network, KEYS_AND_VALUES, KFACSums, batches()).layers["keys"]
-    text = torch.cat([text for _, text in batches()]).reshape(-1, 5)
+    text = torch.cat([inputs.conditions["text"] for inputs in batches()]).reshape(-1, 5)
     torch.testing.assert_close(layer.activation.moment(), text.T @ text / len(text))
     assert layer.activation.tokens == layer.gradient.tokens == 72
     basis = torch.kron(layer.gradient.eigenvectors, layer.activation.eigenvectors)
@@ -155,9 +157,9 @@ def test_sharing_is_seen_and_not_assumed(network: Network) -> None:
     layers = linear_layers(network, dict(network.named_parameters()), "kfac")
     text, copy = torch.zeros(1, 2, 5), torch.zeros(1, 2, 5)
     calls = [Call(layers["keys"], text, text), Call(layers["values"], copy, copy), Call(layers["out"], copy, copy)]
-    assert layers_on(text, calls, layers) == {"keys"}
+    assert layers_on({"text": text}, calls, layers) == {"keys": "text"}
     with pytest.raises(UserError, match="out takes no part"):
-        layers_on(text, calls[:2], layers)
+        layers_on({"text": text}, calls[:2], layers)
 
 
 def test_a_direction_never_seen_has_no_eigenvalue() -> None:

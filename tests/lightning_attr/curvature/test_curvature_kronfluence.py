@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from lightning_attr.cli import run_stage
 from lightning_attr.curvature import Damping, KroneckerCurvature, load_curvature
 from lightning_attr.gradients import per_sample_gradients
+from lightning_attr.models import Inputs
 from lightning_attr.tasks import Curvature
 
 kronfluence = pytest.importorskip("kronfluence", reason="kronfluence is not installed; it asks for torchvision")
@@ -35,9 +37,10 @@ def fitted(request: pytest.FixtureRequest, project: Project, tmp_path: Path, mon
     seen: list[Draw] = []
     losses = Curvature._losses
 
-    def recorded(task: Curvature, network: nn.Module, batch: Draw) -> Tensor:
-        seen.extend(zip(*batch, strict=True))
-        return losses(task, network, batch)
+    def recorded(task: Curvature, network: nn.Module, inputs: Inputs) -> Tensor:
+        latent, conditions, timesteps, noise = inputs
+        seen.extend(zip(latent, conditions["text"], timesteps, noise, strict=True))
+        return losses(task, network, inputs)
 
     settings = {"model__init_args__kind": request.param, "model__init_args__weights": r"attn2\.to_(k|v|out)"}
     with monkeypatch.context() as patch:
@@ -47,6 +50,11 @@ def fitted(request: pytest.FixtureRequest, project: Project, tmp_path: Path, mon
     return Fitted(tmp_path / "run", request.param, [seen[:40], seen[40:]], task)
 
 
+def inputs_of(batch: Sequence[Tensor]) -> Inputs:
+    latent, text, timesteps, noise = batch
+    return Inputs(latent, {"text": text}, timesteps, noise)
+
+
 def analyzer(fitted: Fitted) -> Any:
     """Return kronfluence's analyzer, whose folder is the run's."""
     from kronfluence.analyzer import Analyzer, prepare_model
@@ -54,8 +62,7 @@ def analyzer(fitted: Fitted) -> Any:
 
     class Denoising(Task):  # type: ignore[misc]
         def compute_train_loss(self, batch: Draw, model: nn.Module, sample: bool = False) -> Tensor:
-            latent, text, timesteps, noise = batch
-            return fitted.task.model.over(model).losses(latent, {"text": text}, timesteps, noise).sum()
+            return fitted.task.model.over(model).losses(*inputs_of(batch)).sum()
 
         def compute_measurement(self, batch: Draw, model: nn.Module) -> Tensor:
             return self.compute_train_loss(batch, model)
@@ -105,7 +112,10 @@ def our_scores(curvature: KroneckerCurvature, fitted: Fitted) -> Tensor:
     task = fitted.task
     queries, samples = (
         per_sample_gradients(
-            task.denoiser, task.selected, task._losses, tuple(torch.stack(part) for part in zip(*draws, strict=True))
+            task.denoiser,
+            task.selected,
+            task._losses,
+            inputs_of([torch.stack(part) for part in zip(*draws, strict=True)]),
         )
         for draws in (fitted.epochs[1][:6], fitted.epochs[0])
     )

@@ -111,7 +111,7 @@ def test_clip_gives_the_last_hidden_state(clip_folder: Path) -> None:
 
     encoder = CLIPText(str(clip_folder))
     assert (encoder.tokens, encoder.dim) == (9, 16)
-    states = encoder.encode(["a cat", "", "cat " * 20])
+    states = encoder.encode(["a cat", "", "cat " * 20])["text"]
     assert states.shape == (3, 9, 16)
     assert states.dtype == torch.float32
     ids = torch.tensor([[0, *_ids(clip_folder, "a</w>", "cat</w>"), 1, 1, 1, 1, 1, 1]])
@@ -128,8 +128,8 @@ def _ids(folder: Path, *words: str) -> list[int]:
 def test_clip_is_rebuilt_from_its_config(clip_folder: Path) -> None:
     encoder = CLIPText(str(clip_folder))
     again = text_encoder(json.loads(json.dumps(encoder.config())), encoder.state())
-    assert torch.equal(again.encode(["a cat"]), encoder.encode(["a cat"]))
-    assert encoder.encode([]).shape == (0, 9, 16)
+    assert torch.equal(again.encode(["a cat"])["text"], encoder.encode(["a cat"])["text"])
+    assert encoder.encode([])["text"].shape == (0, 9, 16)
 
 
 def test_clip_folder_without_a_model_is_named(tmp_path: Path) -> None:

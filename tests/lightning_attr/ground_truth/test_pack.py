@@ -36,7 +36,7 @@ def same(a: Pack, b: Pack) -> bool:
     """Whether two packs hold the same bits."""
     for field in fields(Pack):
         x, y = getattr(a, field.name), getattr(b, field.name)
-        pairs = [(x[key], y[key]) for key in {**x, **y}] if field.name == "weights" else [(x, y)]
+        pairs = [(x[key], y[key]) for key in {**x, **y}] if field.name in ("weights", "null") else [(x, y)]
         for one, other in pairs:
             if isinstance(one, torch.Tensor):
                 if one.dtype != other.dtype or not torch.equal(one.nan_to_num(nan=-77), other.nan_to_num(nan=-77)):

@@ -20,7 +20,7 @@ from lightning_attr.errors import UserError
 from lightning_attr.methods import Method, Similarity, VisionSimilarity
 from lightning_attr.methods.base import Context
 
-FIELDS = {"latent": Field((2, 2, 4, 4), "float32"), "text": Field((2, 5, 6), "float32")}
+FIELDS = {"latent": Field((2, 2, 4, 4), "float32", "latent"), "text": Field((2, 5, 6), "float32", "condition")}
 
 
 def write_store(path: Path, ids: list[int], side: int, thumb: bytes | None = None) -> Store:

@@ -143,7 +143,7 @@ def test_a_unet_of_another_schedule_is_another_model(pipeline: Path, tmp_path: P
 
 
 def test_a_store_without_a_condition(stores: Project, tmp_path: Path) -> None:
-    with StoreWriter(tmp_path / "a.lmdb", Schema({"latent": Field((1, 4, 8, 8), "float32")}, {})) as writer:
+    with StoreWriter(tmp_path / "a.lmdb", Schema({"latent": Field((1, 4, 8, 8), "float32", "latent")}, {})) as writer:
         writer.finish()
-    with pytest.raises(UserError, match=r"a\.lmdb: found fields \['latent'\], expected text among them"):
+    with pytest.raises(UserError, match=r"a\.lmdb: found latent, expected text among them"):
         build(DENOISER, {}).accepts(Store(tmp_path / "a.lmdb"))

@@ -22,7 +22,7 @@ from datamodules.loading import LatentLoader
 from lightning_attr.artifacts import load_tensors, read_json
 from lightning_attr.cli import main, run_stage
 from lightning_attr.errors import UserError
-from lightning_attr.models import load, read_checkpoint
+from lightning_attr.models import Inputs, load, read_checkpoint
 from lightning_attr.noise import training_noise
 from lightning_attr.tasks import GroupedLeaveKOut, LeaveKOut
 from lightning_attr.tasks.grouped import clip_each_norm, real_means
@@ -247,12 +247,13 @@ def test_losses_and_gradients_in_double_precision() -> None:
         torch.randn(3, 5, 4, 8, 8).double(),
         torch.randn(3, 5, 6, 16),
     )
-    inputs = latent, text.double(), torch.randint(1000, (3, 5)), noise
-    losses = group.losses(*inputs)
+    timesteps = torch.randint(1000, (3, 5))
+    losses = group.losses(Inputs(latent, {"text": text.double()}, timesteps, noise))
     losses.mean(1).sum().backward()
     for index, network in enumerate(separate):
-        latent, text, timesteps, noise = (part[index] for part in inputs)
-        alone = group.model.over(network).losses(latent, {"text": text}, timesteps, noise)
+        alone = group.model.over(network).losses(
+            latent[index], {"text": text[index].double()}, timesteps[index], noise[index]
+        )
         alone.mean().backward()
         torch.testing.assert_close(losses[index], alone, rtol=1e-11, atol=1e-12)
         for ours, theirs in zip(group.denoiser.parameters(), network.parameters(), strict=True):

@@ -15,11 +15,11 @@ from stopped import Moment
 from test_ddp import assert_close, finish
 from test_resume import TASKS, assert_same, curve, stopped_then_resumed
 
-from datamodules.store import Store
 from lightning_attr.artifacts import load_tensors
 from lightning_attr.cli import run_stage
 from lightning_attr.noise import Draws
 from lightning_attr.tasks import MirroredUnlearning
+from lightning_attr.tasks.changed_weights import ChangedWeights
 from lightning_attr.tasks.mirrored_unlearning import mirrored_loss
 
 STEP = f"{TASKS}MirroredUnlearning.training_step"
@@ -55,11 +55,9 @@ def mirrored(project: Project, run: Path, **settings: Any) -> list[str]:
     return ["fit", "-c", str(path), *options]
 
 
-def share(task: MirroredUnlearning, project: Project) -> float:
+def share(task: MirroredUnlearning) -> float:
     """Share of the null loss that query 0's loss is."""
-    queries = Store(str(project.queries))
-    for name in ("latent", "text"):
-        setattr(task, name, torch.from_numpy(queries.read(name, [0])[0, 0]).float())
+    ChangedWeights.setup(task, "fit")
     return task.forgotten()
 
 
@@ -67,7 +65,7 @@ def share(task: MirroredUnlearning, project: Project) -> float:
 def until(project: Project) -> float:
     """A bound a little above where the query starts."""
     task = MirroredUnlearning(str(project.checkpoint), str(project.queries), 0, draws=Draws(timesteps=4))
-    return share(task, project) + 0.05
+    return share(task) + 0.05
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +81,7 @@ def test_it_stops_when_the_query_is_forgotten(project: Project, forgotten: Path,
     assert (settings["samples"]["count"], settings["data_seed"]) == (40, 0)
     task = MirroredUnlearning(str(project.checkpoint), str(project.queries), 0, draws=Draws(timesteps=4))
     task.denoiser.load_state_dict(weights)
-    assert share(task, project) >= until - 1e-6
+    assert share(task) >= until - 1e-6
     before = [value for _, value in curve(forgotten, "unlearn/share_of_null_loss")]
     assert len(before) >= settings["steps"]
     assert all(value < until for value in before[: settings["steps"]])
@@ -123,7 +121,7 @@ def test_the_null_loss_is_that_of_predicting_nothing(project: Project) -> None:
     task = MirroredUnlearning(str(project.checkpoint), str(project.queries), 0)
     for weight in task.selected.values():
         torch.nn.init.zeros_(weight)
-    assert share(task, project) == pytest.approx(1)
+    assert share(task) == pytest.approx(1)
 
 
 def test_only_the_chosen_weights_change(project: Project, tmp_path: Path) -> None:

@@ -125,7 +125,7 @@ def test_text_states_are_those_of_the_captions_and_zero_after_them(make: Callabl
         states = torch.as_tensor(store.read("text", [4])).float()  # id 35 has two captions
         assert store.schema.fields["latent"].shape == (1, 4, 4, 4)
     assert states.shape == (1, 5, 8, 12)
-    expected = encoder.encode(["caption 0 of image 35", "caption 1 of image 35"])
+    expected = encoder.encode(["caption 0 of image 35", "caption 1 of image 35"])["text"]
     assert torch.allclose(states[0, :2], expected, atol=2e-3, rtol=1e-3)
     assert not states[0, 2:].any()
 

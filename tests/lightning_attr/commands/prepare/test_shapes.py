@@ -49,7 +49,7 @@ def test_no_caption_is_cut_by_the_text_encoder(stores: tuple[Path, Path]) -> Non
     with Store(stores[0]) as store:
         encoder = text_encoder(store.schema.encoders["text"], None)
         texts = [caption for i in range(len(store)) for caption in store.meta(i).captions]
-    states = encoder.encode([*texts, *(f"{text} extra" for text in texts)])
+    states = encoder.encode([*texts, *(f"{text} extra" for text in texts)])["text"]
     before, after = states.chunk(2)
     assert ((before - after).abs().amax((1, 2)) > 0.1).all()
 

@@ -1,0 +1,65 @@
+"""Whole samples as a model takes them: one view, one caption and one draw at a time.
+
+Shapes: B samples, V views, K captions, C x H x W a latent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lightning_attr.models import Inputs, Model
+from lightning_attr.noise import Draws, batch_noise, draw_timesteps
+
+
+@dataclass(frozen=True)
+class Samples:
+    """A batch of whole samples.
+
+    Attributes:
+        latent: [B, V, C, H, W].
+        conditions: Of each caption by name, [B, ...] each. The tensors stay the same ones over views and draws.
+        has_caption: bool [B, K].
+        ids: Of the samples, which noises are keyed by.
+    """
+
+    latent: Tensor
+    conditions: Sequence[Mapping[str, Tensor]]
+    has_caption: Tensor
+    ids: Sequence[int]
+
+    @classmethod
+    def of(cls, model: Model, batch: Mapping[str, Tensor], views: int | None, captions: int | None) -> Samples:
+        """Take the samples of a batch in the precision of the model's weights.
+
+        Args:
+            model: The model.
+            batch: ``latent`` [B, V, C, H, W] and the model's conditions [B, K or 1, ...] in any precision, ``captions``
+                and ``id`` int64 [B].
+            views: Only the first so many views; None is all.
+            captions: Only the first so many captions; None is all.
+        """
+        dtype = next(model.network.parameters()).dtype
+        rows = model.conditions({name: batch[name][:, :captions] for name in model.denoiser.conditions})
+        count = max((value.shape[1] for value in rows.values()), default=1)
+        conditions = [
+            {name: value[:, min(caption, value.shape[1] - 1)].contiguous() for name, value in rows.items()}
+            for caption in range(count)
+        ]
+        counts = batch["captions"]
+        has_caption = torch.arange(count, device=counts.device) < counts[:, None]
+        return cls(batch["latent"][:, :views].to(dtype), conditions, has_caption, batch["id"].tolist())
+
+    def at_draws(self, model: Model, draws: Draws) -> Iterator[Iterator[tuple[int, int, Inputs]]]:
+        """Yield for every draw an iterator over captions and views: their numbers, and what the model is given."""
+        for draw, timestep in enumerate(draw_timesteps(draws, model.process.levels).to(self.latent.device)):
+            yield self._at(draws, draw, timestep.expand(len(self.ids)))
+
+    def _at(self, draws: Draws, draw: int, timesteps: Tensor) -> Iterator[tuple[int, int, Inputs]]:
+        for caption, conditions in enumerate(self.conditions):
+            for view in range(self.latent.shape[1]):
+                noise = batch_noise(draws, draw, self.latent.shape[2:], self.ids, view, caption).to(self.latent)
+                yield caption, view, Inputs(self.latent[:, view], conditions, timesteps, noise)
