@@ -26,7 +26,7 @@ from lightning_attr.gradients import (
 )
 from lightning_attr.losses import sample_losses
 from lightning_attr.models import Conditions, Denoiser, Diffusion, Inputs, Model
-from lightning_attr.noise import Draws
+from lightning_attr.noise import Draws, batch_noise, draw_timesteps
 from lightning_attr.projection import Projection
 
 FIELDS = {
@@ -103,16 +103,14 @@ def test_batches_hold_what_has_a_role(store: Store) -> None:
 
 def test_a_store_is_accepted_or_refused(model: Model, store: Store) -> None:
     model.accepts(store)
-    del store.schema.fields["size"]  # type: ignore[attr-defined]
-    with pytest.raises(UserError, match="found latent, words, mask, expected size among them"):
+    store.schema = Schema({**store.schema.fields, "size": replace(FIELDS["size"], role=None)}, {})
+    with pytest.raises(UserError, match="found latent, mask, words, expected size among them"):
         model.accepts(store)
 
 
 def test_losses_equal_plain_loops(model: Model, store: Store) -> None:
     batch, draws = whole_samples(store, np.arange(6)), Draws(2, mode="own")
     found = sample_losses(model, batch, draws)
-    from lightning_attr.noise import batch_noise, draw_timesteps
-
     for sample in range(6):
         for view in range(2):
             for draw, timestep in enumerate(draw_timesteps(draws, 1000)):
@@ -162,12 +160,10 @@ def test_gradients_of_layers_on_any_condition(model: Model, store: Store) -> Non
 
 def test_means_norms_and_projections(model: Model, store: Store) -> None:
     selected, batch = model.select("all"), whole_samples(store, np.arange(6))
-    draws = Draws(3, mode="own")
-    found = sample_gradients(model, selected, batch, Output(draws=draws))
-    alone = [
-        sample_gradients(model, selected, {n: v[i : i + 1] for n, v in batch.items()}, Output(draws=draws))
-        for i in range(6)
-    ]
+    output = Output(draws=Draws(3, mode="own"))
+    found = sample_gradients(model, selected, batch, output)
+    batches = [{name: value[row : row + 1] for name, value in batch.items()} for row in range(6)]
+    alone = [sample_gradients(model, selected, one, output) for one in batches]
     torch.testing.assert_close(found.flat(), torch.cat([one.flat() for one in alone]))
     torch.testing.assert_close(squared_norms(found), found.flat().square().sum(1))
     whole = Projection(selected, len(selected) * max(weight.numel() for weight in selected.values()))
@@ -191,7 +187,7 @@ def test_only_what_has_a_null_is_dropped(model: Model) -> None:
     dropped = model.with_null(conditions, torch.tensor([True, False]))
     assert dropped["words"].flatten(1).sum(1).tolist() == [0, 30]
     assert torch.equal(dropped["size"], conditions["size"])
-    latents, _ = model.generate(
-        {**conditions, "mask": torch.ones(2, 5, dtype=torch.int64)}, [1, 2], steps=2, guidance=3.0
-    )
+    model.network.float()
+    prompts = {name: value.float() for name, value in conditions.items()} | {"mask": torch.ones(2, 5)}
+    latents, _ = model.generate(prompts, [1, 2], steps=2, guidance=3.0)
     assert latents.isfinite().all()
