@@ -71,11 +71,11 @@ class LossDeltaRecorder(Callback):
         pl_module.to(trainer.strategy.root_device)
         store = Store(pl_module.store)
         with original_weights(pl_module):
-            before = self._sweep(trainer, pl_module, store, LossSweep(self.base, self._settings(pl_module)), "before")
+            base = LossSweep(self.base, self._settings(pl_module), len(store), self.batch_size)
+            before = self._sweep(trainer, pl_module, store, base, "before")
         changed = {**self._settings(pl_module), "weights": tensors_digest(pl_module.selected)}
-        after = self._sweep(
-            trainer, pl_module, store, LossSweep(pl_module.run / "losses.safetensors", changed), "after"
-        )
+        own = LossSweep(pl_module.run / "losses.safetensors", changed, len(store), self.batch_size)
+        after = self._sweep(trainer, pl_module, store, own, "after")
         scores = Scores(
             scores=delta_scores(before, after, self.over_views)[None],
             query_id=torch.tensor([pl_module.query]),
@@ -119,13 +119,13 @@ class LossDeltaRecorder(Callback):
             task_id = bar.add_task(f"losses {when} unlearning", total=len(store))
             sweep.run(
                 task.model, store, self.draws,
-                views=self.views, captions=self.captions, batch_size=self.batch_size, device=task.device,
+                views=self.views, captions=self.captions, device=task.device,
                 shard=(trainer.global_rank, trainer.world_size),
                 on_batch=lambda n: bar.advance(task_id, n * trainer.world_size),
             )  # fmt: skip
         trainer.strategy.barrier()
         if trainer.is_global_zero:
-            sweep.join(len(store), self.batch_size)
+            sweep.join()
         trainer.strategy.barrier()
 
     def _show(self, trainer: pl.Trainer, store: Store, scores: Scores) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from damage import assert_says as says
 from miniature import Project
 
 from lightning_attr.artifacts.scores import Scores
@@ -22,27 +23,30 @@ from lightning_attr.noise import Draws, draw_timesteps
 Work = Callable[..., Path]
 
 CONFIGS = Path(__file__).parents[1] / "configs"
-VERBS = dict.fromkeys(("sample", "similarity", "attribute", "methods"), "predict") | {"evaluate": "test"}
+VERBS = dict.fromkeys(("sample", "attribute", "methods"), "predict") | {"evaluate": "test"}
 STAGES = (
-    "train", "sample", "curvature", "curvature_ekfac", "unlearn", "mirrored", "attribute", "similarity", "leave_k_out",
-    "evaluate",
+    "train", "sample", "curvature", "curvature_ekfac", "unlearn", "mirrored", "attribute", "leave_k_out", "evaluate",
 )  # fmt: skip
 METHODS = sorted((CONFIGS / "methods").glob("*.yaml"))
+DEFAULT = CONFIGS / "methods/default.yaml"
 
 
 def command(config: Path, folder: str = "demo") -> list[str]:
-    """The command that a config is for; leave_k_out goes on top of train, and a method on top of attribute."""
+    """The command that a config is for; leave_k_out goes on top of train, a method and the default on attribute."""
     below = [CONFIGS / folder / "attribute.yaml"] if config in METHODS else []
     below += [config.with_name("train.yaml")] if config.stem == "leave_k_out" else []
+    above = [DEFAULT] if config.stem == "attribute" else []
     verb = VERBS["methods"] if config in METHODS else VERBS.get(config.stem, "fit")
-    return [verb, *(word for file in (*below, config) for word in ("-c", str(file)))]
+    return [verb, *(word for file in (*below, config, *above) for word in ("-c", str(file)))]
 
 
 def given(config: Path, folder: str = "demo") -> Any:
     """What a config says; a method's values are those of the attribute.yaml that it goes on top of."""
     values = yaml.safe_load((CONFIGS / folder / "attribute.yaml" if config in METHODS else config).read_text())
-    run = values.get("vars", {}).get("run", "")
-    return yaml.safe_load(config.read_text().replace("${vars.run}", run))
+    text = config.read_text()
+    for name, value in values.get("vars", {}).items():
+        text = text.replace(f"${{vars.{name}}}", str(value))
+    return yaml.safe_load(text)
 
 
 def parsed(args: list[str], capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
@@ -63,13 +67,22 @@ def test_every_folder_has_every_stage() -> None:
 
 def test_the_default_method_is_one() -> None:
     """Attributions of all folders differ in the number of draws only."""
-    methods = [given(path)["model"]["init_args"]["method"] for path in sorted(CONFIGS.glob("*/attribute.yaml"))]
-    for method in methods:
-        curvature = method["init_args"].pop("curvature").split("/", 2)[-1]
-        assert curvature == "curvature_ekfac/curvature.safetensors"
-        assert method["init_args"].pop("output")["draws"].keys() == {"timesteps"}
-    assert len(methods) == 4
-    assert all(method == methods[0] for method in methods)
+    draws = {}
+    for path in CONFIGS.glob("*/attribute.yaml"):
+        assert "method" not in given(path)["model"]["init_args"]
+        assert given(path)["vars"].keys() == {"run", "timesteps"}
+        draws[path.parent.name] = given(DEFAULT, path.parent.name)["model"]["init_args"]["method"]["init_args"][
+            "output"
+        ]
+    assert draws.keys() == {"demo", "coco64", "mscoco", "shapes"}
+    assert all(
+        output == {"draws": {"timesteps": 20 if name in ("demo", "shapes") else 10}} for name, output in draws.items()
+    )
+
+
+def test_a_method_is_needed(refused: Callable[[list[str]], str]) -> None:
+    message = refused(["predict", "-c", str(CONFIGS / "demo/attribute.yaml")])
+    says(message, "lightning_attr.tasks.Attribution", "required: method")
 
 
 STAGE_CONFIGS = sorted(path for path in CONFIGS.rglob("*.yaml") if path.stem != "sweep" and path not in METHODS)
@@ -88,7 +101,8 @@ def test_a_sweep_parses(config: Path) -> None:
 @pytest.mark.parametrize("config", STAGE_CONFIGS, ids=lambda path: f"{path.parent.name}/{path.stem}")
 def test_parses(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
     stated, found = given(config), parsed(command(config), capsys)
-    assert found["trainer"]["default_root_dir"] == stated["trainer"]["default_root_dir"]
+    if config.stem != "attribute":  # the method names the folder
+        assert found["trainer"]["default_root_dir"] == stated["trainer"]["default_root_dir"]
     assert found["model"]["class_path"] == stated["model"]["class_path"]
     for name, value in stated["model"].get("init_args", {}).items():
         if not isinstance(value, dict):
@@ -97,8 +111,10 @@ def test_parses(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.parametrize("config", METHODS, ids=lambda path: path.stem)
 def test_a_method_goes_on_top(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Nothing of the default method is left, and everything that the config says is there."""
-    stated, found = given(config)["model"]["init_args"]["method"], parsed(command(config), capsys)["model"]["init_args"]
+    """Everything that the config says is there; the scores have a folder of their own."""
+    stated, whole = given(config)["model"]["init_args"]["method"], parsed(command(config), capsys)
+    found = whole["model"]["init_args"]
+    assert whole["trainer"]["default_root_dir"] == f"runs/demo/attribute/{config.stem}"
     assert found["queries"] == "runs/demo/sample/queries.lmdb"
     assert found["method"]["class_path"] == stated["class_path"]
     assert_says(found["method"].get("init_args") or {}, stated.get("init_args", {}))
@@ -270,8 +286,7 @@ def test_methods_work(work: Work) -> None:
     run_stages("shapes", work)
     for config in METHODS:
 
-        def change(config: dict[str, Any], name: str = config.stem) -> None:
-            config["trainer"]["default_root_dir"] = f"runs/shapes/attribute/{name}"
+        def change(config: dict[str, Any]) -> None:
             config["model"]["init_args"]["query_ids"] = [0]  # the one that was unlearned
 
         assert_ranks(work(command(config, "shapes"), change) / "scores.safetensors", 1)

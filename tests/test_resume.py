@@ -216,14 +216,14 @@ def test_unlearning_and_its_loss_sweeps(project: Project, tmp_path: Path, moment
     )
 
 
-def test_a_resumed_sweep_keeps_its_finished_parts(project: Project, tmp_path: Path) -> None:
+def test_a_resumed_sweep_keeps_its_finished_chunks(project: Project, tmp_path: Path) -> None:
     args = project.args("unlearn", tmp_path / "run", trainer__callbacks=project.recorder(tmp_path / "base.safetensors"))
     run(args, tmp_path / "log", Moment("lightning_attr.loss_sweep:sample_losses", 10))
-    parts = {path: path.stat().st_mtime_ns for path in (tmp_path / "base.safetensors.parts").iterdir()}
-    assert len(parts) == 1
+    chunks = {path: path.stat().st_mtime_ns for path in (tmp_path / "base.safetensors.chunks").iterdir()}
+    assert len(chunks) == 2
     run(args, tmp_path / "log", Moment("lightning_attr.loss_sweep:LossSweep.join", 1))
-    assert len(list((tmp_path / "base.safetensors.parts").iterdir())) == 3
-    assert all(path.stat().st_mtime_ns == written for path, written in parts.items())
+    assert len(list((tmp_path / "base.safetensors.chunks").iterdir())) == 5
+    assert all(path.stat().st_mtime_ns == written for path, written in chunks.items())
 
 
 SAMPLING_MOMENTS = {
@@ -261,12 +261,12 @@ def test_sampling_killed_when_only_the_mark_of_the_run_is_missing(project: Proje
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("moment", [(f"{TASKS}LatentDiffusion.training_step", 7), (f"{TASKS}LeaveKOut.on_fit_end", 1)])
+@pytest.mark.parametrize("moment", [(f"{TASKS}LatentDiffusion.training_step", 7), (f"{TASKS}Retraining.on_fit_end", 1)])
 def test_leave_k_out(project: Project, tmp_path: Path, moment: tuple[str, int]) -> None:
     args = project.args("leave_k_out", tmp_path / "run")
     stopped_then_resumed(args, tmp_path / "log", Moment(*moment))
     assert_same(tmp_path / "run/checkpoints/last.ckpt", project.root / "leave_k_out/checkpoints/last.ckpt")
-    assert_same(tmp_path / "run/leave_k_out.safetensors", project.root / "leave_k_out/leave_k_out.safetensors")
+    assert_same(tmp_path / "run/retraining.safetensors", project.root / "leave_k_out/retraining.safetensors")
 
 
 @pytest.mark.slow

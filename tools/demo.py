@@ -37,7 +37,7 @@ REMOVED = 16
 RANKINGS = {
     "top": "unlearning.safetensors",
     "influence": "attribute/default/scores.safetensors",
-    "similarity": "similarity/scores.safetensors",
+    "similarity": "attribute/similarity_latent/scores.safetensors",
 }
 """The scores whose top is removed in a retraining, by the name of the retraining; ``top`` is that of unlearning."""
 METHODS = {
@@ -189,8 +189,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     stages("curvature", lambda: cli("fit", "curvature"))
     stages("unlearn", unlearn)
     stages("curvature of influence", lambda: cli("fit", "curvature_ekfac"))
-    stages("influence", lambda: cli("predict", "attribute"))
-    stages("similarity", lambda: cli("predict", "similarity"))
+    stages("influence", lambda: cli("predict", "attribute", "../methods/default"))
+    stages("similarity", lambda: cli("predict", "attribute", "../methods/similarity_latent"))
     stages("leave-k-out", leave_k_out_all)
     stages("evaluate", lambda: cli("test", "evaluate"))
     stages("report", lambda: report([str(ROOT)]))

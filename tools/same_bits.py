@@ -35,8 +35,12 @@ from datamodules import Store
 QUERIES = [0, 1]
 """The packs' queries that methods are compared on."""
 
-UNFINISHED = ("checkpoints/last.ckpt", "chunks/*.safetensors", "*.partial", "../*.parts/*.safetensors")
+UNFINISHED = ("checkpoints/last.ckpt", "chunks/*.safetensors", "*.partial", "../*.parts/*", "../*.chunks/*")
 """What a stage leaves behind that is in the middle, below its folder."""
+
+
+RENAMED = {"leave_k_out.safetensors": "retraining.safetensors"}
+"""Files that have another name now."""
 
 
 @dataclass(frozen=True)
@@ -243,8 +247,13 @@ def record(clone: Path, coco: Path | None, folder: Path) -> Iterator[tuple[str, 
         stops = run(stage, clone, folder)
         print(f"{stage.name}: {time.perf_counter() - start:.0f} s, {stops} stops", file=sys.stderr, flush=True)
         for file in stage.files:
-            path = folder / "runs" / stage.name / file
-            yield f"{stage.name}/{file}", digest(path)
+            yield f"{stage.name}/{file}", digest(_made(folder / "runs" / stage.name / file))
+
+
+def _made(path: Path) -> Path:
+    """Return the file under its name of today, where it had another one."""
+    now = path.with_name(RENAMED.get(path.name, path.name))
+    return path if path.exists() else now
 
 
 def run(stage: Stage, clone: Path, folder: Path) -> int:

@@ -24,7 +24,7 @@ Ints = NDArray[np.int64]
 
 
 class Chunks(Sequence[Tensor]):
-    """Rows of samples, [B, R] in each file, which are written one by one and read when asked for.
+    """Rows of samples, [B, ...] in each file, which are written one by one and read when asked for.
 
     Where chunks and their batches begin depends on nothing but the samples and the batch size, so that neither a stop
     nor the number of ranks changes what is computed together. A file that was made with other settings is never used.
@@ -56,7 +56,7 @@ class Chunks(Sequence[Tensor]):
         return len(self.positions)
 
     def __getitem__(self, index: Any) -> Any:
-        """Read the rows of a chunk, [B, R].
+        """Read the rows of a chunk, [B, ...].
 
         Raises:
             UserError: The file is missing, damaged, or was made with other settings.
@@ -65,9 +65,13 @@ class Chunks(Sequence[Tensor]):
             raise UserError(f"{self._path(index)}: missing or of another run; run the same command again")
         return rows.to(self.device)
 
+    def share(self, rank: int = 0, ranks: int = 1) -> range:
+        """Return a rank's chunks."""
+        return range(rank, len(self), ranks)
+
     def pending(self, rank: int = 0, ranks: int = 1) -> list[int]:
         """Return which chunks of a rank's share are still to be done; a damaged one is, with a warning."""
-        return [index for index in range(rank, len(self), ranks) if not self._whole(index)]
+        return [index for index in self.share(rank, ranks) if not self._whole(index)]
 
     def batches(self, index: int) -> list[Ints]:
         """Return the positions of each batch of a chunk."""

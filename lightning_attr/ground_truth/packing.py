@@ -89,14 +89,14 @@ class _Entry(NamedTuple):
 def _check_finished(folders: Sequence[Path]) -> None:
     if not folders:
         raise UserError("entries: found none, expected the folders of a sweep's entries")
-    missing = [folder for folder in folders if not (folder / "leave_k_out.safetensors").is_file()]
+    missing = [folder for folder in folders if not (folder / "retraining.safetensors").is_file()]
     if missing:
         more = f", nor are {len(missing) - 1} others" if len(missing) > 1 else ""
-        raise UserError(f"{missing[0]}/leave_k_out.safetensors: no such file, the entry is not finished{more}")
+        raise UserError(f"{missing[0]}/retraining.safetensors: no such file, the entry is not finished{more}")
 
 
 def _read_entry(folder: Path, digests: Mapping[str, str]) -> _Entry:
-    path = folder / "leave_k_out.safetensors"
+    path = folder / "retraining.safetensors"
     tensors, settings = load_tensors(path)
     for name, expected in digests.items():
         if (found := settings["digests"].get(name)) != expected:

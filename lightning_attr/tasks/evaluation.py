@@ -56,7 +56,7 @@ class Evaluation(pl.LightningModule):
     """A ``test`` of scores and leave-K-out runs. Writes ``metrics.json`` and TensorBoard scalars and figures.
 
     Args:
-        retrained: Folders of ``LeaveKOut`` runs.
+        retrained: Folders of ``Retraining`` runs.
         scores: Files of scores; give the pack that they are checked against, or what is relevant for recall@K and mAP.
         relevant: What recall@K and mAP are measured against.
         pack: The manifest of a sweep's pack, ``NAME.json``, for LDS and leave-K-out with no training.
@@ -76,7 +76,7 @@ class Evaluation(pl.LightningModule):
         self.pack = pack
         if not self.retrained and not self.scores and pack is None:
             raise UserError(
-                "model: give retrained (folders of LeaveKOut runs), a pack, scores with relevant, or several"
+                "model: give retrained (folders of Retraining runs), a pack, scores with relevant, or several"
             )
         if self.scores and relevant is None and pack is None:
             raise UserError("model.relevant: missing; recall@K and mAP of scores need to know what is relevant")
@@ -90,7 +90,7 @@ class Evaluation(pl.LightningModule):
 
     def test_dataloader(self) -> DataLoader[Item]:
         """One item for each leave-K-out run and scores file, and one for the pack."""
-        items: list[Item] = [read_leave_k_out(folder) for folder in self.retrained]
+        items: list[Item] = [read_retraining(folder) for folder in self.retrained]
         if self.relevant is not None:
             store = Store(self.relevant.store)
             rankings = [read_ranking(path, store, self.relevant) for path in self.scores]
@@ -172,15 +172,15 @@ def as_numbers(metric: PerQuery) -> dict[str, float]:
     return {**numbers, "low": interval.low, "high": interval.high}
 
 
-def read_leave_k_out(folder: str) -> Item:
-    """Read what a ``LeaveKOut`` run wrote.
+def read_retraining(folder: str) -> Item:
+    """Read what a ``Retraining`` run wrote.
 
     Raises:
         UserError: The run is not finished, or its file is damaged.
     """
-    path = Path(folder) / "leave_k_out.safetensors"
+    path = Path(folder) / "retraining.safetensors"
     if not path.exists():
-        raise UserError(f"{path}: no such file; has the LeaveKOut run in {folder} finished?")
+        raise UserError(f"{path}: no such file; has the Retraining run in {folder} finished?")
     tensors, settings = load_tensors(path)
     # It was retrained without the top of these queries; what it does to others is no answer of the method.
     top_of = settings.get("top_of")

@@ -29,18 +29,18 @@ from lightning_attr.noise import training_noise
 from lightning_attr.runs.folder import RunFolder
 from lightning_attr.tasks.analysis import require_one_rank
 from lightning_attr.tasks.latent_diffusion import LatentDiffusion
-from lightning_attr.tasks.leave_k_out import LeaveKOut
+from lightning_attr.tasks.retraining import Retraining
 
 #: Training settings that the members of a group share.
 SHARED = ("configs", "learning_rate", "weight_decay", "warmup_steps", "caption_dropout")
 
 
-class GroupedLeaveKOut(LatentDiffusion):
-    """``LeaveKOut`` runs trained together: the same models, up to rounding, as each of them alone.
+class GroupedRetraining(LatentDiffusion):
+    """``Retraining`` runs trained together: the same models, up to rounding, as each of them alone.
 
     Their weights are stacked, and ``torch.func.vmap`` runs every operation once for all of them. Each member keeps its
     own samples, order, noise and seed. At the end each member's folder holds what its own run would have left there:
-    the checkpoint (of the weights alone), ``leave_k_out.safetensors``, and that it is finished. Run it by
+    the checkpoint (of the weights alone), ``retraining.safetensors``, and that it is finished. Run it by
     ``lightning-attr fit`` with :class:`~datamodules.GroupedLatents`, and in a folder of the group's own.
 
     Args:
@@ -51,7 +51,7 @@ class GroupedLeaveKOut(LatentDiffusion):
         UserError: There are none, or their networks or training settings differ.
     """
 
-    def __init__(self, members: list[LeaveKOut], folders: list[str]) -> None:
+    def __init__(self, members: list[Retraining], folders: list[str]) -> None:
         if not members or len(folders) != len(members):
             raise UserError(
                 f"model: found {len(members)} members and {len(folders)} folders, expected one of each a run"

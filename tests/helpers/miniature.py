@@ -144,7 +144,7 @@ class Project:
             "leave_k_out": {
                 "trainer": {"default_root_dir": str(self.root / "leave_k_out")},
                 "model": {
-                    "class_path": "lightning_attr.tasks.LeaveKOut",
+                    "class_path": "lightning_attr.tasks.Retraining",
                     "init_args": {
                         "original": str(self.checkpoint),
                         "queries": str(self.queries),

@@ -117,7 +117,7 @@ class Builder:
 
     def leave_k_out(self, method: str, rise: float, folder: str | None = None) -> dict[str, torch.Tensor]:
         path = self.stage(
-            f"leave_k_out/{folder or method}", "fit", "LeaveKOut", queries=str(self.queries), method=method
+            f"leave_k_out/{folder or method}", "fit", "Retraining", queries=str(self.queries), method=method
         )
         generator = torch.Generator().manual_seed(int(1000 * rise))
         losses = torch.rand(len(QUERIES), 5, generator=generator)
@@ -134,7 +134,7 @@ class Builder:
             "retrained_image": 255 - image,
         }
         settings = {"method": method, "k": 8, "draws": {}, "digests": self.digests()}
-        save_tensors(path / "leave_k_out.safetensors", tensors, settings)
+        save_tensors(path / "retraining.safetensors", tensors, settings)
         return tensors
 
     def evaluation(self) -> None:

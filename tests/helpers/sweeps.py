@@ -93,7 +93,7 @@ def here(jobs: Sequence[Job], workers: int, threads: int) -> Iterator[Outcome]:
 
 def assert_same(found: Path, expected: Path) -> None:
     """Compare two finished entries bit by bit: what was measured, and the models."""
-    (ours, settings), (theirs, other) = (load_tensors(f / "leave_k_out.safetensors") for f in (found, expected))
+    (ours, settings), (theirs, other) = (load_tensors(f / "retraining.safetensors") for f in (found, expected))
     assert settings == other
     assert_equal(ours, theirs)
     weights = [load(f / "checkpoints/last.ckpt").network.state_dict() for f in (found, expected)]

@@ -14,6 +14,7 @@ from lightning_attr.models import Model, load
 from lightning_attr.noise import Draws, batch_noise, draw_timesteps
 
 DRAWS = Draws(timesteps=2)
+SAMPLES = 40
 SETTINGS = {"store": "a", "draws": vars(DRAWS)}
 
 
@@ -28,14 +29,14 @@ def store(project: Project) -> Store:
 
 
 def swept(sweep: LossSweep, model: Model, store: Store, **options: Any) -> None:
-    sweep.run(model, store, DRAWS, **{"batch_size": 2, **options})
+    sweep.run(model, store, DRAWS, **options)
 
 
 def test_against_a_loop_over_samples(model: Model, store: Store, tmp_path: Path) -> None:
-    sweep = LossSweep(tmp_path / "losses.safetensors", SETTINGS)
+    sweep = LossSweep(tmp_path / "losses.safetensors", SETTINGS, SAMPLES, 2)
     assert sweep.cached() is None
     swept(sweep, model, store)
-    losses = sweep.join(len(store), 2)
+    losses = sweep.join()
     assert losses.shape == (40, 1, 2)
     for position in (0, 23):
         latent = torch.from_numpy(store.read("latent", [position]))[:, 0].float()
@@ -48,42 +49,44 @@ def test_against_a_loop_over_samples(model: Model, store: Store, tmp_path: Path)
             torch.testing.assert_close(losses[position, 0, draw], torch.cat(each).mean(), rtol=1e-5, atol=1e-6)
 
 
-def test_ranks_share_the_parts_and_leave_nothing_else_behind(model: Model, store: Store, tmp_path: Path) -> None:
-    whole, shared = (LossSweep(tmp_path / name / "losses.safetensors", SETTINGS) for name in ("whole", "shared"))
+def test_ranks_share_the_chunks_and_leave_nothing_else_behind(model: Model, store: Store, tmp_path: Path) -> None:
+    whole, shared = (
+        LossSweep(tmp_path / name / "losses.safetensors", SETTINGS, SAMPLES, 2) for name in ("whole", "shared")
+    )
     swept(whole, model, store)
     counts = {0: 0, 1: 0}
     swept(shared, model, store, shard=(1, 2))
     with pytest.raises(UserError, match="run the same command again"):
-        shared.join(len(store), 2)
+        shared.join()
     for rank in counts:
         swept(
             shared, model, store, shard=(rank, 2), on_batch=lambda n, rank=rank: counts.update({rank: counts[rank] + n})
         )
     assert counts == {0: 24, 1: 16}
-    assert torch.equal(shared.join(len(store), 2), whole.join(len(store), 2))
+    assert torch.equal(shared.join(), whole.join())
     assert [path.name for path in (tmp_path / "shared").iterdir()] == ["losses.safetensors"]
-    assert torch.equal(shared.join(len(store), 2), whole.join(len(store), 2))  # joined by another run meanwhile
+    assert torch.equal(shared.join(), whole.join())  # joined by another run meanwhile
 
 
-def test_parts_of_other_settings_are_not_used(model: Model, store: Store, tmp_path: Path) -> None:
+def test_chunks_of_other_settings_are_not_used(model: Model, store: Store, tmp_path: Path) -> None:
     path = tmp_path / "losses.safetensors"
-    swept(LossSweep(path, SETTINGS), model, store)
-    other = LossSweep(path, {**SETTINGS, "store": "b"})
-    with pytest.raises(UserError, match="of another sweep"):
-        other.join(len(store), 2)
+    swept(LossSweep(path, SETTINGS, SAMPLES, 2), model, store)
+    other = LossSweep(path, {**SETTINGS, "store": "b"}, SAMPLES, 2)
+    with pytest.raises(UserError, match="of another run"):
+        other.join()
     swept(other, model, store)
-    other.join(len(store), 2)
+    other.join()
     assert other.cached() is not None
-    assert LossSweep(path, SETTINGS).cached() is None
-    assert LossSweep(path, SETTINGS).differs()
+    assert LossSweep(path, SETTINGS, SAMPLES, 2).cached() is None
+    assert LossSweep(path, SETTINGS, SAMPLES, 2).differs()
 
 
 def test_a_window_of_timesteps(model: Model, store: Store, tmp_path: Path) -> None:
     """Its two numbers are a tuple in the settings, but a list in the file."""
     window = Draws(timesteps=1, window=(100, 200))
-    sweep = LossSweep(tmp_path / "losses.safetensors", {"draws": vars(window)})
-    sweep.run(model, store, window, batch_size=40)
-    losses = sweep.join(len(store), 40)
+    sweep = LossSweep(tmp_path / "losses.safetensors", {"draws": vars(window)}, SAMPLES, 40)
+    sweep.run(model, store, window)
+    losses = sweep.join()
     again = sweep.cached()
     assert again is not None
     assert torch.equal(again, losses)

@@ -44,7 +44,7 @@ def _swept(folder: Path, model: Model, store: Store) -> Timed:
 
     def sweep() -> None:
         path = folder / f"losses-{next(runs)}.safetensors"
-        LossSweep(path, {}).run(model, store, DRAWS, batch_size=BATCH)
+        LossSweep(path, {}, len(store), BATCH).run(model, store, DRAWS)
 
     return seconds(sweep)
 

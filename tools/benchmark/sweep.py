@@ -25,7 +25,7 @@ from lightning_attr.commands.prepare.shapes import main as prepare_shapes
 from lightning_attr.commands.sweep.plan import Random, Sweep, entries, merged
 from lightning_attr.models import Inputs
 from lightning_attr.noise import Draws
-from lightning_attr.tasks import GroupedLeaveKOut, LeaveKOut
+from lightning_attr.tasks import GroupedRetraining, Retraining
 from lightning_attr.tasks.grouped import clip_each_norm
 from tools.benchmark.timing import Figure, Sizes, Spread, Timed, ratio, seconds
 from tools.benchmark.train import CONFIG
@@ -126,9 +126,9 @@ def _group_ratio(sizes: Sizes) -> Spread:
     config = yaml.safe_load(CONFIG.read_text())
     model = {name: config["model"]["init_args"][name] for name in ("denoiser", "scheduler", "learning_rate")}
     clip = config["trainer"]["gradient_clip_val"]
-    members = [LeaveKOut("", "", seed=seed, **model) for seed in range(GROUP)]
-    alone = LeaveKOut("", "", **model)
-    group = GroupedLeaveKOut(members, [str(seed) for seed in range(GROUP)])
+    members = [Retraining("", "", seed=seed, **model) for seed in range(GROUP)]
+    alone = Retraining("", "", **model)
+    group = GroupedRetraining(members, [str(seed) for seed in range(GROUP)])
     inputs = _inputs(model["denoiser"])
 
     def own_loss() -> Tensor:

@@ -92,7 +92,7 @@ def _group_config(folder: SweepFolder, entries: Sequence[Entry], path: Path) -> 
     return {
         **members[0],
         "trainer": {**members[0]["trainer"], "default_root_dir": str(path)},
-        "model": {"class_path": "lightning_attr.tasks.GroupedLeaveKOut", "init_args": models},
+        "model": {"class_path": "lightning_attr.tasks.GroupedRetraining", "init_args": models},
         "data": {
             "class_path": "datamodules.GroupedLatents",
             "init_args": {"members": [m["data"] for m in members]},

@@ -208,7 +208,7 @@ def _common(sweep: Sweep, training: Settings) -> dict[str, Any]:
     return {
         "trainer": {"callbacks": [callback for callback in callbacks if _class_path(callback) not in WATCHERS]},
         "model": {
-            "class_path": "lightning_attr.tasks.LeaveKOut",
+            "class_path": "lightning_attr.tasks.Retraining",
             "init_args": {
                 "original": sweep.original,
                 "queries": sweep.queries,

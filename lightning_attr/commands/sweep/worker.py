@@ -22,7 +22,7 @@ from lightning_attr.errors import UserError
 LOG = "log.txt"
 
 #: What a finished entry has.
-RESULT = "leave_k_out.safetensors"
+RESULT = "retraining.safetensors"
 
 #: The exit status of a process that was stopped and has saved.
 STOPPED = 128 + signal.SIGTERM

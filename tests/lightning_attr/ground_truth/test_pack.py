@@ -143,7 +143,7 @@ def test_collects_what_the_entries_measured(project: Project, entries: list[Path
     ]
     assert collected.query_id.tolist() == Store(project.queries).ids.tolist()
     for row, folder in enumerate(entries):
-        tensors, settings = load_tensors(folder / "leave_k_out.safetensors")
+        tensors, settings = load_tensors(folder / "retraining.safetensors")
         removed = collected.sample_id[~collected.masks[row]]
         assert removed.tolist() == tensors["removed_id"].tolist()
         measured = tensors["query_id"].tolist()
@@ -219,23 +219,23 @@ def refusal(folders: list[Path], project: Project) -> str:
 
 
 def test_every_entry_must_be_finished(project: Project, copied: list[Path]) -> None:
-    path = copied[2] / "leave_k_out.safetensors"
+    path = copied[2] / "retraining.safetensors"
     path.unlink()
     assert_says(refusal(copied, project), path, "not finished")
-    (copied[3] / "leave_k_out.safetensors").unlink()
+    (copied[3] / "retraining.safetensors").unlink()
     assert_says(refusal(copied, project), path, "nor are 1 others")
     assert_says(refusal([], project), "entries", "found none")
 
 
 def test_a_damaged_entry(project: Project, copied: list[Path]) -> None:
-    path = copied[1] / "leave_k_out.safetensors"
+    path = copied[1] / "retraining.safetensors"
     flipped(path, path, 0.8)
     assert_says(refusal(copied, project), path, "damaged")
 
 
 @pytest.mark.parametrize("what", ["original", "queries", "store"])
 def test_entries_of_other_files(project: Project, copied: list[Path], what: str) -> None:
-    path = copied[2] / "leave_k_out.safetensors"
+    path = copied[2] / "retraining.safetensors"
     tensors, settings = load_tensors(path)
     settings["digests"][what] = "other"
     save_tensors(path, tensors, settings)
@@ -243,14 +243,14 @@ def test_entries_of_other_files(project: Project, copied: list[Path], what: str)
 
 
 def test_entries_of_other_draws(project: Project, copied: list[Path]) -> None:
-    path = copied[2] / "leave_k_out.safetensors"
+    path = copied[2] / "retraining.safetensors"
     tensors, settings = load_tensors(path)
     save_tensors(path, tensors, {**settings, "draws": {**settings["draws"], "seed": 9}})
     assert_says(refusal(copied, project), path, "'seed': 9", copied[0])
 
 
 def test_entries_that_disagree_about_the_original(project: Project, copied: list[Path]) -> None:
-    path = copied[2] / "leave_k_out.safetensors"
+    path = copied[2] / "retraining.safetensors"
     tensors, settings = load_tensors(path)
     save_tensors(path, {**tensors, "original_losses": tensors["original_losses"] * 1.1}, settings)
     assert_says(refusal(copied, project), path, "original's losses differ", copied[0])

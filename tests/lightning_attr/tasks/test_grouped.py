@@ -24,7 +24,7 @@ from lightning_attr.cli import main, run_stage
 from lightning_attr.errors import UserError
 from lightning_attr.models import Inputs, load, read_checkpoint
 from lightning_attr.noise import training_noise
-from lightning_attr.tasks import GroupedLeaveKOut, LeaveKOut
+from lightning_attr.tasks import GroupedRetraining, Retraining
 from lightning_attr.tasks.grouped import clip_each_norm, real_means
 
 Config = dict[str, Any]
@@ -56,7 +56,7 @@ class Group:
         self.write(
             "group",
             {
-                "class_path": "lightning_attr.tasks.GroupedLeaveKOut",
+                "class_path": "lightning_attr.tasks.GroupedRetraining",
                 "init_args": {"members": models, "folders": folders},
             },
             {"class_path": "datamodules.GroupedLatents", "init_args": {"members": sources}},
@@ -111,7 +111,7 @@ def test_weights_are_those_of_its_own_run(together: Group, apart: Group, name: s
 @pytest.mark.parametrize("name", MEMBERS)
 def test_measurements_are_those_of_its_own_run(together: Group, apart: Group, name: str) -> None:
     (ours, our_settings), (theirs, their_settings) = (
-        load_tensors(group.root / name / "leave_k_out.safetensors") for group in (together, apart)
+        load_tensors(group.root / name / "retraining.safetensors") for group in (together, apart)
     )
     assert our_settings == their_settings
     assert ours.keys() == theirs.keys()
@@ -136,17 +136,17 @@ def test_its_own_command_finds_it_finished(
 
 def test_a_finished_member_does_not_go_on(together: Group, refused: Refused) -> None:
     message = refused(together.args("top", "--trainer.max_steps", "20"))
-    assert_says(message, "weights alone", "GroupedLeaveKOut", together.root / "top")
+    assert_says(message, "weights alone", "GroupedRetraining", together.root / "top")
 
 
 @pytest.mark.parametrize(
     "moment",
     [
-        Moment("lightning_attr.tasks:GroupedLeaveKOut.training_step", 8),
+        Moment("lightning_attr.tasks:GroupedRetraining.training_step", 8),
         pytest.param(
-            Moment("lightning_attr.tasks:GroupedLeaveKOut.training_step", 6, signal.SIGTERM), marks=pytest.mark.slow
+            Moment("lightning_attr.tasks:GroupedRetraining.training_step", 6, signal.SIGTERM), marks=pytest.mark.slow
         ),
-        pytest.param(Moment("lightning_attr.tasks:LeaveKOut.record", 2), marks=pytest.mark.slow),
+        pytest.param(Moment("lightning_attr.tasks:Retraining.record", 2), marks=pytest.mark.slow),
         pytest.param(Moment("lightning_attr.runs.folder:RunFolder.finish", 2), marks=pytest.mark.slow),
     ],
     ids=["killed between epochs", "stopped", "killed between members", "killed before the mark"],
@@ -161,7 +161,7 @@ def test_resume(project: Project, together: Group, tmp_path: Path, moment: Momen
         assert ours.keys() == theirs.keys()
         assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
     for name in MEMBERS:
-        ours, theirs = (load_tensors(each.root / name / "leave_k_out.safetensors")[0] for each in (group, together))
+        ours, theirs = (load_tensors(each.root / name / "retraining.safetensors")[0] for each in (group, together))
         assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
         assert read_json(group.root / name / "manifest.json")["status"] == "finished"
 
@@ -239,9 +239,9 @@ def test_a_member_that_diverges_is_named(
 
 def test_losses_and_gradients_in_double_precision() -> None:
     """The only difference to separate models is rounding."""
-    members = [LeaveKOut("", "", denoiser=DENOISER, seed=seed) for seed in range(3)]
+    members = [Retraining("", "", denoiser=DENOISER, seed=seed) for seed in range(3)]
     separate = [copy.deepcopy(member.denoiser).double() for member in members]
-    group = GroupedLeaveKOut(members, ["a", "b", "c"]).double()
+    group = GroupedRetraining(members, ["a", "b", "c"]).double()
     latent, noise, text = (
         torch.randn(3, 5, 4, 8, 8).double(),
         torch.randn(3, 5, 4, 8, 8).double(),
@@ -261,9 +261,9 @@ def test_losses_and_gradients_in_double_precision() -> None:
 
 
 def test_dropout_is_refused() -> None:
-    member = LeaveKOut("", "", denoiser={**DENOISER, "dropout": 0.1})
+    member = Retraining("", "", denoiser={**DENOISER, "dropout": 0.1})
     with pytest.raises(UserError, match=r"dropout 0\.1"):
-        GroupedLeaveKOut([member], ["a"])
+        GroupedRetraining([member], ["a"])
 
 
 def test_padding_does_not_count() -> None:

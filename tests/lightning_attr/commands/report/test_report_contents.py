@@ -153,7 +153,7 @@ def test_no_run_there(tmp_path: Path) -> None:
         collect(tmp_path)
 
 
-@pytest.mark.parametrize("name", ["unlearn/1/scores.safetensors", "leave_k_out/top/leave_k_out.safetensors"])
+@pytest.mark.parametrize("name", ["unlearn/1/scores.safetensors", "leave_k_out/top/retraining.safetensors"])
 @pytest.mark.parametrize("offset", [-10, 3])
 def test_damage_is_found(copied: Builder, name: str, offset: int) -> None:
     """In the tensors and in the header."""

@@ -65,7 +65,7 @@ def test_query_and_what_it_was_made_from(whole: Builder, page: Element) -> None:
 
 def test_the_check_side_by_side(whole: Builder, page: Element) -> None:
     labels = ("top", "similarity", "random")
-    loaded = {label: load_tensors(whole.root / f"leave_k_out/{label}/leave_k_out.safetensors")[0] for label in labels}
+    loaded = {label: load_tensors(whole.root / f"leave_k_out/{label}/retraining.safetensors")[0] for label in labels}
     for row, query in enumerate(QUERIES):
         figures = page.id(f"query-{query}").all("ul", **{"class": "strip"})[0].all("li")
         assert [figure.all("strong")[0].text for figure in figures] == [
@@ -99,7 +99,7 @@ def test_mean_change_and_standard_error(whole: Builder, page: Element) -> None:
         "random 8 4 queries",
     ]
     for row, label in zip(rows, ("top", "similarity", "random"), strict=True):
-        tensors, _ = load_tensors(whole.root / f"leave_k_out/{label}/leave_k_out.safetensors")
+        tensors, _ = load_tensors(whole.root / f"leave_k_out/{label}/retraining.safetensors")
         changes = (tensors["retrained_losses"] - tensors["original_losses"]).double().mean(1).numpy()
         mean, _, error = row.all("td", **{"class": "number"})[0].text.split()
         power = unit[0] if unit else None
@@ -109,7 +109,7 @@ def test_mean_change_and_standard_error(whole: Builder, page: Element) -> None:
 
 
 def test_several_random_removals_are_averaged_for_each_query(copied: Builder) -> None:
-    tensors = [load_tensors(copied.root / "leave_k_out/random/leave_k_out.safetensors")[0]]
+    tensors = [load_tensors(copied.root / "leave_k_out/random/retraining.safetensors")[0]]
     tensors.append(copied.leave_k_out("random", 0.08, folder="random-1"))
     row = page_of(copied.root).all("table", **{"class": "comparison"})[0].all("tbody")[0].all("tr")[-1]
     changes = [(each["retrained_losses"] - each["original_losses"]).double().mean(1) for each in tensors]
@@ -229,7 +229,7 @@ def test_one_query_without_a_check(builder: Builder) -> None:
 
 def test_single_query_has_no_standard_error(copied: Builder) -> None:
     for folder in (copied.root / "leave_k_out").iterdir():
-        path = folder / "leave_k_out.safetensors"
+        path = folder / "retraining.safetensors"
         tensors, settings = load_tensors(path)
         one = {name: tensor if name == "removed_id" else tensor[:1] for name, tensor in tensors.items()}
         save_tensors(path, one, settings)

@@ -120,7 +120,7 @@ def test_models_share_seeds_unless_told_otherwise(project: Project) -> None:
 
 
 def test_what_is_left_out(finished: Miniature) -> None:
-    removed = {name: load_tensors(finished.entry(name) / "leave_k_out.safetensors") for name in NAMES}
+    removed = {name: load_tensors(finished.entry(name) / "retraining.safetensors") for name in NAMES}
     counts = {name: (settings["method"], len(tensors["removed_id"])) for name, (tensors, settings) in removed.items()}
     methods = ("unlearning", "random", "subset", "subset", "full")
     assert list(counts.values()) == list(zip(methods, (3, 3, 20, 20, 0), strict=True))
@@ -313,7 +313,7 @@ def test_groups_give_the_same_up_to_rounding(sweep: Miniature, finished: Miniatu
     assert len(list(sweep.folder.glob("groups/*/group.yaml"))) == 2
     assert tuple(model.name for model in Pack.load(sweep.folder / "pack").models) == NAMES
     for name in NAMES:
-        ours, theirs = (load_tensors(s.entry(name) / "leave_k_out.safetensors")[0] for s in (sweep, finished))
+        ours, theirs = (load_tensors(s.entry(name) / "retraining.safetensors")[0] for s in (sweep, finished))
         assert torch.equal(ours["removed_id"], theirs["removed_id"])
         torch.testing.assert_close(ours["retrained_losses"], theirs["retrained_losses"], rtol=1e-3, atol=1e-5)
     before = snapshot(sweep.folder / "entries")

@@ -1,4 +1,4 @@
-"""Retrain without some samples, such as the top K of a query, and see what became of the query."""
+"""Retrain without some samples, such as the top K of a query, on a subset, or by another seed, and see what it changed."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from lightning_attr.sampling import sampling_of
 from lightning_attr.tasks.latent_diffusion import LatentDiffusion
 
 
-class LeaveKOut(LatentDiffusion):
+class Retraining(LatentDiffusion):
     """Training from scratch without some samples, then Delta L and Delta G of the queries.
 
     ``data.exclude`` names the samples to leave out, or ``data.subset`` those to keep; with neither, the model differs
     from the original by its seeds alone, which shows how large chance is.
 
     The training settings must be those of the original model; give its config first and this one's on top. Writes
-    ``leave_k_out.safetensors``: the queries' losses and regenerated latents under both models.
+    ``retraining.safetensors``: the queries' losses and regenerated latents under both models.
 
     Args:
         original: The checkpoint of the model trained on everything.
@@ -85,12 +85,12 @@ class LeaveKOut(LatentDiffusion):
         super().on_load_checkpoint(checkpoint)
         if "optimizer_states" not in checkpoint:
             raise UserError(
-                f"checkpoint in {self.trainer.default_root_dir}: found weights alone, as GroupedLeaveKOut writes them, "
-                "expected the optimizer's state as well; delete the folder to train anew"
+                f"checkpoint in {self.trainer.default_root_dir}: found weights alone, as GroupedRetraining writes "
+                "them, expected the optimizer's state as well; delete the folder to train anew"
             )
 
     def on_fit_end(self) -> None:
-        """Measure both models on the queries and write ``leave_k_out.safetensors``."""
+        """Measure both models on the queries and write ``retraining.safetensors``."""
         if not self.trainer.is_global_zero:
             return
         data = self.trainer.datamodule  # type: ignore[attr-defined]
@@ -100,7 +100,7 @@ class LeaveKOut(LatentDiffusion):
             self.logger.log_metrics(values, step=self.global_step)
 
     def record(self, folder: Path, data: LatentDataModule, device: torch.device) -> dict[str, float]:
-        """Measure the original and the retrained model of a run, and write ``leave_k_out.safetensors``.
+        """Measure the original and the retrained model of a run, and write ``retraining.safetensors``.
 
         Needs neither a trainer nor this module's own weights, so that a group can record each of its members.
 
@@ -121,7 +121,7 @@ class LeaveKOut(LatentDiffusion):
         tensors = {"query_id": torch.tensor(ids), "removed_id": removed}
         for name in original:
             tensors[f"original_{name}"], tensors[f"retrained_{name}"] = original[name], retrained[name]
-        save_tensors(folder / "leave_k_out.safetensors", tensors, self._settings(data))
+        save_tensors(folder / "retraining.safetensors", tensors, self._settings(data))
         return summary(original, retrained)
 
     def _settings(self, data: LatentDataModule) -> dict[str, Any]:
@@ -156,4 +156,4 @@ def summary(original: dict[str, Tensor], retrained: dict[str, Tensor]) -> dict[s
         "generation_deviation": generation_deviation(original["latent"], retrained["latent"]),
         "latent_similarity": feature_similarity(original["latent"], retrained["latent"]),
     }
-    return {f"leave_k_out/{name}": float(value.mean()) for name, value in values.items()}
+    return {f"retraining/{name}": float(value.mean()) for name, value in values.items()}
