@@ -1,4 +1,4 @@
-"""Retrain without some samples, such as the top K of a query, on a subset, or by another seed, and see what it changed."""
+"""Retrain without some samples, such as a query's top K, on a subset or by another seed; see what it does to queries."""
 
 from __future__ import annotations
 
