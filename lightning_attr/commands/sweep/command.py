@@ -157,9 +157,9 @@ def _pack(folder: SweepFolder) -> None:
 
 
 def _listed(folder: SweepFolder) -> Table:
-    table = Table("entry", "index", "state")
+    table = Table("index", "entry", "state")
     for index, entry in enumerate(folder.entries):
-        table.add_row(Text(entry.name), str(index), folder.status(entry).state)
+        table.add_row(str(index), Text(entry.name), folder.status(entry).state)
     return table
 
 
