@@ -14,7 +14,7 @@ from torch import Tensor
 from callbacks.pictures import SampleImage, image_grid, summary_writer
 from datamodules.store import Store
 from lightning_attr.artifacts import tensors_digest
-from lightning_attr.artifacts.scores import Scores
+from lightning_attr.artifacts.scores import SIGN, Scores
 from lightning_attr.console import err, progress
 from lightning_attr.errors import UserError
 from lightning_attr.loss_sweep import LossSweep
@@ -137,7 +137,7 @@ class LossDeltaRecorder(Callback):
         order = row.argsort(descending=True, stable=True)[: self.top].tolist()
         samples = [(store.meta(position), store.thumb(position), float(row[position])) for position in order]
         images = [SampleImage(thumb, f"{delta:+.2e}\n{meta.captions[0]}") for meta, thumb, delta in samples]
-        figure = image_grid(images, "Most influential: loss delta and caption")
+        figure = image_grid(images, f"Most influential: loss delta and caption\n{SIGN}")
         writer.add_figure("unlearn/most_influential", figure, global_step=trainer.global_step)
 
 

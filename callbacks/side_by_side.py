@@ -11,7 +11,7 @@ from lightning.pytorch.callbacks import Callback
 
 from callbacks.pictures import SampleImage, image_rows, summary_writer
 from datamodules.store import Store
-from lightning_attr.artifacts.scores import Scores, TopScores, load_scores
+from lightning_attr.artifacts.scores import SIGN, Scores, TopScores, load_scores
 from lightning_attr.errors import UserError
 from lightning_attr.tasks.evaluation import Evaluation
 
@@ -54,6 +54,7 @@ class SideBySide(Callback):
                 {method: [_image(store, *each, shared[each[0]]) for each in top] for method, top in rows.items()},
                 SampleImage(queries.thumb(int(position)), f"Query {query}: {queries.meta(int(position)).captions[0]}"),
             )
+            figure.supxlabel(SIGN, fontsize=7)
             writer.add_figure(f"side_by_side/{query}", figure, global_step=0)
 
 

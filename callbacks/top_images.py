@@ -7,7 +7,7 @@ from lightning.pytorch.callbacks import Callback
 
 from callbacks.pictures import SampleImage, image_grid, summary_writer
 from datamodules.store import Store
-from lightning_attr.artifacts.scores import Scores, TopScores, load_scores
+from lightning_attr.artifacts.scores import SIGN, Scores, TopScores, load_scores
 from lightning_attr.errors import UserError
 from lightning_attr.tasks.attribution import Attribution
 
@@ -35,7 +35,7 @@ class TopImages(Callback):
         scores, queries, store = load_scores(pl_module.scores_path), pl_module.query_store, pl_module.store
         for query_id in scores.query_id[: self.queries].tolist():
             images = [_query_image(queries, query_id), *_top_images(scores, store, query_id, self.top)]
-            figure = image_grid(images, f"Query {query_id}: the most influential by {scores.method}")
+            figure = image_grid(images, f"Query {query_id}: the most influential by {scores.method}\n{SIGN}")
             writer.add_figure(f"attribution/{query_id}", figure, global_step=0)
 
 

@@ -4,11 +4,13 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterable
+from textwrap import fill
 from typing import NoReturn
 
 from rich.console import Console
+from rich.measure import Measurement
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from lightning_attr.errors import UserError
@@ -85,11 +87,46 @@ def progress(unit: str) -> Progress:
 
 
 def summary(title: str, rows: Iterable[tuple[str, object]]) -> None:
-    """Print a table of names and values on stdout; values are folded, never cut off."""
-    table = Table(show_header=False)
-    table.add_column(style="bold", no_wrap=True)
-    table.add_column(overflow="fold")
-    for name, value in rows:
-        table.add_row(Text(name), Text(f"{value:,}" if isinstance(value, int) else str(value)))
-    out.print(Text(title, style="bold"), soft_wrap=True)  # not the table's own title: that wraps at the table's width
-    out.print(table)
+    """Print names and values below a title on stdout; lines end between words, and nothing is cut off."""
+    shown = [(name, f"{value:,}" if isinstance(value, int) else str(value)) for name, value in rows]
+    indent = max((len(name) for name, _ in shown), default=0) + 4
+    out.print(Text(title, style="bold"), soft_wrap=True)
+    for name, value in shown:
+        name = f"  {name}".ljust(indent)
+        out.print(Text.assemble((name, "bold"), _wrapped(value, indent).lstrip()), soft_wrap=True)
+
+
+def print_table(table: Table) -> None:
+    """Print a table on stdout, every cell whole: where it is wider than the console, each row is a block.
+
+    A block is the first cell on a line of its own, then the others with the names of their columns.
+    """
+    if Measurement.get(out, out.options.update_width(sys.maxsize), table).maximum <= out.width:
+        out.print(table)
+        return
+    if table.title:
+        out.print(table.title, soft_wrap=True)
+    names, *columns = table.columns
+    for row, name, *pieces in zip(table.rows, names.cells, *map(_pieces, columns), strict=True):
+        numbers = _wrapped("  ".join(pieces), 2).replace(_NO_BREAK, " ")
+        out.print(Text.assemble((str(name), "bold"), "\n", numbers), style=row.style, soft_wrap=True)
+
+
+_NO_BREAK = "\N{NO-BREAK SPACE}"
+
+
+def _pieces(column: Column) -> list[str]:
+    """Return the cells of a column with its name; no line ends within one, unless it is longer than a line."""
+    pieces = [f"{column.header} {cell}" if str(cell) else "" for cell in column.cells]
+    width = max(map(len, pieces), default=0)
+    if width > out.width - 2:
+        return pieces
+    return [piece and piece.ljust(width).replace(" ", _NO_BREAK) for piece in pieces]
+
+
+def _wrapped(text: str, indent: int) -> str:
+    """Return text in lines as wide as the console that end between words."""
+    blank = " " * indent
+    return fill(
+        text, out.width, initial_indent=blank, subsequent_indent=blank, break_long_words=False, break_on_hyphens=False
+    )

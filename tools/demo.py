@@ -28,7 +28,7 @@ from lightning_attr.artifacts.scores import Scores, load_scores
 from lightning_attr.cli import FinishedError, run_stage
 from lightning_attr.commands.prepare.shapes import main as prepare_shapes
 from lightning_attr.commands.report.command import main as report
-from lightning_attr.console import err, out, run
+from lightning_attr.console import err, out, print_table, run
 from lightning_attr.errors import UserError
 
 ROOT = Path("runs/demo")
@@ -168,7 +168,7 @@ def print_summary(summary: dict[str, Any]) -> None:
         recall = summary[recalls.get(method, f"recall_at_10_{method}")]
         change, error = summary["loss_change"][method], summary["loss_change_standard_error"][method]
         table.add_row(words, f"{recall:.3f}", f"{change:+.4f} ± {error:.4f}")
-    out.print(table)
+    print_table(table)
     times = ", ".join(f"{name} {value:.0f}" for name, value in summary["seconds"].items())
     out.print(f"Seconds: {times}; in all {sum(summary['seconds'].values()):.0f}")
     out.print(f"Look: {ROOT}/report.html, and TensorBoard: tensorboard --logdir {ROOT}")

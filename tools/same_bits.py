@@ -337,7 +337,7 @@ def compare(before: Mapping[str, str], after: Mapping[str, str]) -> Table:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command."""
-    from lightning_attr.console import out
+    from lightning_attr.console import print_table
 
     parser = argparse.ArgumentParser(
         prog="python -m tools.same_bits", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -354,7 +354,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args = parser.parse_args(arguments)
     if args.command == "compare":
         before, after = (json.loads(path.read_text()) for path in (args.before, args.after))
-        out.print(compare(before, after))
+        print_table(compare(before, after))
         sys.exit(before != after)
     folder = (args.folder or Path(mkdtemp(prefix="same-bits-"))).resolve()
     folder.mkdir(parents=True, exist_ok=True)

@@ -17,13 +17,16 @@ from xxhash import xxh3_128
 from lightning_attr.artifacts.tensors import read_safetensors, write_atomically
 from lightning_attr.errors import UserError
 
+SIGN = "higher = more influential = removing it makes the model worse at the output"
+"""What the sign of scores means, in every file and wherever they are shown."""
+
 _TENSORS = ("query_id", "sample_id", "scores")
 _TOP_TENSORS = ("index", "query_id", "value")
 
 
 @dataclass(frozen=True)
 class Scores:
-    """How much each sample influenced each query; higher is more.
+    """How much each sample influenced each query, with the sign that :data:`SIGN` names.
 
     Args:
         scores: float32 [Q, N].
@@ -108,7 +111,8 @@ class Scores:
         """Read what :meth:`save` wrote.
 
         Raises:
-            UserError: The file is missing, damaged, or holds no scores, or only those of the highest-scored samples.
+            UserError: The file is missing, damaged, or holds no scores, scores of another sign, or only those of the
+            highest-scored samples.
         """
         scores = load_scores(path)
         if isinstance(scores, TopScores):
@@ -193,10 +197,10 @@ def merge_top(index: Tensor, value: Tensor, sample_id: Tensor, scores: Tensor, k
 
 
 def load_scores(path: str | Path) -> Scores | TopScores:
-    """Read scores of either form.
+    """Read scores of either form; files of earlier versions do not name their sign, which is the same.
 
     Raises:
-        UserError: The file is missing, damaged, or holds no scores.
+        UserError: The file is missing, damaged, or holds no scores, or scores of another sign.
     """
     if not Path(path).is_file():
         raise UserError(f"{path}: no such file, expected scores")
@@ -204,16 +208,19 @@ def load_scores(path: str | Path) -> Scores | TopScores:
     checksum = metadata.pop("checksum", None)
     forms: dict[tuple[str, ...], type[Scores] | type[TopScores]] = {_TENSORS: Scores, _TOP_TENSORS: TopScores}
     form = forms.get(tuple(sorted(tensors)))
-    if form is None or sorted(metadata) != ["method", "settings"]:
+    if form is None or metadata.keys() - {"sign"} != {"method", "settings"}:
         raise UserError(f"{path}: found {sorted(tensors)}, expected scores: {list(_TENSORS)} or {list(_TOP_TENSORS)}")
     if checksum != _checksum(tensors, metadata):
         raise UserError(f"{path}: damaged, its checksum does not match its contents")
+    if (sign := metadata.get("sign", SIGN)) != SIGN:
+        raise UserError(f"{path}: found scores of the sign {sign!r}, expected {SIGN!r}")
     return form(**tensors, method=metadata["method"], settings=json.loads(metadata["settings"]))
 
 
 def _save(path: str | Path, scores: Scores | TopScores, names: Sequence[str]) -> None:
     tensors = {name: getattr(scores, name) for name in names}
-    metadata = {"method": scores.method, "settings": json.dumps(dict(scores.settings), sort_keys=True)}
+    settings = json.dumps(dict(scores.settings), sort_keys=True)
+    metadata = {"method": scores.method, "settings": settings, "sign": SIGN}
     write_atomically(path, save(tensors, metadata | {"checksum": _checksum(tensors, metadata)}))
 
 

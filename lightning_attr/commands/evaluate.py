@@ -10,7 +10,7 @@ from pathlib import Path
 from lightning_attr.artifacts import write_json
 from lightning_attr.cli import FinishedError, run_stage
 from lightning_attr.commands.options import parsed, parser
-from lightning_attr.console import out
+from lightning_attr.console import print_table
 from lightning_attr.errors import UserError
 from lightning_attr.ground_truth import Evaluated, as_json, evaluate, read_scores
 from lightning_attr.ground_truth.pack import Pack, pack_files, unpack
@@ -42,7 +42,7 @@ def main(arguments: Sequence[str]) -> None:
     if evaluated is None:
         evaluated = _evaluate(pack, args.scores, None if args.queries is None else _span(args.queries))
     for table in tables(evaluated):
-        out.print(table)
+        print_table(table)
     if args.json is not None:
         write_json(args.json, as_json(evaluated))
 

@@ -6,11 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rich.table import Table
-from rich.text import Text
 
 from datamodules.store import Store
 from lightning_attr.commands.options import parsed, parser
-from lightning_attr.console import out, progress, summary
+from lightning_attr.console import out, print_table, progress, summary
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -52,18 +51,17 @@ def _show_fields(store: Store) -> None:
     for name, field in store.schema.fields.items():
         size = store.read(name, [0]).nbytes if len(store) else 0
         table.add_row(name, " x ".join(map(str, field.shape)), str(field.dtype), f"{size:,}")
-    out.print(table)
+    print_table(table)
 
 
 def _show_captions(store: Store, count: int) -> None:
     """Captions of samples evenly spread over the store."""
-    table = Table("id", "captions", "licence", "source", title="samples", title_justify="left")
     shown = min(count, len(store))
     for i in range(shown):
         meta = store.meta(i * len(store) // shown)
-        texts = Text("\n".join(meta.captions), overflow="fold")
-        table.add_row(str(meta.id), texts, Text(meta.licence or ""), Text(meta.source or "", overflow="fold"))
-    out.print(table)
+        rows = [("caption", caption) for caption in meta.captions]
+        rows += [(name, value) for name, value in (("licence", meta.licence), ("source", meta.source)) if value]
+        summary(f"sample {meta.id}", rows)
 
 
 def _verify(store: Store) -> None:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 
-from rich.table import Column, Table
+from rich.table import Table
 from rich.text import Text
 
 from lightning_attr.ground_truth import Evaluated
@@ -27,42 +27,41 @@ def tables(evaluated: Evaluated) -> Iterator[Table]:
 
 def lds_table(evaluated: Evaluated) -> Table:
     """LDS of every method, the best first, and the ceiling."""
-    table = _table("LDS, mean over queries [95% interval]", "method", "LDS", "of the ceiling", "", "queries")
+    title = "LDS, mean over queries [95% interval], and its share of the ceiling"
+    table = _table(title, "method", "LDS", "share", "queries")
     for each in sorted(evaluated.scored, key=lambda each: _order(each.lds.interval.estimate)):
-        interval, standing = each.lds
         table.add_row(
             Text(each.method),
-            write(interval, 3),
-            share_of_ceiling(interval, evaluated.ceiling),
-            standing,
+            _compared(each.lds, 3),
+            share_of_ceiling(each.lds.interval, evaluated.ceiling),
             f"{each.queries} of {evaluated.queries}",
         )
     if evaluated.ceiling is not None:
-        table.add_row("ceiling", write(evaluated.ceiling, 3), "", "", str(evaluated.queries), style="dim")
+        table.add_row("ceiling", write(evaluated.ceiling, 3), "", str(evaluated.queries), style="dim")
     return table
 
 
 def removal_table(evaluated: Evaluated) -> Table:
     """Loss change and generation deviation for each K, and what chance and other seeds do."""
-    columns = ("K", "removed by", "loss change", "", "generation deviation", "", "models", "queries")
+    columns = ("removed by", "K", "loss change", "generation deviation", "models", "queries")
     table = _table("Leave-K-out, mean over queries [95% interval]", *columns)
     decimals = [
         _decimals([getattr(removal, name).interval for removal in evaluated.removals])
         for name in ("loss_change", "deviation")
     ]
-    for k, removals in groupby(evaluated.removals, key=lambda removal: removal.k):
+    for _, removals in groupby(evaluated.removals, key=lambda removal: removal.k):
         for removal in removals:
-            table.add_row(str(k), *_removal(removal, evaluated.queries, decimals))
+            table.add_row(*_removal(removal, evaluated.queries, decimals))
         table.add_section()
     if evaluated.floor is not None:
-        table.add_row("0", *_removal(evaluated.floor, evaluated.queries, decimals), style="dim")
+        table.add_row(*_removal(evaluated.floor, evaluated.queries, decimals), style="dim")
     return table
 
 
 def _removal(removal: Removal, queries: int, decimals: Sequence[int]) -> list[Text | str]:
     name = "other seeds" if removal.k == 0 else removal.method
-    compared = [*_compared(removal.loss_change, decimals[0]), *_compared(removal.deviation, decimals[1])]
-    return [Text(name), *compared, str(removal.models), f"{removal.queries} of {queries}"]
+    compared = [_compared(removal.loss_change, decimals[0]), _compared(removal.deviation, decimals[1])]
+    return [Text(name), str(removal.k), *compared, str(removal.models), f"{removal.queries} of {queries}"]
 
 
 def _decimals(intervals: Sequence[Interval]) -> int:
@@ -71,8 +70,9 @@ def _decimals(intervals: Sequence[Interval]) -> int:
     return max(0, 2 - math.floor(math.log10(largest))) if largest else 2
 
 
-def _compared(compared: Compared, decimals: int) -> tuple[str, str]:
-    return write(compared.interval, decimals), compared.standing if compared.standing != "unknown" else ""
+def _compared(compared: Compared, decimals: int) -> str:
+    standing = f" {compared.standing}" if compared.standing != "unknown" else ""
+    return write(compared.interval, decimals) + standing
 
 
 def attributability_table(evaluated: Evaluated) -> Table:
@@ -119,6 +119,4 @@ def _order(estimate: float) -> float:
 
 
 def _table(title: str, *columns: str) -> Table:
-    # On a narrow terminal a long name goes on in the next line: cut off, those of two methods may look alike.
-    folded = [Column(column, overflow="fold") for column in columns]
-    return Table(*folded, title=Text(title, style="bold"), title_justify="left")
+    return Table(*columns, title=Text(title, style="bold"), title_justify="left")

@@ -18,16 +18,12 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
-from rich.console import Console
 from rich.table import Table
 
 from lightning_attr.artifacts import write_json
-from lightning_attr.console import err, out
+from lightning_attr.console import err, print_table
 from tools.benchmark import loss_sweep, methods, peers, prepare, read, sweep, train
 from tools.benchmark.timing import Figure, Sizes
-
-PLAIN_WIDTH = 150
-"""Columns of the table in a file or pipe."""
 
 GROUPS: Mapping[str, Callable[[Path, Sizes], Iterator[Figure]]] = {
     "read": read.measure,
@@ -51,7 +47,7 @@ def main(arguments: Sequence[str] | None = None, sizes: Sizes = Sizes()) -> None
     if unknown := [name for name in args.groups if name not in GROUPS]:
         parser.error(f"found group {unknown[0]!r}, expected some of {', '.join(GROUPS)}")
     figures = list(_measured([name for name in GROUPS if name in args.groups or not args.groups], sizes))
-    (out if out.is_terminal else Console(width=PLAIN_WIDTH, highlight=False)).print(_table(figures))
+    print_table(_table(figures))
     if args.json:
         values = {figure.name: figure.value and figure.value.median for figure in figures if figure.kept}
         write_json(args.json, values)
@@ -71,10 +67,10 @@ def _table(figures: Sequence[Figure]) -> Table:
     threads = torch.get_num_threads()
     machine = f"{_processor()}, {os.cpu_count()} cores, {threads} torch threads, torch {torch.__version__}"
     table = Table(title=f"times as fast; 1.0 = equal\n{machine}", title_justify="left")
-    table.add_column("figure", no_wrap=True)
+    table.add_column("figure")
     for column in ("median", "middle half", "aim"):
-        table.add_column(column, justify="right", no_wrap=True)
-    table.add_column("limited by", overflow="fold")
+        table.add_column(column, justify="right")
+    table.add_column("limited by")
     for figure in figures:
         spread = figure.value
         between = "" if spread is None else f"{_number(spread.lower)} to {_number(spread.upper)}"

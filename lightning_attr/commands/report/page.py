@@ -8,6 +8,7 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from lightning_attr.artifacts.scores import SIGN
 from lightning_attr.commands.report.agreement import agreement
 from lightning_attr.commands.report.checks import ground_truths
 from lightning_attr.commands.report.contents import LOSS_DELTAS, Run
@@ -37,6 +38,7 @@ def render(run: Run) -> str:
         ground_truths=ground_truths(run.packs),
         retrievals=list(retrievals(run.metrics)),
         loss_deltas=LOSS_DELTAS,
+        sign=SIGN,
     )
 
 

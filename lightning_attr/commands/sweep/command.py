@@ -33,7 +33,7 @@ from lightning_attr.commands.sweep.grouping import job_alone, members_alone, unf
 from lightning_attr.commands.sweep.local import run_local
 from lightning_attr.commands.sweep.plan import Sweep, entries, store_path
 from lightning_attr.commands.sweep.worker import STOPPED, Job, Outcome, run_job, stop
-from lightning_attr.console import err, out
+from lightning_attr.console import err, out, print_table
 from lightning_attr.errors import UserError
 from lightning_attr.ground_truth.packing import collect
 
@@ -50,7 +50,7 @@ def main(arguments: Sequence[str]) -> None:
     folder = SweepFolder(sweep, entries(sweep))
     if options.list:
         out.print(Text(str(folder.path)), soft_wrap=True)
-        out.print(_listed(folder))
+        print_table(_listed(folder))
         return
     if options.index is not None:
         _check_index(folder, options.index)
@@ -117,7 +117,7 @@ def _run_all(folder: SweepFolder, options: Any) -> None:
     with board.shown():
         failed = _run_jobs(unfinished_jobs(folder, options.group), options, board)
         _run_jobs(members_alone(folder, failed), options, board)
-    out.print(board.table())
+    out.print(board.table(), soft_wrap=True)
     if not_done := board.not_done():
         for line in not_done:
             err.print(line, style="red", markup=False, soft_wrap=True)
@@ -157,11 +157,9 @@ def _pack(folder: SweepFolder) -> None:
 
 
 def _listed(folder: SweepFolder) -> Table:
-    table = Table()
-    for column in ("index", "entry", "state"):
-        table.add_column(column, no_wrap=True)
+    table = Table("index", "entry", "state")
     for index, entry in enumerate(folder.entries):
-        table.add_row(str(index), entry.name, folder.status(entry).state)
+        table.add_row(str(index), Text(entry.name), folder.status(entry).state)
     return table
 
 

@@ -3,9 +3,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
-from lightning_attr.artifacts.scores import Scores, TopScores, load_scores, merge_top
+from lightning_attr.artifacts.scores import SIGN, Scores, TopScores, _checksum, load_scores, merge_top
 from lightning_attr.errors import UserError
 
 
@@ -120,6 +121,23 @@ def test_a_running_top_is_that_of_the_whole(k: int) -> None:
     found = TopScores(index, value, whole.query_id, "random")
     for query in (0, 1):
         assert found.ranked(query, min(k, 50)) == whole.ranked(query, min(k, 50))
+
+
+@pytest.mark.parametrize("made", [scores([[1, 2, 3, 4]], [7], steps=1), top_scores()], ids=["whole", "top"])
+def test_files_name_the_sign(made: Scores | TopScores, tmp_path: Path) -> None:
+    made.save(tmp_path / "new")
+    with safe_open(tmp_path / "new", framework="pt") as file:
+        metadata = file.metadata()
+    assert metadata.pop("sign") == SIGN
+    del metadata["checksum"]
+    tensors = load_file(tmp_path / "new")
+    for name, written in (("earlier", metadata), ("other", {**metadata, "sign": "lower = more influential"})):
+        save_file(tensors, tmp_path / name, {**written, "checksum": _checksum(tensors, written)})
+    assert load_scores(tmp_path / "earlier").ranked(7, 3) == made.ranked(7, 3)
+    with pytest.raises(UserError) as error:
+        load_scores(tmp_path / "other")
+    expected = f"found scores of the sign 'lower = more influential', expected {SIGN!r}"
+    assert str(error.value) == f"{tmp_path / 'other'}: {expected}"
 
 
 def test_every_flipped_bit_is_noticed(tmp_path: Path) -> None:

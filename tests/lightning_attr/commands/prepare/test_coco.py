@@ -193,8 +193,7 @@ def test_skip_counts_each_reason(make: Callable[..., Coco], capsys: pytest.Captu
     with Store(coco.out) as store:
         assert list(store.ids) == [7, 35, 42, 49, 56, 63, 70]
     printed = capsys.readouterr()
-    rows = [line.split("│") for line in printed.out.splitlines() if "│" in line]
-    counts = {row[1].strip(): row[2].strip() for row in rows}
+    counts = dict(line.strip().rsplit(maxsplit=1) for line in printed.out.splitlines() if line.startswith("  "))
     assert counts["samples"] == "7"
     assert counts["skipped: unreadable"] == "3"
     assert counts["skipped: missing file"] == "1"

@@ -15,7 +15,7 @@ from report_runs import HOSTILE, QUERIES, SAMPLES, Builder
 
 from datamodules.store import Store
 from lightning_attr.artifacts import load_tensors, save_tensors
-from lightning_attr.artifacts.scores import Scores
+from lightning_attr.artifacts.scores import SIGN, Scores
 from lightning_attr.commands.report.command import main
 from lightning_attr.commands.report.contents import collect
 from lightning_attr.commands.report.page import render
@@ -51,6 +51,10 @@ def test_rankings_are_those_of_the_scores(whole: Builder, page: Element, query: 
             assert caption in item.text
             assert training_image(page, item) == store.thumb(position)
             assert item.all("svg")[0].attributes["aria-label"] == caption
+
+
+def test_the_sign_of_scores_is_said(page: Element) -> None:
+    assert SIGN in page.all("header")[0].text
 
 
 def test_query_and_what_it_was_made_from(whole: Builder, page: Element) -> None:
