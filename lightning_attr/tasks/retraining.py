@@ -1,4 +1,4 @@
-"""Retrain without some samples, such as a query's top K, on a subset or by another seed; see what it does to queries."""
+"""Retrain without some samples, as a query's top K, on a subset or by another seed; see what it does to queries."""
 
 from __future__ import annotations
 
