@@ -41,7 +41,7 @@ class LossSweep:
         """Return the losses where a file of the same settings is there, else None."""
         if not self.path.exists():
             return None
-        tensors, settings = load_tensors(self.path)
+        tensors, settings = load_tensors(self.path, "losses")
         return tensors["losses"] if settings == self._chunks.settings else None
 
     def differs(self) -> bool:
@@ -93,6 +93,6 @@ class LossSweep:
         if (done := self.cached()) is not None:  # another run of the same sweep was faster
             return done
         joined = torch.cat(list(self._chunks))
-        save_tensors(self.path, {"losses": joined}, self._chunks.settings)
+        save_tensors(self.path, "losses", {"losses": joined}, self._chunks.settings)
         self._chunks.delete()
         return joined

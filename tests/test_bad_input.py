@@ -204,7 +204,7 @@ def test_zero_curvature_without_damping(project: Project, tmp_path: Path, refuse
     name = next(iter(fisher))
     fisher[name].view(-1)[:3] = 0
     path = tmp_path / "curvature.safetensors"
-    save_tensors(path, fisher, settings)
+    save_tensors(path, "curvature", fisher, settings)
     args = {"model__init_args__curvature": path, "model__init_args__damping__value": 0}
     assert_says(refused(project.args("unlearn", tmp_path / "run", **args)), "curvature: 3 entries", name, "damping")
 

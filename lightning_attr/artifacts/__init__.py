@@ -1,7 +1,10 @@
 """Neutral ground, which imports nothing else of ours: files of tensors and their checksums, scores, chunks."""
 
 from lightning_attr.artifacts.tensors import (
+    Header,
+    load_artifact,
     load_tensors,
+    read_header,
     read_json,
     read_safetensors,
     save_tensors,
@@ -11,7 +14,10 @@ from lightning_attr.artifacts.tensors import (
 )
 
 __all__ = [
+    "Header",
+    "load_artifact",
     "load_tensors",
+    "read_header",
     "read_json",
     "read_safetensors",
     "save_tensors",

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lightning_attr.artifacts import load_tensors, save_tensors
+from lightning_attr.artifacts import load_artifact, save_tensors
 from lightning_attr.console import warn
 from lightning_attr.errors import UserError
 
@@ -80,7 +80,7 @@ class Chunks(Sequence[Tensor]):
 
     def write(self, index: int, rows: Tensor) -> None:
         """Write the rows of a chunk."""
-        save_tensors(self._path(index), {"rows": rows}, self.settings)
+        save_tensors(self._path(index), "chunk", {"rows": rows}, self.settings)
 
     def delete(self) -> None:
         """Delete all chunks."""
@@ -96,8 +96,8 @@ class Chunks(Sequence[Tensor]):
     def _read(self, index: int) -> Tensor | None:
         if not (path := self._path(index)).exists():
             return None
-        tensors, settings = load_tensors(path)
-        return tensors["rows"] if settings == self.settings else None
+        tensors, header = load_artifact(path)
+        return tensors["rows"] if (header.kind, header.settings) == ("chunk", self.settings) else None
 
     def _path(self, index: int) -> Path:
         positions = self.positions[index]

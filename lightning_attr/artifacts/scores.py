@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,18 +9,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import save
 from torch import Tensor
-from xxhash import xxh3_128
 
-from lightning_attr.artifacts.tensors import read_safetensors, write_atomically
+from lightning_attr.artifacts.tensors import load_artifact, save_tensors
 from lightning_attr.errors import UserError
 
 SIGN = "higher = more influential = removing it makes the model worse at the output"
 """What the sign of scores means, in every file and wherever they are shown."""
-
-_TENSORS = ("query_id", "sample_id", "scores")
-_TOP_TENSORS = ("index", "query_id", "value")
 
 
 @dataclass(frozen=True)
@@ -104,7 +98,8 @@ class Scores:
 
     def save(self, path: str | Path) -> None:
         """Write a safetensors file, whole or not at all."""
-        _save(path, self, _TENSORS)
+        tensors = {"scores": self.scores, "query_id": self.query_id, "sample_id": self.sample_id}
+        save_tensors(path, "scores", tensors, self.settings, method=self.method, sign=SIGN)
 
     @classmethod
     def load(cls, path: str | Path) -> Scores:
@@ -177,7 +172,8 @@ class TopScores:
 
     def save(self, path: str | Path) -> None:
         """Write a safetensors file, whole or not at all."""
-        _save(path, self, _TOP_TENSORS)
+        tensors = {"index": self.index, "value": self.value, "query_id": self.query_id}
+        save_tensors(path, "top scores", tensors, self.settings, method=self.method, sign=SIGN)
 
 
 def merge_top(index: Tensor, value: Tensor, sample_id: Tensor, scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -204,24 +200,14 @@ def load_scores(path: str | Path) -> Scores | TopScores:
     """
     if not Path(path).is_file():
         raise UserError(f"{path}: no such file, expected scores")
-    tensors, metadata = read_safetensors(path)
-    checksum = metadata.pop("checksum", None)
-    forms: dict[tuple[str, ...], type[Scores] | type[TopScores]] = {_TENSORS: Scores, _TOP_TENSORS: TopScores}
-    form = forms.get(tuple(sorted(tensors)))
-    if form is None or metadata.keys() - {"sign"} != {"method", "settings"}:
-        raise UserError(f"{path}: found {sorted(tensors)}, expected scores: {list(_TENSORS)} or {list(_TOP_TENSORS)}")
-    if checksum != _checksum(tensors, metadata):
-        raise UserError(f"{path}: damaged, its checksum does not match its contents")
-    if (sign := metadata.get("sign", SIGN)) != SIGN:
+    tensors, header = load_artifact(path, *KINDS)
+    if (sign := header.words.get("sign", SIGN)) != SIGN:
         raise UserError(f"{path}: found scores of the sign {sign!r}, expected {SIGN!r}")
-    return form(**tensors, method=metadata["method"], settings=json.loads(metadata["settings"]))
+    return KINDS[header.kind](**tensors, method=header.words["method"], settings=header.settings)
 
 
-def _save(path: str | Path, scores: Scores | TopScores, names: Sequence[str]) -> None:
-    tensors = {name: getattr(scores, name) for name in names}
-    settings = json.dumps(dict(scores.settings), sort_keys=True)
-    metadata = {"method": scores.method, "settings": settings, "sign": SIGN}
-    write_atomically(path, save(tensors, metadata | {"checksum": _checksum(tensors, metadata)}))
+#: The forms of scores, by what their files say that they hold.
+KINDS: Mapping[str, type[Scores] | type[TopScores]] = {"scores": Scores, "top scores": TopScores}
 
 
 def _row(scores: Scores | TopScores, query_id: int, k: int) -> int:
@@ -232,15 +218,6 @@ def _row(scores: Scores | TopScores, query_id: int, k: int) -> int:
     if not 0 <= k <= scores.depth:
         raise UserError(f"scores: found top {k}, expected 0 to {scores.depth}, the number of samples that are ranked")
     return int(rows[0])
-
-
-def _checksum(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
-    """Checksum over names, types, shapes and bytes."""
-    digest = xxh3_128(json.dumps(metadata, sort_keys=True).encode())
-    for name, tensor in sorted(tensors.items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.numpy().tobytes())
-    return digest.hexdigest()
 
 
 def _shown(ids: Tensor, most: int = 10) -> str:

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from lightning_attr.artifacts.before import kind_before, scores_checksum_before
 from lightning_attr.errors import UserError
+
+FORMAT = "1"
+"""Of the headers."""
 
 
 def write_atomically(path: str | Path, data: bytes) -> None:
@@ -33,17 +39,23 @@ def write_atomically(path: str | Path, data: bytes) -> None:
 
 
 def read_safetensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Read a safetensors file: (tensors, metadata). Whoever wrote it knows where its checksum is.
+    """Read a safetensors file: (tensors, metadata), unchecked.
 
     Raises:
         UserError: The file is missing or not a safetensors file.
     """
+    with _opened(path) as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+        return tensors, dict(file.metadata() or {})
+
+
+@contextmanager
+def _opened(path: str | Path) -> Iterator[Any]:
     if not Path(path).is_file():
         raise UserError(f"{path}: no such file")
     try:
         with safe_open(path, framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
-            return tensors, dict(file.metadata() or {})
+            yield file
     except (SafetensorError, OSError) as error:
         raise UserError(f"{path}: damaged or not a safetensors file ({error})") from error
 
@@ -67,29 +79,92 @@ def read_json(path: str | Path) -> Any:
         raise UserError(f"{path}: not JSON ({error})") from error
 
 
-def save_tensors(path: str | Path, tensors: Mapping[str, Tensor], settings: Mapping[str, Any]) -> None:
-    """Save named tensors and JSON settings in one safetensors file, atomically and with a checksum."""
-    flat = {name: tensor.detach().cpu().contiguous() for name, tensor in sorted(tensors.items())}
-    text = json.dumps(settings, sort_keys=True)
-    write_atomically(path, save(flat, {"settings": text, "checksum": _checksum(flat, text)}))
+@dataclass(frozen=True)
+class Header:
+    """What a file of tensors says of itself.
+
+    Attributes:
+        kind: What it holds, such as ``losses``; ``unknown`` of files that are not ours.
+        settings: All that it was made from: numbers and names, and the ``digests`` of files.
+        words: Further words, such as the method of scores.
+    """
+
+    kind: str
+    settings: Mapping[str, Any]
+    words: Mapping[str, str]
+
+    @classmethod
+    def of(cls, metadata: Mapping[str, str], names: Collection[str]) -> Header:
+        """Read the metadata of a safetensors file."""
+        settings = json.loads(metadata.get("settings", "{}"))
+        kind = metadata.get("kind") or kind_before(names, settings)
+        own = ("checksum", "format", "kind", "settings")
+        return cls(kind, settings, {name: word for name, word in metadata.items() if name not in own})
 
 
-def load_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Load what :func:`save_tensors` saved: (tensors, settings).
+def save_tensors(
+    path: str | Path, kind: str, tensors: Mapping[str, Tensor], settings: Mapping[str, Any], **words: str
+) -> None:
+    """Save named tensors with their header in one safetensors file, atomically and with a checksum.
+
+    Args:
+        path: The file.
+        kind: What it holds, such as ``losses``.
+        tensors: By name.
+        settings: All that they were made from; anything that JSON can hold.
+        words: Further words for the header.
+    """
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in sorted(tensors.items())}
+    metadata = {"kind": kind, "format": FORMAT, "settings": json.dumps(dict(settings), sort_keys=True), **words}
+    write_atomically(path, save(plain, {**metadata, "checksum": _checksum(plain, metadata)}))
+
+
+def read_header(path: str | Path) -> Header:
+    """Read what a file of tensors says of itself, unchecked, and without the tensors.
 
     Raises:
-        UserError: The file is missing, damaged, or not one of ours.
+        UserError: The file is missing or not a safetensors file.
     """
+    with _opened(path) as file:
+        return Header.of(file.metadata() or {}, list(file.keys()))
+
+
+def load_tensors(path: str | Path, *kinds: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Load what :func:`save_tensors` saved: (tensors, settings).
+
+    Args:
+        path: The file.
+        kinds: What it may hold; none is anything.
+
+    Raises:
+        UserError: The file is missing, damaged, not one of ours, or of another kind.
+    """
+    tensors, header = load_artifact(path, *kinds)
+    return tensors, dict(header.settings)
+
+
+def load_artifact(path: str | Path, *kinds: str) -> tuple[dict[str, Tensor], Header]:
+    """Load what :func:`save_tensors` saved, as :func:`load_tensors` does, with the whole header."""
     tensors, metadata = read_safetensors(path)
     if "checksum" not in metadata or "settings" not in metadata:
         raise UserError(f"{path}: found no checksum in its header, expected an artefact of lightning-attr")
-    if _checksum(tensors, metadata["settings"]) != metadata["checksum"]:
+    if _checksum(tensors, metadata) != metadata["checksum"]:
         raise UserError(f"{path}: damaged, its checksum does not match its contents")
-    return tensors, json.loads(metadata["settings"])
+    if (found := metadata.get("format", FORMAT)) != FORMAT:
+        raise UserError(f"{path}: found format {found}, expected {FORMAT}")
+    header = Header.of(metadata, tensors)
+    if kinds and header.kind not in kinds:
+        raise UserError(f"{path}: found {header.kind}, expected {' or '.join(kinds)}")
+    return tensors, header
 
 
-def _checksum(tensors: Mapping[str, Tensor], settings: str) -> str:
-    return xxhash.xxh3_128_hexdigest((tensors_digest(tensors) + settings).encode())
+def _checksum(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
+    covered = {name: word for name, word in metadata.items() if name != "checksum"}
+    if "kind" in covered:
+        return xxhash.xxh3_128_hexdigest((tensors_digest(tensors) + json.dumps(covered, sort_keys=True)).encode())
+    if "method" in covered:
+        return scores_checksum_before(tensors, covered)
+    return xxhash.xxh3_128_hexdigest((tensors_digest(tensors) + covered["settings"]).encode())
 
 
 def tensors_digest(tensors: Mapping[str, Tensor]) -> str:

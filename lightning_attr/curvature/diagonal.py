@@ -53,7 +53,7 @@ class DiagonalCurvature:
 
     def save(self, path: str | Path) -> None:
         """Write ``curvature.safetensors``."""
-        save_tensors(path, self.fisher, {**self.settings, "kind": self.kind})
+        save_tensors(path, "curvature", self.fisher, {**self.settings, "kind": self.kind})
 
 
 def squared_sums(gradients: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -9,7 +9,6 @@ from lightning_attr.curvature.diagonal import DiagonalCurvature
 from lightning_attr.curvature.kronecker import KroneckerCurvature
 from lightning_attr.curvature.kronfluence_layout import factors_digest, load_factors
 from lightning_attr.digests import file_digest
-from lightning_attr.errors import UserError
 
 AnyCurvature = DiagonalCurvature | KroneckerCurvature
 
@@ -22,13 +21,10 @@ def load_curvature(path: str | Path) -> AnyCurvature:
     """
     if Path(path).is_dir():
         return load_factors(path)
-    tensors, settings = load_tensors(path)
-    kind = settings.get("kind")
-    if kind == "diagonal":
+    tensors, settings = load_tensors(path, "curvature")
+    if settings["kind"] == "diagonal":
         return DiagonalCurvature(tensors, settings)
-    if kind in ("kfac", "ekfac"):
-        return KroneckerCurvature.from_tensors(tensors, settings)
-    raise UserError(f"{path}: found kind {kind!r}, expected a curvature: diagonal, kfac or ekfac")
+    return KroneckerCurvature.from_tensors(tensors, settings)
 
 
 def curvature_digest(path: str | Path) -> str:

@@ -137,7 +137,9 @@ class KroneckerCurvature:
                 counts[f"eigenvalues/{name}"] = layer.samples
         layers = {name: owners[id(layer.activation)] for name, layer in self.layers.items()}
         # "layers" says whose activation factor each layer has.
-        save_tensors(path, tensors, {**self.settings, "kind": self.kind, "layers": layers, "counts": counts})
+        save_tensors(
+            path, "curvature", tensors, {**self.settings, "kind": self.kind, "layers": layers, "counts": counts}
+        )
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Tensor], settings: Mapping[str, Any]) -> KroneckerCurvature:

@@ -117,7 +117,7 @@ class Pack:
         plain = {name: getattr(self, name) for name in _TENSORS}
         packed = torch.from_numpy(np.packbits(self.masks.numpy(), axis=1))
         weights = {f"original/{name}": weight for name, weight in self.weights.items()}
-        save_tensors(tensors_path, {**plain, **_null(self), **weights, "masks": packed}, {"format": FORMAT})
+        save_tensors(tensors_path, "pack", {**plain, **_null(self), **weights, "masks": packed}, {"format": FORMAT})
         manifest = {
             "format": FORMAT,
             "settings": dict(self.settings),
@@ -136,7 +136,7 @@ class Pack:
         """
         manifest_path, tensors_path = pack_files(path)
         manifest = _read_manifest(manifest_path)
-        tensors, _ = load_tensors(tensors_path)
+        tensors, _ = load_tensors(tensors_path, "pack")
         if (found := file_digest(tensors_path)) != manifest["tensors"]:
             raise UserError(
                 f"{tensors_path}: damaged or of another pack: found digest {found}, "

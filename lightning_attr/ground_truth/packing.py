@@ -97,7 +97,7 @@ def _check_finished(folders: Sequence[Path]) -> None:
 
 def _read_entry(folder: Path, digests: Mapping[str, str]) -> _Entry:
     path = folder / "retraining.safetensors"
-    tensors, settings = load_tensors(path)
+    tensors, settings = load_tensors(path, "retraining")
     for name, expected in digests.items():
         if (found := settings["digests"].get(name)) != expected:
             raise UserError(f"{path}: of another {name}: found digest {found}, expected {expected}")

@@ -16,7 +16,7 @@ class Mucs(Unlearned):
     The changed weights are those of ``MirroredUnlearning``. The arguments are those of ``Unlearned``.
     """
 
-    task, mark = "MirroredUnlearning", "until"
+    kind = "mirrored weights"
 
     def compare(self, before: Tensor, after: Tensor) -> Tensor:
         """Return the skews."""

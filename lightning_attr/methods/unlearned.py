@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from abc import abstractmethod
 from collections.abc import Mapping
 from glob import glob
@@ -10,10 +9,9 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from lightning_attr.artifacts import load_tensors
+from lightning_attr.artifacts import load_tensors, read_header
 from lightning_attr.digests import file_digest
 from lightning_attr.errors import UserError
 from lightning_attr.gradients import outside_autocast
@@ -26,8 +24,7 @@ class Unlearned(Method):
     """Measures every sample under the original weights and under the changed weights of every query.
 
     Attributes:
-        task: The task that changes the weights.
-        mark: A setting in the files of that task, and in those of no other.
+        kind: What the files of changed weights hold.
 
     Args:
         changed: The ``weights.safetensors`` of the queries, one file each; a pattern with ``*`` is fine, and may match
@@ -37,8 +34,7 @@ class Unlearned(Method):
         views: Only the first so many views of each sample; None is all.
     """
 
-    task: ClassVar[str]
-    mark: ClassVar[str]
+    kind: ClassVar[str]
 
     def __init__(self, changed: str, draws: Draws = Draws(), captions: int | None = 1, views: int | None = 1) -> None:
         expect_counts("method", captions=captions, views=views)
@@ -73,8 +69,10 @@ class Unlearned(Method):
         if not (paths := self._paths()):
             raise UserError(f"method.changed {self.changed}: found no file, expected one of every query")
         for path in paths:
-            settings = _read_settings(path)
-            query = self._query(path, settings)
+            header = read_header(path)
+            if header.kind != self.kind:
+                raise UserError(f"{path}: found {header.kind}, expected {self.kind}")
+            settings, query = header.settings, int(header.settings["query"])
             if query not in queries:
                 continue
             if differs(made_from := digest_of(settings, "checkpoint"), model.digest):
@@ -89,16 +87,9 @@ class Unlearned(Method):
             raise UserError("; ".join([found, *others[:1]]))
         return result
 
-    def _query(self, path: str, settings: Mapping[str, Any]) -> int:
-        if (query := settings.get("query")) is None:
-            raise UserError(f"{path}: found no query, expected the changed weights of one")
-        if self.mark not in settings:
-            raise UserError(f"{path}: found no {self.mark} in its settings, expected changed weights of {self.task}")
-        return int(query)
-
     def _read(self, path: str) -> dict[str, Tensor]:
         """Return the changed weights in a file, on the CPU: all queries' may not fit the device."""
-        weights, _ = load_tensors(path)
+        weights, _ = load_tensors(path, self.kind)
         for name, value in weights.items():
             expected = tuple(self._parameters[name].shape) if name in self._parameters else "no such weight"
             if tuple(value.shape) != expected:
@@ -131,16 +122,6 @@ class Unlearned(Method):
     def _assign(self, weights: Mapping[str, Tensor]) -> None:
         for name, value in weights.items():
             self._parameters[name].copy_(value)
-
-
-def _read_settings(path: str) -> dict[str, Any]:
-    """Return what the header of changed weights says, without reading the weights."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{path}: damaged or not a safetensors file ({error})") from error
-    return dict(json.loads(metadata.get("settings", "{}")))
 
 
 def _check_queries(path: str, settings: Mapping[str, Any], context: Context) -> None:

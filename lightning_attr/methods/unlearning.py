@@ -18,7 +18,7 @@ class Unlearning(Unlearned):
         settings: The arguments of ``Unlearned``.
     """
 
-    task, mark = "Unlearning", "step_size"
+    kind = "unlearned weights"
 
     def __init__(self, over_views: Literal["max", "mean"] = "max", **settings: Any) -> None:
         super().__init__(**settings)

@@ -181,7 +181,7 @@ def read_retraining(folder: str) -> Item:
     path = Path(folder) / "retraining.safetensors"
     if not path.exists():
         raise UserError(f"{path}: no such file; has the Retraining run in {folder} finished?")
-    tensors, settings = load_tensors(path)
+    tensors, settings = load_tensors(path, "retraining")
     # It was retrained without the top of these queries; what it does to others is no answer of the method.
     top_of = settings.get("top_of")
     rows = row_indices(tensors["query_id"], [top_of] if isinstance(top_of, int) else top_of)

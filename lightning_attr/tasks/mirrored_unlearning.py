@@ -169,7 +169,7 @@ class MirroredUnlearning(ChangedWeights):
                 f"expected model.until, {self.until}; raise trainer.max_steps"
             )
         if self.trainer.is_global_zero:
-            save_tensors(self.run / "weights.safetensors", self.selected, self.settings())
+            save_tensors(self.run / "weights.safetensors", "mirrored weights", self.selected, self.settings())
 
     def settings(self) -> dict[str, Any]:
         """Return what the changed weights depend on."""

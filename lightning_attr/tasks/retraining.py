@@ -121,7 +121,7 @@ class Retraining(LatentDiffusion):
         tensors = {"query_id": torch.tensor(ids), "removed_id": removed}
         for name in original:
             tensors[f"original_{name}"], tensors[f"retrained_{name}"] = original[name], retrained[name]
-        save_tensors(folder / "retraining.safetensors", tensors, self._settings(data))
+        save_tensors(folder / "retraining.safetensors", "retraining", tensors, self._settings(data))
         return summary(original, retrained)
 
     def _settings(self, data: LatentDataModule) -> dict[str, Any]:

@@ -195,7 +195,7 @@ class Unlearning(ChangedWeights):
     def on_fit_end(self) -> None:
         """Write ``weights.safetensors``, and log what the last step did to the query's loss."""
         if self.trainer.is_global_zero:
-            save_tensors(self.run / "weights.safetensors", self.selected, self.settings())
+            save_tensors(self.run / "weights.safetensors", "unlearned weights", self.selected, self.settings())
         if self.logger is not None:
             self.to(self.trainer.strategy.root_device)
             with torch.no_grad():

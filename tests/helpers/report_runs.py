@@ -134,7 +134,7 @@ class Builder:
             "retrained_image": 255 - image,
         }
         settings = {"method": method, "k": 8, "draws": {}, "digests": self.digests()}
-        save_tensors(path / "retraining.safetensors", tensors, settings)
+        save_tensors(path / "retraining.safetensors", "retraining", tensors, settings)
         return tensors
 
     def evaluation(self) -> None:

@@ -10,12 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from datamodules.store import Store
-from lightning_attr.artifacts import load_tensors, read_json
-from lightning_attr.artifacts.scores import Scores, TopScores, load_scores
+from lightning_attr.artifacts import load_tensors, read_header, read_json
+from lightning_attr.artifacts.scores import KINDS, Scores, TopScores, load_scores
 from lightning_attr.commands.report.stages import Stage, find_stages, find_stores, find_sweeps, without_entries
 from lightning_attr.errors import UserError
 from lightning_attr.ground_truth import Evaluated
@@ -24,11 +23,6 @@ from lightning_attr.ground_truth.records import Attributable
 
 LOSS_DELTAS = "unlearning"
 """The method whose scores are loss deltas."""
-
-_SCORES = ({"scores", "query_id", "sample_id"}, {"index", "value", "query_id"})
-_LEAVE_K_OUT = {"query_id", "removed_id"} | {
-    f"{model}_{what}" for model in ("original", "retrained") for what in ("losses", "latent", "image")
-}
 
 
 @dataclass(frozen=True)
@@ -169,26 +163,17 @@ def collect(path: Path) -> Run:
 
 
 def _read_files(run: Path) -> tuple[list[_File], list[_File]]:
-    """All files of scores and of leave-K-out runs, told apart by the tensors in them."""
+    """All files of scores and of retrainings."""
     scores: list[_File] = []
     retrained: list[_File] = []
     for path in without_entries(run, sorted(run.rglob("*.safetensors"))):
-        names = _tensor_names(path)
-        if names in _SCORES:
-            loaded = load_scores(path)
-            scores.append(_File(path, loaded, loaded.settings.get("digests", {})))
-        elif names >= _LEAVE_K_OUT:
-            tensors, settings = load_tensors(path)
-            retrained.append(_File(path, (tensors, settings), settings.get("digests", {})))
+        header = read_header(path)
+        digests = header.settings.get("digests", {})
+        if header.kind in KINDS:
+            scores.append(_File(path, load_scores(path), digests))
+        elif header.kind == "retraining":
+            retrained.append(_File(path, load_tensors(path), digests))
     return scores, retrained
-
-
-def _tensor_names(path: Path) -> set[str]:
-    try:
-        with safe_open(path, framework="pt") as file:
-            return set(file.keys())
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{path}: damaged or not a safetensors file ({error})") from error
 
 
 def _choose_store(run: Run, files: list[_File], role: str) -> tuple[Store | None, list[_File]]:

@@ -1,12 +1,14 @@
+import json
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
-from lightning_attr.artifacts.scores import SIGN, Scores, TopScores, _checksum, load_scores, merge_top
+from lightning_attr.artifacts import load_artifact, save_tensors
+from lightning_attr.artifacts.before import scores_checksum_before
+from lightning_attr.artifacts.scores import SIGN, Scores, TopScores, load_scores, merge_top
 from lightning_attr.errors import UserError
 
 
@@ -126,18 +128,27 @@ def test_a_running_top_is_that_of_the_whole(k: int) -> None:
 @pytest.mark.parametrize("made", [scores([[1, 2, 3, 4]], [7], steps=1), top_scores()], ids=["whole", "top"])
 def test_files_name_the_sign(made: Scores | TopScores, tmp_path: Path) -> None:
     made.save(tmp_path / "new")
-    with safe_open(tmp_path / "new", framework="pt") as file:
-        metadata = file.metadata()
-    assert metadata.pop("sign") == SIGN
-    del metadata["checksum"]
-    tensors = load_file(tmp_path / "new")
-    for name, written in (("earlier", metadata), ("other", {**metadata, "sign": "lower = more influential"})):
-        save_file(tensors, tmp_path / name, {**written, "checksum": _checksum(tensors, written)})
-    assert load_scores(tmp_path / "earlier").ranked(7, 3) == made.ranked(7, 3)
+    tensors, header = load_artifact(tmp_path / "new")
+    assert header.words == {"method": made.method, "sign": SIGN}
+    save_tensors(tmp_path / "other", header.kind, tensors, header.settings, method="m", sign="lower = more influential")
     with pytest.raises(UserError) as error:
         load_scores(tmp_path / "other")
     expected = f"found scores of the sign 'lower = more influential', expected {SIGN!r}"
     assert str(error.value) == f"{tmp_path / 'other'}: {expected}"
+
+
+@pytest.mark.parametrize("made", [scores([[1, 2, 3, 4]], [7], steps=1), top_scores()], ids=["whole", "top"])
+def test_files_of_before_headers_had_kinds(made: Scores | TopScores, tmp_path: Path) -> None:
+    made.save(tmp_path / "new")
+    tensors, _ = load_artifact(tmp_path / "new")
+    metadata = {"method": made.method, "settings": json.dumps(dict(made.settings))}
+    save_file(tensors, tmp_path / "old", {**metadata, "checksum": scores_checksum_before(tensors, metadata)})
+    found = load_scores(tmp_path / "old")
+    assert (type(found), found.method, found.settings) == (type(made), made.method, made.settings)
+    assert found.ranked(7, 3) == made.ranked(7, 3)
+    save_file(tensors, tmp_path / "old", {**metadata, "method": "other", "checksum": "0"})
+    with pytest.raises(UserError, match="damaged"):
+        load_scores(tmp_path / "old")
 
 
 def test_every_flipped_bit_is_noticed(tmp_path: Path) -> None:
@@ -161,7 +172,7 @@ def test_what_are_no_scores(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no such file"):
         Scores.load(tmp_path / "missing")
     save_file({"weight": torch.zeros(2)}, tmp_path / "weights")
-    with pytest.raises(UserError, match=r"found \['weight'\], expected scores"):
+    with pytest.raises(UserError, match="found no checksum in its header"):
         Scores.load(tmp_path / "weights")
     (tmp_path / "text").write_text("text")
     with pytest.raises(UserError, match="not a safetensors file"):

@@ -1,12 +1,14 @@
 """Artefacts: whole, checked, and without code in them."""
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
+from xxhash import xxh3_128_hexdigest
 
-from lightning_attr.artifacts import load_tensors, save_tensors, tensors_digest, write_atomically
+from lightning_attr.artifacts import Header, load_tensors, read_header, save_tensors, tensors_digest, write_atomically
 from lightning_attr.digests import file_digest
 from lightning_attr.errors import UserError
 
@@ -14,7 +16,7 @@ TENSORS = {"a": torch.arange(6.0).reshape(2, 3), "b": torch.tensor(3)}
 
 
 def test_round_trip(tmp_path: Path) -> None:
-    save_tensors(tmp_path / "x.safetensors", {**TENSORS, "c": torch.eye(3)[:, 1:]}, {"k": [1, "two"]})
+    save_tensors(tmp_path / "x.safetensors", "losses", {**TENSORS, "c": torch.eye(3)[:, 1:]}, {"k": [1, "two"]})
     tensors, settings = load_tensors(tmp_path / "x.safetensors")
     assert torch.equal(tensors["a"], TENSORS["a"])
     assert torch.equal(tensors["c"], torch.eye(3)[:, 1:])
@@ -23,7 +25,7 @@ def test_round_trip(tmp_path: Path) -> None:
 
 def test_every_flipped_bit_is_found(tmp_path: Path) -> None:
     path = tmp_path / "x.safetensors"
-    save_tensors(path, TENSORS, {"k": 1})
+    save_tensors(path, "losses", TENSORS, {"k": 1})
     whole = path.read_bytes()
     for position in range(len(whole)):
         path.write_bytes(whole[:position] + bytes([whole[position] ^ 4]) + whole[position + 1 :])
@@ -40,7 +42,7 @@ def test_truncated_missing_and_foreign_files(tmp_path: Path) -> None:
     path = tmp_path / "x.safetensors"
     with pytest.raises(UserError, match="no such file"):
         load_tensors(path)
-    save_tensors(path, TENSORS, {})
+    save_tensors(path, "losses", TENSORS, {})
     path.write_bytes(path.read_bytes()[:-5])
     with pytest.raises(UserError, match="damaged"):
         load_tensors(path)
@@ -69,3 +71,41 @@ def test_digests_tell_names_shapes_types_and_values_apart(tmp_path: Path) -> Non
     for index, data in enumerate([b"one", b"two"]):
         (tmp_path / str(index)).write_bytes(data)
     assert file_digest(tmp_path / "0") != file_digest(tmp_path / "1")
+
+
+def test_what_a_file_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "x.safetensors"
+    save_tensors(path, "losses", TENSORS, {"k": 1}, method="m")
+    assert read_header(path) == Header("losses", {"k": 1}, {"method": "m"})
+    with pytest.raises(UserError, match=r"x\.safetensors: found losses, expected scores or curvature"):
+        load_tensors(path, "scores", "curvature")
+    save_file(TENSORS, path)
+    assert read_header(path).kind == "unknown"
+    monkeypatch.setattr("lightning_attr.artifacts.tensors.FORMAT", "2")
+    save_tensors(path, "losses", TENSORS, {})
+    monkeypatch.undo()
+    with pytest.raises(UserError, match="found format 2, expected 1"):
+        load_tensors(path)
+
+
+BEFORE = {
+    "losses": ({"losses": torch.ones(2)}, {"draws": 1}),
+    "retraining": ({"query_id": torch.ones(1), "removed_id": torch.ones(1)}, {"method": "top", "k": 1}),
+    "unlearned weights": ({"a": torch.ones(2)}, {"query": 0, "step_size": 0.1}),
+    "mirrored weights": ({"a": torch.ones(2)}, {"query": 0, "forget": 1.0}),
+    "curvature": ({"a": torch.ones(2)}, {"kind": "diagonal", "weights": "cross_kv"}),
+    "pack": ({"masks": torch.ones(2)}, {"format": 1}),
+}
+
+
+@pytest.mark.parametrize("kind", BEFORE)
+def test_files_of_before_headers_had_kinds(tmp_path: Path, kind: str) -> None:
+    tensors, settings = BEFORE[kind]
+    text = json.dumps(settings, sort_keys=True)
+    checksum = xxh3_128_hexdigest((tensors_digest(tensors) + text).encode())
+    save_file(tensors, tmp_path / "x.safetensors", {"settings": text, "checksum": checksum})
+    assert read_header(tmp_path / "x.safetensors").kind == kind
+    assert load_tensors(tmp_path / "x.safetensors", kind)[1] == settings
+    save_file(tensors, tmp_path / "x.safetensors", {"settings": text + " ", "checksum": checksum})
+    with pytest.raises(UserError, match="damaged"):
+        load_tensors(tmp_path / "x.safetensors", kind)

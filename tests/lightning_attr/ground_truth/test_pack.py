@@ -238,21 +238,21 @@ def test_entries_of_other_files(project: Project, copied: list[Path], what: str)
     path = copied[2] / "retraining.safetensors"
     tensors, settings = load_tensors(path)
     settings["digests"][what] = "other"
-    save_tensors(path, tensors, settings)
+    save_tensors(path, "retraining", tensors, settings)
     assert_says(refusal(copied, project), path, f"of another {what}", "found digest other")
 
 
 def test_entries_of_other_draws(project: Project, copied: list[Path]) -> None:
     path = copied[2] / "retraining.safetensors"
     tensors, settings = load_tensors(path)
-    save_tensors(path, tensors, {**settings, "draws": {**settings["draws"], "seed": 9}})
+    save_tensors(path, "retraining", tensors, {**settings, "draws": {**settings["draws"], "seed": 9}})
     assert_says(refusal(copied, project), path, "'seed': 9", copied[0])
 
 
 def test_entries_that_disagree_about_the_original(project: Project, copied: list[Path]) -> None:
     path = copied[2] / "retraining.safetensors"
     tensors, settings = load_tensors(path)
-    save_tensors(path, {**tensors, "original_losses": tensors["original_losses"] * 1.1}, settings)
+    save_tensors(path, "retraining", {**tensors, "original_losses": tensors["original_losses"] * 1.1}, settings)
     assert_says(refusal(copied, project), path, "original's losses differ", copied[0])
 
 

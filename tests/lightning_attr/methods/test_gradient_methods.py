@@ -292,9 +292,8 @@ def test_combined_with_one_that_tells_nothing_apart(context: Context) -> None:
         Combined([Random()])
 
 
-def save_changed(folder: Path, **settings: Any) -> dict[int, dict[str, Tensor]]:
-    """Write changed weights of every query; return them. Without settings both methods take them."""
-    settings = settings or {"until": 0.9, "step_size": 0.01}
+def save_changed(folder: Path, kind: str = "mirrored weights", **settings: Any) -> dict[int, dict[str, Tensor]]:
+    """Write changed weights of every query; return them."""
     result = {}
     for query in QUERIES["id"].tolist():
         generator = torch.Generator().manual_seed(query)
@@ -303,7 +302,7 @@ def save_changed(folder: Path, **settings: Any) -> dict[int, dict[str, Tensor]]:
             for name, weight in SELECTED.items()
         }
         (folder / str(query)).mkdir(parents=True)
-        save_tensors(folder / str(query) / "weights.safetensors", result[query], {"query": query, **settings})
+        save_tensors(folder / str(query) / "weights.safetensors", kind, result[query], {"query": query, **settings})
     return result
 
 
@@ -322,7 +321,7 @@ def losses(weights: Mapping[str, Tensor]) -> Tensor:
 
 @pytest.mark.parametrize("kind", [Mucs, Unlearning])
 def test_losses_before_and_after(context: Context, tmp_path: Path, kind: type[Any]) -> None:
-    changed = save_changed(tmp_path)
+    changed = save_changed(tmp_path, kind.kind)
     method = kind(changed=f"{tmp_path}/*/weights.safetensors", draws=TWO.draws)
     model = context.trained().over(small_network().float())
     found = scores(method, replace(context, model=model))
@@ -349,22 +348,20 @@ def test_changed_weights_that_do_not_fit(context: Context, tmp_path: Path) -> No
     assert Mucs(changed=f"{tmp_path}/folder/*").settings()["changed"] == {}
     weights = save_changed(tmp_path / "all")[4]
     assert "found none of query 7, expected all 3" in message("all/[49]/weights.safetensors")
-    save_tensors(tmp_path / "twice.safetensors", weights, {"query": 4, "until": None})
-    save_tensors(tmp_path / "twice_again.safetensors", weights, {"query": 4, "until": None})
+    save_tensors(tmp_path / "twice.safetensors", "mirrored weights", weights, {"query": 4})
+    save_tensors(tmp_path / "twice_again.safetensors", "mirrored weights", weights, {"query": 4})
     assert "found query 4 twice" in message("twice*.safetensors")
-    save_tensors(tmp_path / "whose.safetensors", weights, {})
-    assert "whose.safetensors: found no query" in message("whose.safetensors")
+    save_tensors(tmp_path / "losses.safetensors", "losses", weights, {})
+    assert "losses.safetensors: found losses, expected mirrored weights" in message("losses.safetensors")
     other = {"conv_in.weight": torch.zeros(2, 3)}
-    save_tensors(tmp_path / "all/4/weights.safetensors", other, {"query": 4, "until": None})
+    save_tensors(tmp_path / "all/4/weights.safetensors", "mirrored weights", other, {"query": 4})
     assert "weights.safetensors: found conv_in.weight (2, 3), expected (8, 4, 3, 3)" in message("all/*/*")
 
 
-@pytest.mark.parametrize(("method", "mark", "task"), [(Mucs, "step_size", "Mirrored"), (Unlearning, "until", "Unl")])
-def test_changed_weights_of_another_task(
-    context: Context, tmp_path: Path, method: type[Any], mark: str, task: str
-) -> None:
-    save_changed(tmp_path, **{mark: 0.1})
-    with pytest.raises(UserError, match=f"expected changed weights of {task}"):
+@pytest.mark.parametrize(("method", "other"), [(Mucs, "unlearned weights"), (Unlearning, "mirrored weights")])
+def test_changed_weights_of_another_task(context: Context, tmp_path: Path, method: type[Any], other: str) -> None:
+    save_changed(tmp_path, other)
+    with pytest.raises(UserError, match=f"found {other}, expected {method.kind}"):
         method(changed=f"{tmp_path}/*/*").prepare(context)
 
 
@@ -381,9 +378,9 @@ def test_changed_weights_of_several_checkpoints_and_another_store(context: Conte
         return method._changed[0]
 
     for model in ("one", "two"):
-        save_changed(tmp_path / model, until=0.9, digests={"checkpoint": model, "queries": "asked"})
-    save_tensors(tmp_path / "two/4/weights.safetensors", {"conv_in.bias": torch.ones(8)},
-                 {"query": 4, "until": 0.9, "digests": {"checkpoint": "two", "queries": "asked"}})  # fmt: skip
+        save_changed(tmp_path / model, digests={"checkpoint": model, "queries": "asked"})
+    save_tensors(tmp_path / "two/4/weights.safetensors", "mirrored weights", {"conv_in.bias": torch.ones(8)},
+                 {"query": 4, "digests": {"checkpoint": "two", "queries": "asked"}})  # fmt: skip
     assert list(prepared("two", "asked")) == ["conv_in.bias"]
     assert list(prepared("one", "asked")) == sorted(SELECTED)
     with pytest.raises(UserError, match=r"was made from checkpoint one, not two.ckpt \(two\)"):

@@ -204,7 +204,7 @@ def test_journeys_of_images_that_were_not_sampled(project: Project, context: Con
 def test_a_curvature_of_another_checkpoint(project: Project, tmp_path: Path, refused: Refused) -> None:
     tensors, settings = load_tensors(project.curvature)
     settings["digests"]["checkpoint"] = "another"
-    save_tensors(tmp_path / "curvature.safetensors", tensors, settings)
+    save_tensors(tmp_path / "curvature.safetensors", "curvature", tensors, settings)
     args = command(project, tmp_path / "run", "Influence", {"curvature": str(tmp_path / "curvature.safetensors")})
     assert f"(fitted on another), expected one fitted on checkpoint {project.checkpoint}" in refused(args)
 

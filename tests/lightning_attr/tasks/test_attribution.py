@@ -124,7 +124,7 @@ def stopped(stores: Project, tmp_path: Path) -> tuple[list[str], list[Path]]:
 def rewrite(chunk: Path, **changes: object) -> None:
     """Put sevens into a chunk, so that it shows whether it is used."""
     tensors, settings = load_tensors(chunk)
-    save_tensors(chunk, {"rows": 7 + 0 * tensors["rows"]}, {**settings, **changes})
+    save_tensors(chunk, "chunk", {"rows": 7 + 0 * tensors["rows"]}, {**settings, **changes})
 
 
 def test_finished_chunks_are_not_measured_again(stopped: tuple[list[str], list[Path]]) -> None:

@@ -66,7 +66,9 @@ def test_a_retraining_counts_for_the_query_whose_top_it_went_without(project: Pr
     assert settings["top_of"] is None
     for query in (0, 1):
         (tmp_path / str(query)).mkdir()
-        save_tensors(tmp_path / str(query) / "retraining.safetensors", tensors, {**settings, "top_of": query})
+        save_tensors(
+            tmp_path / str(query) / "retraining.safetensors", "retraining", tensors, {**settings, "top_of": query}
+        )
     retrained = f"[{tmp_path / '0'}, {tmp_path / '1'}]"
     run_stage(project.args("evaluate", tmp_path / "run", model__init_args__retrained=retrained))
     content = read_json(tmp_path / "run/metrics.json")

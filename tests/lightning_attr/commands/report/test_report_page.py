@@ -236,7 +236,7 @@ def test_single_query_has_no_standard_error(copied: Builder) -> None:
         path = folder / "retraining.safetensors"
         tensors, settings = load_tensors(path)
         one = {name: tensor if name == "removed_id" else tensor[:1] for name, tensor in tensors.items()}
-        save_tensors(path, one, settings)
+        save_tensors(path, "retraining", one, settings)
     table = page_of(copied.root).all("table", **{"class": "comparison"})[0]
     assert "±" not in table.all("tbody")[0].text
     assert "top 8 1 query" in table.text
