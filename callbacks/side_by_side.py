@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Sequence
 
@@ -11,7 +10,9 @@ from lightning.pytorch.callbacks import Callback
 
 from callbacks.pictures import SampleImage, image_rows, summary_writer
 from datamodules.store import Store
-from lightning_attr.artifacts.scores import SIGN, Scores, TopScores, load_scores
+from lightning_attr.artifacts.provenance import check_made_from
+from lightning_attr.artifacts.score_table import ScoreFile, ScoreTable
+from lightning_attr.artifacts.scores import SIGN, load_scores
 from lightning_attr.errors import UserError
 from lightning_attr.tasks.evaluation import Evaluation
 
@@ -59,33 +60,25 @@ class SideBySide(Callback):
 
 
 def read_tops(paths: Sequence[str], store: Store, queries: Store, k: int) -> dict[str, Tops]:
-    """Read what scores files rank highest, by the name of their method; where several are of one method, with the file.
-
-    Files of the same method and settings, such as those of single queries, count as one.
+    """Read what scores files rank highest, by the labels of a :class:`ScoreTable`.
 
     Raises:
         UserError: A file is damaged, or was made from other stores: its ids mean other images.
     """
-    groups: dict[str, tuple[str, str, Tops]] = {}
-    for path in paths:
-        scores = load_scores(path)
-        _check_digests(path, scores, store, queries)
-        key = json.dumps([scores.method, scores.settings], sort_keys=True)
-        tops = groups.setdefault(key, (scores.method, path, {}))[2]
+    files = [ScoreFile(path, load_scores(path)) for path in paths]
+    for path, scores in files:
+        for role, opened in (("store", store), ("queries", queries)):
+            check_made_from(path, scores.settings, role, opened.digest, opened.path)
+    return {label: _tops(group, k) for label, group in ScoreTable(files)}
+
+
+def _tops(files: Sequence[ScoreFile], k: int) -> Tops:
+    """What files rank highest; of a query in several of them, the first."""
+    tops: Tops = {}
+    for _, scores in files:
         for query in scores.query_id.tolist():
             tops.setdefault(query, scores.ranked(query, min(k, scores.depth)))
-    several = Counter(method for method, _, _ in groups.values())
-    return {method if several[method] == 1 else f"{method} ({path})": tops for method, path, tops in groups.values()}
-
-
-def _check_digests(path: str, scores: Scores | TopScores, store: Store, queries: Store) -> None:
-    digests = scores.settings.get("digests", {})
-    for role, opened in (("store", store), ("queries", queries)):
-        found = digests.get(role, opened.digest)
-        if found != opened.digest:
-            raise UserError(
-                f"{path}: found digest {found} of its {role}, expected {opened.digest} as {opened.path} has it"
-            )
+    return tops
 
 
 def _image(store: Store, sample: int, score: float, methods: int) -> SampleImage:

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from datamodules.hashing import shuffled
 from datamodules.store import Store
-from lightning_attr.artifacts.scores import load_scores
+from lightning_attr.artifacts.provenance import check_made_from
+from lightning_attr.artifacts.scores import Scores, TopScores, load_scores
 from lightning_attr.errors import UserError
 
 Ints = NDArray[np.int64]
@@ -105,7 +106,7 @@ def _subset_positions(store: Store, subset: Subset) -> Ints:
         return np.arange(_at_most("subset.first", subset.first, len(store)))
     if subset.scores is not None:
         assert subset.top is not None
-        return np.unique(store.positions(_candidates(_paths(subset.scores), subset.top)))
+        return np.unique(store.positions(_candidates(store, _paths(subset.scores), subset.top)))
     assert subset.fraction is not None
     count = max(1, round(subset.fraction * len(store)))
     return np.sort(shuffled(store.ids, "subset", subset.seed)[:count])
@@ -121,31 +122,37 @@ def _excluded(store: Store, exclude: Exclude, chosen: Ints) -> Ints:
     assert exclude.scores is not None
     assert exclude.top is not None
     _at_most("exclude.top", exclude.top, len(store))
-    return store.positions(_top_ids(_paths(exclude.scores), exclude.query, exclude.top))
+    return store.positions(_top_ids(store, _paths(exclude.scores), exclude.query, exclude.top))
 
 
 def _paths(scores: str | list[str]) -> list[str]:
     return [scores] if isinstance(scores, str) else scores
 
 
-def _candidates(paths: Sequence[str], top: int) -> list[int]:
+def _scores_of(store: Store, path: str) -> Scores | TopScores:
+    scores = load_scores(path)
+    check_made_from(path, scores.settings, "store", store.digest, store.path)  # ids of others mean other images
+    return scores
+
+
+def _candidates(store: Store, paths: Sequence[str], top: int) -> list[int]:
     """All samples that are among the `top` of a query; with repetitions."""
     found: list[int] = []
     for path in paths:
-        scores = load_scores(path)
+        scores = _scores_of(store, path)
         k = _at_most(f"subset.top of {path}", top, scores.depth)
         for query_id in scores.query_id.tolist():
             found += scores.top(query_id, k)
     return found
 
 
-def _top_ids(paths: Sequence[str], query: int | list[int] | None, top: int) -> list[int]:
+def _top_ids(store: Store, paths: Sequence[str], query: int | list[int] | None, top: int) -> list[int]:
     """The `top` samples that stand highest: all queries' first ones, then their second ones, and so on."""
     rankings: list[list[int]] = []
     asked = None if query is None else {query} if isinstance(query, int) else set(query)
     seen: set[int] = set()
     for path in paths:
-        scores = load_scores(path)
+        scores = _scores_of(store, path)
         queries = set(scores.query_id.tolist())
         seen |= queries
         for query_id in sorted(queries if asked is None else queries & asked):

@@ -20,7 +20,7 @@ from datamodules.store.records import IMPLIED, Field, Schema
 from lightning_attr.errors import StoreError
 
 FORMAT = "lightning-attr store"
-#: Since version 2 the schema has the roles of fields.
+#: Version 2 has the roles of fields in its schema; version 1, those that the names of its fields imply.
 VERSION = 2
 
 HEAD = "head"
@@ -67,8 +67,13 @@ def encode_json(value: Any) -> bytes:
 
 
 def encode_schema(schema: Schema) -> bytes:
-    """Schema record."""
-    return encode_json({"format": FORMAT, "version": VERSION, **schema.to_json()})
+    """Schema record, of version 1 where that says all: a store that is made again keeps its digest."""
+    record = {"format": FORMAT, "version": VERSION, **schema.to_json()}
+    if all(field.role == IMPLIED.get(name) for name, field in schema.fields.items()):
+        record["version"] = 1
+        for field in record["fields"].values():
+            del field["role"]
+    return encode_json(record)
 
 
 def decode_schema(path: str, payload: bytes) -> Schema:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from datamodules.store import Store
 from lightning_attr.artifacts import load_tensors
+from lightning_attr.artifacts.provenance import check_made_from
 from lightning_attr.digests import file_digest
 from lightning_attr.errors import UserError
 from lightning_attr.ground_truth.metrics.functional import feature_similarity, generation_deviation
@@ -98,9 +99,8 @@ def _check_finished(folders: Sequence[Path]) -> None:
 def _read_entry(folder: Path, digests: Mapping[str, str]) -> _Entry:
     path = folder / "retraining.safetensors"
     tensors, settings = load_tensors(path, "retraining")
-    for name, expected in digests.items():
-        if (found := settings["digests"].get(name)) != expected:
-            raise UserError(f"{path}: of another {name}: found digest {found}, expected {expected}")
+    for role, digest in digests.items():
+        check_made_from(str(path), settings, role, digest, "the sweep")
     latents = tensors["original_latent"], tensors["retrained_latent"]
     # Images and latents are not kept: those of all entries together may not fit into memory.
     kept = {name: tensors[name] for name in ("query_id", "removed_id", "original_losses", "retrained_losses")}

@@ -100,16 +100,6 @@ class Columns(Sequence[Tensor]):
         return self.chunks[index][:, self.start : self.stop]
 
 
-def digest_of(settings: Mapping[str, Any], name: str) -> str | None:
-    """Return the digest that a file's settings keep of what it was made from, such as ``checkpoint``; None if none."""
-    return settings.get("digests", {}).get(name)  # type: ignore[no-any-return]
-
-
-def differs(found: str | None, expected: str | None) -> bool:
-    """Return whether two digests are known, and not the same."""
-    return bool(found and expected and found != expected)
-
-
 def plain(value: Any) -> Any:
     """Return a setting as JSON can hold it."""
     if isinstance(value, Method):

@@ -7,9 +7,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from lightning_attr.artifacts.provenance import digest_of
 from lightning_attr.curvature import AnyCurvature, Damping, curvature_digest, load_curvature
 from lightning_attr.errors import UserError
-from lightning_attr.methods.base import Batch, Context, digest_of, plain
+from lightning_attr.methods.base import Batch, Context, plain
 from lightning_attr.methods.gradient_method import GradientMethod, products
 from lightning_attr.models import Model
 

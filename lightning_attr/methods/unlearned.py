@@ -12,11 +12,12 @@ import torch
 from torch import Tensor
 
 from lightning_attr.artifacts import load_tensors, read_header
+from lightning_attr.artifacts.provenance import check_made_from, differs, digest_of
 from lightning_attr.digests import file_digest
 from lightning_attr.errors import UserError
 from lightning_attr.gradients import outside_autocast
 from lightning_attr.losses import sample_losses
-from lightning_attr.methods.base import Batch, Context, Method, differs, digest_of, expect_counts
+from lightning_attr.methods.base import Batch, Context, Method, expect_counts
 from lightning_attr.noise import Draws
 
 
@@ -80,7 +81,7 @@ class Unlearned(Method):
                 continue
             if query in result:
                 raise UserError(f"method.changed {self.changed}: found query {query} twice, the second time in {path}")
-            _check_queries(path, settings, context)
+            check_made_from(path, settings, "queries", context.query_store.digest, context.query_store.path)
             result[query] = path
         if missing := [query for query in queries if query not in result]:
             found = f"method.changed {self.changed}: found none of query {missing[0]}, expected all {len(queries)}"
@@ -122,11 +123,3 @@ class Unlearned(Method):
     def _assign(self, weights: Mapping[str, Tensor]) -> None:
         for name, value in weights.items():
             self._parameters[name].copy_(value)
-
-
-def _check_queries(path: str, settings: Mapping[str, Any], context: Context) -> None:
-    if (found := digest_of(settings, "queries")) is not None and found != context.query_store.digest:
-        raise UserError(
-            f"{path}: found a query of store {found}, expected one of {context.query_store.path} "
-            f"({context.query_store.digest})"
-        )

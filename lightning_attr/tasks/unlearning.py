@@ -11,6 +11,7 @@ from torch import Tensor
 
 from datamodules.store import Store
 from lightning_attr.artifacts import save_tensors
+from lightning_attr.artifacts.provenance import check_made_from
 from lightning_attr.curvature import Damping, curvature_digest, load_curvature
 from lightning_attr.digests import file_digest
 from lightning_attr.errors import UserError
@@ -114,11 +115,13 @@ class Unlearning(ChangedWeights):
     def _check_curvature(self) -> None:
         if self.curvature is None:
             return
-        found = self.curvature.settings.get("digests", {}).get("checkpoint")  # kronfluence keeps none
-        if found is not None and found != self.digests()["checkpoint"]:
-            raise UserError(
-                f"curvature {self.curvature_path}: fitted on checkpoint {found}, expected {self.checkpoint}"
-            )
+        check_made_from(
+            f"curvature {self.curvature_path}",
+            self.curvature.settings,
+            "checkpoint",
+            self.model.digest,
+            self.checkpoint,
+        )
         # Ask for the inverse now: a missing weight or a zero entry should not show only after the draws are done.
         self.curvature.inverse(self.original, self.damping)
 

@@ -50,7 +50,7 @@ def test_scores_of_other_images_are_refused(project: Project, refused: Refused, 
     message = refused(
         project.args("evaluate", tmp_path, trainer__callbacks=callbacks(project, store=str(project.val_store)))
     )
-    assert "of its store, expected" in message
+    assert "made from store of digest" in message
     assert str(project.val_store) in message
 
 

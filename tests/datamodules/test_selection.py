@@ -55,6 +55,21 @@ def test_exclude_scores(store: Store, score_files: list[str]) -> None:
         kept_positions(store, Exclude(scores=first, query=1, top=150))
 
 
+@pytest.mark.parametrize("choice", ["exclude", "subset"])
+def test_scores_of_another_store(store: Store, tmp_path: Path, choice: str) -> None:
+    """The same ids mean other images there."""
+    ids = torch.from_numpy(store.ids.copy())
+    path, choose = str(tmp_path / "a"), {"exclude": Exclude, "subset": Subset}[choice]
+    for digest in (store.digest, "xxh3-128:other"):
+        Scores(-ids[None].float(), torch.tensor([1]), ids, "random", {"digests": {"store": digest}}).save(path)
+        settings: dict[str, Exclude | Subset] = {choice: choose(scores=path, top=3)}
+        if digest == store.digest:
+            assert len(kept_positions(store, **settings)) in (3, 147)  # type: ignore[arg-type]
+        else:
+            with pytest.raises(UserError, match="made from store of digest xxh3-128:other, expected"):
+                kept_positions(store, **settings)  # type: ignore[arg-type]
+
+
 def test_exclude_at_random(store: Store) -> None:
     first = left_out(store, Exclude(random=20))
     assert len(first) == 20

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,6 +13,8 @@ from torch import Tensor
 
 from datamodules.store import Store
 from lightning_attr.artifacts import load_tensors, read_header, read_json
+from lightning_attr.artifacts.provenance import differs, digest_of
+from lightning_attr.artifacts.score_table import ScoreFile, ScoreTable
 from lightning_attr.artifacts.scores import KINDS, Scores, TopScores, load_scores
 from lightning_attr.commands.report.stages import Stage, find_stages, find_stores, find_sweeps, without_entries
 from lightning_attr.errors import UserError
@@ -131,11 +132,11 @@ class Run:
 
 @dataclass(frozen=True)
 class _File:
-    """A file of scores, or of a leave-K-out run, and the digests of the stores that it was made from."""
+    """A file of scores or of a retraining, and the settings that say what it was made from."""
 
     path: Path
     content: Any
-    digests: Mapping[str, str]
+    settings: Mapping[str, Any]
 
 
 def collect(path: Path) -> Run:
@@ -168,52 +169,46 @@ def _read_files(run: Path) -> tuple[list[_File], list[_File]]:
     retrained: list[_File] = []
     for path in without_entries(run, sorted(run.rglob("*.safetensors"))):
         header = read_header(path)
-        digests = header.settings.get("digests", {})
         if header.kind in KINDS:
-            scores.append(_File(path, load_scores(path), digests))
+            scores.append(_File(path, load_scores(path), header.settings))
         elif header.kind == "retraining":
-            retrained.append(_File(path, load_tensors(path), digests))
+            retrained.append(_File(path, load_tensors(path), header.settings))
     return scores, retrained
 
 
 def _choose_store(run: Run, files: list[_File], role: str) -> tuple[Store | None, list[_File]]:
     """The store that most files were made from, and these files. The ids of other stores mean other images."""
     found = find_stores(run.path, run.stages, role)
-    named = Counter(file.digests[role] for file in files if role in file.digests)
+    named = Counter(digest for file in files if (digest := digest_of(file.settings, role)))
     what = "query store" if role == "queries" else "store of training images"
     if not found and (named or role == "store"):
         run.notes.append(f"The {what} was not found: what it holds is shown by id only.")
     ranked = sorted(named, key=lambda digest: (digest in found, named[digest]), reverse=True)
     chosen = ranked[0] if ranked else next(iter(found), None)
-    others = [file for file in files if file.digests.get(role, chosen) != chosen]
+    others = [file for file in files if differs(digest_of(file.settings, role), chosen)]
     run.notes += [f"{file.path} was made from another {what} and is left out." for file in others]
     return found.get(chosen or ""), [file for file in files if file not in others]
 
 
 def _rankings(run: Run, files: Sequence[_File]) -> list[Ranking]:
     """Rows of the same method and settings together; a row that is in several files counts once."""
-    groups: dict[str, list[_File]] = {}
-    for file in files:
-        key = json.dumps([file.content.method, file.content.settings], sort_keys=True)
-        groups.setdefault(key, []).append(file)
-    methods = Counter(group[0].content.method for group in groups.values())
-    rankings = []
-    for group in groups.values():
-        method = group[0].content.method
-        label = method if methods[method] == 1 else f"{method} ({group[0].path.relative_to(run.path).with_suffix('')})"
-        rankings.append(Ranking(label, method, _rows(run, group)))
+    named = [ScoreFile(str(file.path.relative_to(run.path).with_suffix("")), file.content) for file in files]
+    rankings = [Ranking(label, group[0].scores.method, _rows(run, group)) for label, group in ScoreTable(named)]
     return sorted(rankings, key=lambda ranking: (ranking.method != LOSS_DELTAS, ranking.method == "random"))
 
 
-def _rows(run: Run, group: Sequence[_File]) -> dict[int, Row]:
+def _rows(run: Run, group: Sequence[ScoreFile]) -> dict[int, Row]:
     rows: dict[int, Row] = {}
-    for file in group:
-        if not torch.equal(_scored(file.content), _scored(group[0].content)):
-            run.notes.append(f"{file.path} scores other images than {group[0].path} and is left out.")
+    first, scored = group[0].path, _scored(group[0].scores)
+    for path, scores in group:
+        if not torch.equal(_scored(scores), scored):
+            run.notes.append(f"{run.path / path}.safetensors scores other images than {first} and is left out.")
             continue
-        for query, row in _rows_of(file.content):
+        for query, row in _rows_of(scores):
             if not rows.setdefault(query, row).agrees(row):
-                run.notes.append(f"{file.path} has other scores for query {query} than a file before it; not shown.")
+                run.notes.append(
+                    f"{run.path / path}.safetensors has other scores for query {query} than a file before it; not shown."
+                )
     return rows
 
 

@@ -88,6 +88,7 @@ def test_truncated(tmp_path: Path, store_path: Path, share: float) -> None:
 
 def test_another_version(tmp_path: Path, store_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("datamodules.store.layout.VERSION", 3)
+    monkeypatch.setattr("datamodules.store.layout.IMPLIED", {})
     write_store(tmp_path / "a.lmdb", 2)
     monkeypatch.undo()
     with pytest.raises(StoreError, match=r"version 3, expected .* version 2"):

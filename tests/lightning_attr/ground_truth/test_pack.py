@@ -239,7 +239,7 @@ def test_entries_of_other_files(project: Project, copied: list[Path], what: str)
     tensors, settings = load_tensors(path)
     settings["digests"][what] = "other"
     save_tensors(path, "retraining", tensors, settings)
-    assert_says(refusal(copied, project), path, f"of another {what}", "found digest other")
+    assert_says(refusal(copied, project), path, f"made from {what} of digest other")
 
 
 def test_entries_of_other_draws(project: Project, copied: list[Path]) -> None:

@@ -51,7 +51,8 @@ APART = {**QUERIES, "id": -1 - QUERIES["id"]}
 @pytest.fixture
 def context() -> Context:
     model = model_of(NETWORK)
-    return Context(QUERIES, None, None, model, torch.device("cpu"))  # type: ignore[arg-type]
+    queries = SimpleNamespace(path="queries.lmdb", digest="")
+    return Context(QUERIES, queries, None, model, torch.device("cpu"))  # type: ignore[arg-type]
 
 
 def scores(method: Method, context: Context) -> Tensor:
@@ -385,5 +386,5 @@ def test_changed_weights_of_several_checkpoints_and_another_store(context: Conte
     assert list(prepared("one", "asked")) == sorted(SELECTED)
     with pytest.raises(UserError, match=r"was made from checkpoint one, not two.ckpt \(two\)"):
         prepared("two", "asked", "one")
-    with pytest.raises(UserError, match=r"found a query of store asked, expected one of queries.lmdb \(another\)"):
+    with pytest.raises(UserError, match=r"made from queries of digest asked, expected another as queries\.lmdb has it"):
         prepared("one", "another")
