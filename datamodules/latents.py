@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from datamodules.loading import GivenKeys, Keys, LatentLoader, PredictBatches, Share, TrainBatches
 from datamodules.selection import Exclude, Subset, kept_positions
 from datamodules.store import Store
+from lightning_attr.artifacts.inputs import InputPath
 from lightning_attr.errors import UserError
 
 
@@ -40,11 +41,11 @@ class LatentDataModule(LightningDataModule):
 
     def __init__(
         self,
-        store: str,
+        store: InputPath,
         batch_size: int = 128,
         seed: int = 0,
         num_workers: int = 0,
-        val_store: str | None = None,
+        val_store: InputPath | None = None,
         exclude: Exclude | None = None,
         subset: Subset | None = None,
         order: Literal["shuffled", "stored"] = "shuffled",

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from datamodules.hashing import shuffled
 from datamodules.store import Store
+from lightning_attr.artifacts.inputs import InputPath
 from lightning_attr.artifacts.provenance import check_made_from
 from lightning_attr.artifacts.scores import Scores, TopScores, load_scores
 from lightning_attr.errors import UserError
@@ -34,7 +35,7 @@ class Exclude:
     """
 
     ids: list[int] | None = None
-    scores: str | list[str] | None = None
+    scores: InputPath | list[InputPath] | None = None
     query: int | list[int] | None = None
     top: int | None = None
     random: int | None = None
@@ -70,7 +71,7 @@ class Subset:
     ids: list[int] | None = None
     fraction: float | None = None
     first: int | None = None
-    scores: str | list[str] | None = None
+    scores: InputPath | list[InputPath] | None = None
     top: int | None = None
     seed: int = 0
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from datamodules.store import Store
+from lightning_attr.artifacts.inputs import input_paths
 from lightning_attr.errors import UserError
 from lightning_attr.models import Model
 
@@ -65,6 +66,10 @@ class Method(ABC):
     def settings(self) -> dict[str, Any]:
         """Return the constructor's arguments, as plain values."""
         return {name: plain(value) for name, value in vars(self).items() if not name.startswith("_")}
+
+    def inputs(self) -> dict[str, str]:
+        """Return the files that settings name as such, by the names of the settings."""
+        return dict(input_paths(type(self), self.settings()))
 
     def prepare(self, context: Context) -> None:  # noqa: B027 (some methods need no preparation)
         """Get ready for the queries; attributes that it sets begin with an underscore."""

@@ -29,6 +29,11 @@ class Combined(Method):
         """The methods' names, joined by ``+``."""
         return "+".join(method.name for method in self.methods)
 
+    def inputs(self) -> dict[str, str]:
+        """Return the files of all methods."""
+        of_methods = enumerate(method.inputs() for method in self.methods)
+        return {f"methods.{index}.{name}": path for index, files in of_methods for name, path in files.items()}
+
     def prepare(self, context: Context) -> None:
         """Prepare every method."""
         for method in self.methods:

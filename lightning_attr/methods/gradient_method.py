@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lightning_attr.artifacts.inputs import InputPath
 from lightning_attr.console import warn
 from lightning_attr.errors import UserError
 from lightning_attr.gradients import (
@@ -54,7 +55,7 @@ class GradientMethod(Method):
         views: int | None = 1,
         per_draw: bool = False,
         query: Draws | None = None,
-        region: str | None = None,
+        region: InputPath | None = None,
     ) -> None:
         expect_counts("method", captions=captions, views=views)
         self.output = output

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from lightning_attr.artifacts.inputs import InputPath
 from lightning_attr.artifacts.provenance import digest_of
 from lightning_attr.curvature import AnyCurvature, Damping, curvature_digest, load_curvature
 from lightning_attr.errors import UserError
@@ -27,7 +28,9 @@ class Influence(GradientMethod):
         settings: The arguments of ``GradientMethod``.
     """
 
-    def __init__(self, curvature: str | list[str], damping: Damping = Damping(0.1, "mean"), **settings: Any) -> None:
+    def __init__(
+        self, curvature: InputPath | list[InputPath], damping: Damping = Damping(0.1, "mean"), **settings: Any
+    ) -> None:
         super().__init__(**settings)
         self.curvature = curvature
         self.damping = damping

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from lightning_attr.artifacts.inputs import InputPath
 from lightning_attr.encoders import VisionFeatures, thumb_images
 from lightning_attr.gradients import outside_autocast
 from lightning_attr.methods.base import Batch, Context, Method
@@ -86,7 +87,7 @@ class VisionSimilarity(Method):
         model: Hub name or local folder of the model, such as ``facebook/dinov2-small``.
     """
 
-    def __init__(self, model: str) -> None:
+    def __init__(self, model: InputPath) -> None:
         self.model = model
 
     @property

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from lightning_attr.artifacts import load_tensors, read_header
+from lightning_attr.artifacts.inputs import InputPath
 from lightning_attr.artifacts.provenance import check_made_from, differs, digest_of
 from lightning_attr.digests import file_digest
 from lightning_attr.errors import UserError
@@ -37,7 +38,9 @@ class Unlearned(Method):
 
     kind: ClassVar[str]
 
-    def __init__(self, changed: str, draws: Draws = Draws(), captions: int | None = 1, views: int | None = 1) -> None:
+    def __init__(
+        self, changed: InputPath, draws: Draws = Draws(), captions: int | None = 1, views: int | None = 1
+    ) -> None:
         expect_counts("method", captions=captions, views=views)
         self.changed = changed
         self.draws = draws

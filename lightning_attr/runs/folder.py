@@ -8,12 +8,14 @@ from datetime import UTC, datetime
 from glob import glob
 from importlib.metadata import version
 from pathlib import Path
+from pydoc import locate
 from typing import Any
 
 import yaml
 
 from lightning_attr.errors import UserError
 from lightning_attr.digests import file_digest
+from lightning_attr.artifacts.inputs import input_paths
 from lightning_attr.artifacts import read_json, write_atomically, write_json
 
 #: The trainer's settings that change results. Others, such as how often it logs, may change before a resume.
@@ -151,33 +153,27 @@ def flatten(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
         yield from flatten(child, f"{prefix}.{key}" if prefix else str(key))
 
 
-#: Settings that may name a folder of inputs: of a curvature's factors, or of a model. Other folders are outputs.
-FOLDERS = ("curvature", "model", "checkpoint", "checkpoints")
-
-
 def input_files(config: Config) -> Iterator[str]:
-    """Yield the files that a config's model and data read.
-
-    A value may be a file, a pattern with ``*``, or, of a setting among :data:`FOLDERS`, a folder.
-    """
+    """Yield the files that a config's model and data read: those that the arguments of type ``InputPath`` name."""
     for section in ("model", "data"):
-        for key, value in flatten(config.get(section) or {}):
-            names = key.split(".")
-            if not isinstance(value, str) or not value or names[-1] == "weights":  # a regular expression
-                continue
+        for value in _input_paths(config.get(section)):
             for path in sorted(glob(value)) if "*" in value else [value]:
-                if is_file(path):
+                if Path(path).is_file():
                     yield path
-                elif set(names) & set(FOLDERS) and Path(path).is_dir():
+                elif Path(path).is_dir():
                     yield from _files(Path(path))
 
 
-def is_file(value: str) -> bool:
-    """Return whether a setting's value is a file; a long prompt is no path at all."""
-    try:
-        return Path(value).is_file()
-    except (OSError, ValueError):
-        return False
+def _input_paths(value: Any) -> Iterator[str]:
+    """Yield the values of the input arguments of all classes that a part of a config names."""
+    if isinstance(value, list):
+        for each in value:
+            yield from _input_paths(each)
+    if isinstance(value, Mapping):
+        if isinstance(owner := locate(str(value.get("class_path"))), type):
+            yield from (path for _, path in input_paths(owner, value.get("init_args") or {}))
+        for each in value.values():
+            yield from _input_paths(each)
 
 
 def _files(folder: Path) -> Iterator[str]:

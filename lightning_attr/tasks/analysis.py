@@ -13,6 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 from datamodules import LatentDataModule
 from datamodules.store import Store
 from lightning_attr.artifacts import tensors_digest
+from lightning_attr.artifacts.inputs import InputPath
 from lightning_attr.errors import UserError
 from lightning_attr.models import load
 
@@ -44,7 +45,7 @@ class AnalysisTask(pl.LightningModule):
 
     strict_loading = False
 
-    def __init__(self, checkpoint: str) -> None:
+    def __init__(self, checkpoint: InputPath) -> None:
         super().__init__()
         self.checkpoint = checkpoint
         self.model = load(checkpoint)

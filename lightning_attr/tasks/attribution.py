@@ -15,6 +15,7 @@ from datamodules import LatentDataModule
 from datamodules.loading import whole_samples
 from datamodules.store import Store
 from lightning_attr.artifacts.chunks import Chunks
+from lightning_attr.artifacts.inputs import InputPath
 from lightning_attr.artifacts.scores import Scores, TopScores, load_scores, merge_top
 from lightning_attr.digests import file_digest
 from lightning_attr.errors import UserError
@@ -22,7 +23,6 @@ from lightning_attr.methods import Method
 from lightning_attr.methods.base import Context
 from lightning_attr.methods.ensemble import Ensemble
 from lightning_attr.models import Model, load
-from lightning_attr.runs.folder import flatten, is_file
 from lightning_attr.tasks.analysis import samples_used
 
 
@@ -48,8 +48,8 @@ class Attribution(pl.LightningModule):
     def __init__(
         self,
         method: Method,
-        queries: str,
-        checkpoints: list[str] = [],  # noqa: B006 (never changed; jsonargparse shows it in the help)
+        queries: InputPath,
+        checkpoints: list[InputPath] = [],  # noqa: B006 (never changed; jsonargparse shows it in the help)
         query_ids: list[int] | None = None,
         topk: int | None = None,
     ) -> None:
@@ -191,7 +191,7 @@ class Attribution(pl.LightningModule):
         files = {"store": self._data.store, "queries": self.queries}
         # Files that the method reads, such as a curvature.
         settings = self.method.settings()
-        files |= {key: path for key, path in flatten(settings) if isinstance(path, str) and is_file(path)}
+        files |= self.method.inputs()
         digests = {name: file_digest(path) for name, path in files.items()}
         digests |= {f"checkpoints.{index}": model.digest for index, model in enumerate(models)}
         precision = self.trainer.precision

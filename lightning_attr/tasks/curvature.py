@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from datamodules import LatentDataModule
 from datamodules.store import Store
+from lightning_attr.artifacts.inputs import InputPath
 from lightning_attr.curvature import KroneckerCurvature, save_factors
 from lightning_attr.curvature.sums import SUMS, DiagonalSums, Sums, layers_on, linear_layers, not_finite
 from lightning_attr.digests import file_digest
@@ -39,7 +40,7 @@ class Curvature(AnalysisTask):
 
     def __init__(
         self,
-        checkpoint: str,
+        checkpoint: InputPath,
         kind: Literal["diagonal", "kfac", "ekfac"] = "diagonal",
         weights: str = "cross_kv",
         seed: int = 0,

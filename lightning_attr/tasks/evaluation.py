@@ -15,6 +15,7 @@ from torchmetrics import MetricCollection
 
 from datamodules.store import Store
 from lightning_attr.artifacts import load_tensors, write_json
+from lightning_attr.artifacts.inputs import InputPath
 from lightning_attr.artifacts.scores import Scores
 from lightning_attr.errors import UserError
 from lightning_attr.ground_truth import Evaluated, as_json, evaluate, read_scores
@@ -46,7 +47,7 @@ class Relevant:
         k: The K of recall@K.
     """
 
-    store: str
+    store: InputPath
     attribute: str
     queries: list[int] | None = None
     k: list[int] | None = None
@@ -65,9 +66,9 @@ class Evaluation(pl.LightningModule):
     def __init__(
         self,
         retrained: list[str] | None = None,
-        scores: list[str] | None = None,
+        scores: list[InputPath] | None = None,
         relevant: Relevant | None = None,
-        pack: str | None = None,
+        pack: InputPath | None = None,
     ) -> None:
         super().__init__()
         self.retrained = retrained or []

@@ -12,6 +12,7 @@ from torch import Tensor
 from datamodules import LatentDataModule
 from datamodules.store import Store
 from lightning_attr.artifacts import save_tensors
+from lightning_attr.artifacts.inputs import InputPath
 from lightning_attr.digests import file_digest
 from lightning_attr.errors import UserError
 from lightning_attr.models import mean_square
@@ -49,8 +50,8 @@ class MirroredUnlearning(ChangedWeights):
 
     def __init__(
         self,
-        checkpoint: str,
-        queries: str,
+        checkpoint: InputPath,
+        queries: InputPath,
         query: int,
         weights: str = "all",
         learning_rate: float = 1e-5,

@@ -12,6 +12,7 @@ from datamodules import LatentDataModule
 from datamodules.loading import whole_samples
 from datamodules.store import Store
 from lightning_attr.artifacts import save_tensors
+from lightning_attr.artifacts.inputs import InputPath
 from lightning_attr.digests import file_digest
 from lightning_attr.encoders import store_image_encoder
 from lightning_attr.errors import UserError
@@ -43,8 +44,8 @@ class Retraining(LatentDiffusion):
 
     def __init__(
         self,
-        original: str,
-        queries: str,
+        original: InputPath,
+        queries: InputPath,
         method: str = "top",
         evaluate: list[int] | None = None,
         evaluation: Draws = Draws(timesteps=200),

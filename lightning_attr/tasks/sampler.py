@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader
 from datamodules.store import Store
 from datamodules.store.records import Field, Meta, Sample, Schema
 from datamodules.store.writer import StoreWriter
+from lightning_attr.artifacts.inputs import InputPath
 from lightning_attr.encoders import ENCODER_STATES, jpeg, store_image_encoder, store_text_encoder
 from lightning_attr.errors import UserError
 from lightning_attr.noise import keyed_generator
@@ -47,10 +48,10 @@ class Sampler(AnalysisTask):
 
     def __init__(
         self,
-        checkpoint: str,
-        store: str,
+        checkpoint: InputPath,
+        store: InputPath,
         prompts: list[str] | None = None,
-        prompt_store: str | None = None,
+        prompt_store: InputPath | None = None,
         count: int = 8,
         seed: int = 0,
         steps: int = 50,

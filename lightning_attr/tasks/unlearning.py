@@ -11,6 +11,7 @@ from torch import Tensor
 
 from datamodules.store import Store
 from lightning_attr.artifacts import save_tensors
+from lightning_attr.artifacts.inputs import InputPath
 from lightning_attr.artifacts.provenance import check_made_from
 from lightning_attr.curvature import Damping, curvature_digest, load_curvature
 from lightning_attr.digests import file_digest
@@ -77,17 +78,17 @@ class Unlearning(ChangedWeights):
 
     def __init__(
         self,
-        checkpoint: str,
-        store: str,
-        queries: str,
+        checkpoint: InputPath,
+        store: InputPath,
+        queries: InputPath,
         query: int,
-        curvature: str | None = None,
+        curvature: InputPath | None = None,
         weights: str = "cross_kv",
         step_size: float = 0.01,
         damping: Damping = Damping(),
         draws: Draws = Draws(),
         batch_size: int = 10,
-        region: str | None = None,
+        region: InputPath | None = None,
     ) -> None:
         super().__init__(checkpoint, queries, query, weights)
         self.store = store

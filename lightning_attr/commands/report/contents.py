@@ -206,9 +206,8 @@ def _rows(run: Run, group: Sequence[ScoreFile]) -> dict[int, Row]:
             continue
         for query, row in _rows_of(scores):
             if not rows.setdefault(query, row).agrees(row):
-                run.notes.append(
-                    f"{run.path / path}.safetensors has other scores for query {query} than a file before it; not shown."
-                )
+                shown = f"{run.path / path}.safetensors"
+                run.notes.append(f"{shown} has other scores for query {query} than a file before it; not shown.")
     return rows
 
 

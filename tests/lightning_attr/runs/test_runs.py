@@ -1,5 +1,6 @@
 """The folder of a run: what may change between two starts, and what may not."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -7,8 +8,12 @@ import pytest
 import yaml
 
 from lightning_attr.artifacts import read_json
+from lightning_attr.artifacts.inputs import InputPath, input_paths
 from lightning_attr.errors import UserError
-from lightning_attr.runs.folder import RunFolder, input_files
+from lightning_attr.runs.folder import RunFolder, _input_paths, flatten, input_files
+
+
+CONFIGS = Path(__file__).parents[3] / "configs"
 
 
 def config(**trainer: Any) -> dict[str, Any]:
@@ -83,11 +88,37 @@ def test_a_run_without_results_may_start_with_another_config(tmp_path: Path) -> 
     assert read_json(tmp_path / "manifest.json")["seed"] == 5
 
 
+@dataclass
+class Relevant:
+    store: InputPath
+    attribute: str = "planted"
+
+
+class Reads:
+    """A task with arguments of all forms that files are named in."""
+
+    def __init__(
+        self,
+        scores: list[InputPath] | None = None,
+        curvature: InputPath | list[InputPath] | None = None,
+        relevant: Relevant | None = None,
+        weights: str = ".*",
+        method: Any = None,
+    ) -> None: ...
+
+
+class ReadsMore(Reads):
+    def __init__(self, changed: InputPath = "", **settings: Any) -> None: ...
+
+
+def reading(**arguments: Any) -> dict[str, Any]:
+    return {**config(), "model": {"class_path": f"{__name__}.ReadsMore", "init_args": arguments}}
+
+
 def test_inputs_are_known_by_their_bytes(tmp_path: Path) -> None:
     file = tmp_path / "scores.safetensors"
     file.write_bytes(b"one")
-    given = config()
-    given["model"]["init_args"]["scores"] = [str(file)]
+    given = reading(scores=[str(file)])
     run = RunFolder(tmp_path / "run")
     assert run.start("fit", given)
     (run.path / "result").touch()
@@ -105,14 +136,13 @@ def test_inputs_are_known_by_their_bytes(tmp_path: Path) -> None:
     [
         ("changed", "unlearn/*/weights.safetensors", "unlearn/7/weights.safetensors"),
         ("curvature", "factors_ekfac", "factors_ekfac/lambda_matrix.safetensors"),
-        ("model", "model", "model/unet/config.json"),
+        ("curvature", "model", "model/unet/config.json"),
     ],
 )
 def test_files_of_patterns_and_folders_are_inputs(tmp_path: Path, key: str, value: str, file: str) -> None:
     (tmp_path / file).parent.mkdir(parents=True)
     (tmp_path / file).write_text("one")
-    given = config()
-    given["model"]["init_args"][key] = str(tmp_path / value)
+    given = reading(**{key: str(tmp_path / value)})
     run = RunFolder(tmp_path / "run")
     assert run.start("fit", given)
     (run.path / "result").touch()
@@ -123,11 +153,32 @@ def test_files_of_patterns_and_folders_are_inputs(tmp_path: Path, key: str, valu
         run.start("fit", given)
 
 
-def test_neither_regular_expressions_nor_records_of_runs_are_inputs(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_inputs_are_those_that_are_declared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a class, its bases, dataclasses in it and classes in it; not every string that is a file's name."""
     monkeypatch.chdir(tmp_path)
-    (tmp_path / ".hidden").touch()
-    RunFolder(tmp_path / "other").start("fit", config())
-    init_args = {"weights": ".*", "original": "other"}
-    assert list(input_files({"model": {"init_args": init_args}})) == []
+    for name in (".hidden", "a", "b", "c", "d", ".*"):
+        (tmp_path / name).touch()
+    inner = {"class_path": f"{__name__}.Reads", "init_args": {"curvature": ["d"], "weights": "a"}}
+    given = reading(changed="a", scores=["b", "missing"], relevant={"store": "c", "attribute": "a"}, method=inner)
+    assert sorted(input_files(given)) == ["a", "b", "c", "d"]
+    assert dict(input_paths(ReadsMore, {"relevant": {"store": "c"}, "curvature": ["d", "e"]})) == {
+        "relevant.store": "c",
+        "curvature.0": "d",
+        "curvature.1": "e",
+    }
+
+
+def test_all_files_that_shipped_configs_read_are_declared() -> None:
+    """Every setting of a model or its data that lies below ``runs/`` is an input, unless it says where to write."""
+    configs = [path for path in CONFIGS.rglob("*.yaml") if path.stem != "sweep"]
+    found, expected = set(), set()
+    for path in configs:
+        given = yaml.safe_load(path.read_text())
+        for section in ("model", "data"):
+            part = given.get(section) or {}
+            found |= set(_input_paths({"class_path": "datamodules.LatentDataModule", **part}))
+            names = {key: value for key, value in flatten(part) if "runs/" in str(value) or "${vars.run}" in str(value)}
+            expected |= {value for key, value in names.items() if ".retrained." not in key}
+    assert len(configs) > 40
+    assert len(expected) > 30
+    assert expected <= found

@@ -1,0 +1,50 @@
+"""Which arguments of a class name files that it reads."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import is_dataclass
+from typing import Annotated, Any, get_args, get_type_hints
+
+InputPath = Annotated[str, "a file or folder that is read, or a pattern with *"]
+"""The type of such an argument; a run records the digests of what it names."""
+
+
+def input_paths(owner: type, arguments: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yield the dotted name and the value of every argument of a class, or of a dataclass in it, that is one.
+
+    Args:
+        owner: The class.
+        arguments: Of its constructor, by name.
+    """
+    hints = _hints(owner)
+    for name, value in arguments.items():
+        kinds = _kinds(hints.get(name))
+        if InputPath in kinds:
+            yield from _strings(name, value)
+        elif isinstance(value, Mapping):
+            for kind in kinds:
+                if isinstance(kind, type) and is_dataclass(kind):
+                    yield from ((f"{name}.{key}", path) for key, path in input_paths(kind, value))
+
+
+def _hints(owner: type) -> dict[str, Any]:
+    """Return the types of the constructor's arguments, of base classes as well: they may be handed on."""
+    hints: dict[str, Any] = {}
+    for cls in reversed(owner.__mro__):
+        if "__init__" in vars(cls):
+            hints |= get_type_hints(vars(cls)["__init__"], include_extras=True)
+    return hints
+
+
+def _kinds(hint: Any) -> list[Any]:
+    """Return a type and all that it is made of: of ``list[A] | None`` also ``A``."""
+    return [hint, *(kind for part in get_args(hint) if hint != InputPath for kind in _kinds(part))]
+
+
+def _strings(name: str, value: Any) -> Iterator[tuple[str, str]]:
+    if isinstance(value, str):
+        yield name, value
+    elif isinstance(value, list):
+        for index, each in enumerate(value):
+            yield from _strings(f"{name}.{index}", each)
