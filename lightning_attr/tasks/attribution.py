@@ -44,6 +44,8 @@ class Attribution(pl.LightningModule):
             store; None keeps all.
     """
 
+    makes = ("scores.safetensors",)
+
     def __init__(
         self,
         method: Method,

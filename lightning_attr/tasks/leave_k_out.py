@@ -40,6 +40,8 @@ class LeaveKOut(LatentDiffusion):
         training: The arguments of ``LatentDiffusion``.
     """
 
+    makes = ("checkpoints/last.ckpt", "leave_k_out.safetensors")
+
     def __init__(
         self,
         original: str,
