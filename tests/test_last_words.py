@@ -45,10 +45,10 @@ def test_each_stage_names_the_next_command_and_that_one_runs(fresh: Project, cap
     main(shlex.split(following)[2:])
     made, following = capfd.readouterr().out.splitlines()
     assert made == f"made: {fresh.queries}"
-    assert following == f"next: lightning-attr report {fresh.root / 'sample'}"
+    assert following == f"next: lightning-attr report {fresh.root}"
 
     assert ended(shlex.split(following)[2:]) == 0
-    assert capfd.readouterr().out == f"made: {fresh.root / 'sample/report.html'}\n"
+    assert capfd.readouterr().out == f"made: {fresh.root / 'report.html'}\n"
 
 
 def test_quiet_stages(project: Project, tmp_path: Path, capfd: Captured) -> None:
@@ -66,20 +66,20 @@ def test_quiet_stages(project: Project, tmp_path: Path, capfd: Captured) -> None
 
 def test_a_stage_is_next_when_it_has_all_and_has_not_begun(tmp_path: Path) -> None:
     config, folder, run = tmp_path / "train.yaml", tmp_path / "of attribution", tmp_path / "train"
-    report = f"lightning-attr report {run}"
     beside = tmp_path / "attribute.yaml"
     inputs = {"queries": "${vars.run}/queries.lmdb", "checkpoints": ["${vars.run}/last.ckpt"]}
     stage = {"vars": {"run": str(run)}, "trainer": {"default_root_dir": str(folder)}, "model": {"init_args": inputs}}
     beside.write_text(yaml.safe_dump(stage))
     run.mkdir()
     (run / "queries.lmdb").touch()
-    assert next_command([str(config)], run) == report
+    assert next_command([str(config)], run) == f"lightning-attr report {tmp_path}"
     (run / "last.ckpt").touch()
     assert next_command([str(config)], run) == f"lightning-attr predict -c {beside}"
     folder.mkdir()
     (folder / "manifest.json").touch()
-    assert next_command([str(config)], run) == report
+    assert next_command([str(config)], run) == f"lightning-attr report {tmp_path}"
+    assert next_command([str(config)], Path("run")) == "lightning-attr report run"
     for broken in ("[", "- 1", "just words", "trainer: 3", "trainer: {default_root_dir: '${none}'}"):
         beside.write_text(broken)
-        assert next_command([str(config)], run) == report
-    assert next_command([], run) == report
+        assert next_command([str(config)], run) == f"lightning-attr report {run}"
+    assert next_command([], run) == f"lightning-attr report {run}"
