@@ -15,7 +15,7 @@ from callbacks.pictures import SampleImage, image_grid, summary_writer
 from datamodules.store import Store
 from lightning_attr.artifacts import tensors_digest
 from lightning_attr.artifacts.scores import SIGN, Scores
-from lightning_attr.console import err, progress
+from lightning_attr.console import note, progress
 from lightning_attr.errors import UserError
 from lightning_attr.loss_sweep import LossSweep
 from lightning_attr.losses import delta_scores
@@ -112,9 +112,7 @@ class LossDeltaRecorder(Callback):
 
     def _measure(self, trainer: pl.Trainer, task: Unlearning, store: Store, sweep: LossSweep, when: str) -> None:
         if sweep.differs():
-            err.print(
-                f"{sweep.path}: of another store, checkpoint or settings; measured anew", markup=False, soft_wrap=True
-            )
+            note(f"{sweep.path}: of another store, checkpoint or settings; measured anew")
         with progress("samples") as bar:
             task_id = bar.add_task(f"losses {when} unlearning", total=len(store))
             sweep.run(

@@ -10,7 +10,6 @@ from typing import Any
 import lightning.pytorch as pl
 from jsonargparse import set_parsing_settings
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import SIGTERMException
@@ -18,11 +17,12 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 import lightning_attr.tasks  # noqa: F401 (makes the tasks known by their class names)
 from callbacks import TopImages
 from lightning_attr.commands.options import check_yaml, user_errors
-from lightning_attr.console import err
+from lightning_attr.console import err, made, note, out
 from lightning_attr.errors import UserError, one_line
 from lightning_attr.models import read_checkpoint
 from lightning_attr.runs.checkpoints import AtomicCheckpointIO, RunCheckpoint
 from lightning_attr.runs.folder import RunFolder
+from lightning_attr.runs.following import next_command
 from lightning_attr.runs.ranks import ending_together, follow_parent, one_speaker, starts_ranks, this_rank
 from lightning_attr.runs.stopping import GracefulStop
 
@@ -52,7 +52,8 @@ class AttributionCLI(LightningCLI):
     """LightningCLI with one folder per run, which the same command resumes."""
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Add ``vars``, free values for interpolation, and ``checkpoint``, how often to save."""
+        """Add ``-q``; ``vars``, free values for interpolation; and ``checkpoint``, how often to save."""
+        parser.add_argument("-q", "--quiet", action="store_true", help="print nothing but errors")
         parser.add_argument("--vars", type=dict[str, Any] | None, help="Free values that ${vars.NAME} refers to.")
         parser.add_lightning_class_args(RunCheckpoint, "checkpoint")
         parser.link_arguments("trainer.default_root_dir", "checkpoint.dirpath", compute_fn=checkpoint_folder)
@@ -75,11 +76,12 @@ class AttributionCLI(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         """Compare the run's folder with the config, and find the checkpoint to resume from."""
+        out.quiet = out.quiet or self._get(self.config, "quiet")
         if self.subcommand == "validate":
             self._resume(must_exist=True)
             return
         self._dump_config()
-        config = {key: value for key, value in self.config_dump.items() if key not in ("config", "vars")}
+        config = {key: value for key, value in self.config_dump.items() if key not in ("config", "quiet", "vars")}
         if not self._start(config):
             raise FinishedError(f"{self.folder.path}: finished already, nothing to do")
         if self.subcommand == "fit":
@@ -113,8 +115,8 @@ class AttributionCLI(LightningCLI):
         if config.logger in (None, True) and self.subcommand != "validate":
             kwargs["logger"] = self._tensorboard()
         kwargs["plugins"] = [AtomicCheckpointIO(), *(config.plugins or [])]
-        terminal = sys.stderr.isatty() and config.enable_progress_bar is not False
-        kwargs["enable_progress_bar"] = terminal
+        terminal = sys.stderr.isatty() and not out.quiet
+        kwargs["enable_progress_bar"] = terminal and config.enable_progress_bar is not False
         try:
             trainer = super().instantiate_trainer(**kwargs)
         except (MisconfigurationException, ValueError) as error:
@@ -132,6 +134,8 @@ class AttributionCLI(LightningCLI):
                 f"trainer.devices: found {self.trainer.world_size} ranks, expected 1 where a program runs the stage "
                 "itself: further ranks would start that program again; run the command lightning-attr instead"
             )
+        if out.quiet and subcommand in ("validate", "test"):
+            self.config_init[subcommand].verbose = False  # Lightning's own table
         try:
             with ending_together(self.trainer):
                 super()._run_subcommand(subcommand)
@@ -145,7 +149,7 @@ class AttributionCLI(LightningCLI):
         step = 0
         if checkpoint is not None:
             step = int(read_checkpoint(checkpoint)["global_step"])
-            err.print(f"resuming from {checkpoint}, step {step}", markup=False, soft_wrap=True)
+            note(f"resuming from {checkpoint}, step {step}")
         # Points that a killed run wrote after its last checkpoint are dropped, so that the curves stay single. The
         # batch that makes step n + 1 is point n.
         return TensorBoardLogger(self.folder.path, name="", version="", default_hp_metric=False, purge_step=step)
@@ -179,7 +183,6 @@ def run_stage(args: list[str] | None) -> AttributionCLI:
 
 
 def _run(args: list[str] | None) -> AttributionCLI:
-    callbacks = [RichProgressBar()] if sys.stderr.isatty() else []
     return AttributionCLI(
         args=args,
         seed_everything_default=0,
@@ -190,7 +193,6 @@ def _run(args: list[str] | None) -> AttributionCLI:
         subclass_mode_data=True,
         parser_kwargs={"parser_mode": "omegaconf+", "exit_on_error": False, "allow_abbrev": False},
         trainer_defaults={
-            "callbacks": callbacks,
             "use_distributed_sampler": False,  # LatentDataModule shards by itself, exactly
             "num_sanity_val_steps": 0,
             "enable_model_summary": False,
@@ -200,10 +202,11 @@ def _run(args: list[str] | None) -> AttributionCLI:
 
 def main(args: list[str] | None = None) -> None:
     """Run a stage and exit with a status: 0 done, 1 the user's mistake, 130 for Ctrl-C, 143 for SIGTERM."""
+    out.quiet = False  # until -q is read
     try:
-        run_stage(args)
+        _say_made(run_stage(args))
     except FinishedError as finished:
-        err.print(str(finished), markup=False, soft_wrap=True)
+        note(str(finished))
     except UserError as error:
         err.print(f"error: {error}", style="red", markup=False, soft_wrap=True)
         sys.exit(1)
@@ -213,6 +216,15 @@ def main(args: list[str] | None = None) -> None:
     except SIGTERMException as stopped:
         err.print("stopped and saved; the same command goes on from here", markup=False, soft_wrap=True)
         sys.exit(stopped.code)
+
+
+def _say_made(cli: AttributionCLI) -> None:
+    """Say which files of its folder the run made."""
+    folder = cli.folder.path
+    files = [folder / name for name in getattr(cli.model, "makes", ()) if (folder / name).exists()]
+    if files and cli.subcommand != "validate" and cli.trainer.is_global_zero:
+        configs = [str(config) for config in cli.config[cli.subcommand].config or []]
+        made(files, next_command(configs, folder))
 
 
 def quiet() -> None:

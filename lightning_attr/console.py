@@ -1,6 +1,7 @@
 """What all commands share: where they print, how they show progress, how they end on a mistake."""
 
 import os
+import shlex
 import signal
 import sys
 from collections.abc import Callable, Iterable
@@ -55,6 +56,24 @@ def run(main: Callable[[], None]) -> NoReturn:
     sys.exit(0)
 
 
+def made(paths: Iterable[object], then: str | None = None) -> None:
+    """Say at the end of a command what it made, and what is useful next."""
+    out.print(f"made: {', '.join(map(str, paths))}", markup=False, soft_wrap=True)
+    if then is not None:
+        out.print(f"next: {then}", markup=False, soft_wrap=True)
+
+
+def command(*words: object) -> str:
+    """Return ``lightning-attr WORDS``, ready to be pasted into a shell."""
+    return shlex.join(["lightning-attr", *map(str, words)])
+
+
+def note(message: str) -> None:
+    """Print on stderr what a user may want to know, unless ``-q`` is given."""
+    if not out.quiet:
+        err.print(message, markup=False, soft_wrap=True)
+
+
 def warn(message: str) -> None:
     """Print one warning line on stderr."""
     err.print(f"warning: {message}", style="yellow", markup=False, soft_wrap=True)
@@ -74,7 +93,7 @@ class RateColumn(ProgressColumn):
 
 
 def progress(unit: str) -> Progress:
-    """Progress bar on stderr: count, rate in `unit` per second, time left. Silent where stderr is no terminal."""
+    """Progress bar on stderr: count, rate in `unit` per second, time left. Silent by ``-q`` and off a terminal."""
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(),
@@ -82,7 +101,7 @@ def progress(unit: str) -> Progress:
         RateColumn(unit),
         TimeRemainingColumn(),
         console=err,
-        disable=not err.is_terminal,
+        disable=out.quiet or not err.is_terminal,
     )
 
 

@@ -133,8 +133,21 @@ def test_store_replaced_under_a_run(project: Project, tmp_path: Path, refused: R
         ("unlearn", {"trainer__limit_train_batches": 1}, ["trainer.limit_train_batches", "1", "all of its draws"]),
         ("train", {"trainer__max_steps": "many"}, ["trainer.max_steps", "many"]),
         ("train", {"trainer__accelerator": "abacus"}, ["abacus"]),
-        ("train", {"model": "NoTask"}, ["NoTask"]),
-        ("train", {"data": "NoData"}, ["NoData"]),
+        ("train", {"model": "NoTask"}, ["model: found 'NoTask'", "Attribution, Curvature", "another LightningModule"]),
+        ("train", {"model": "datamodules.Store"}, ["model: found 'datamodules.Store'", "LatentDiffusion"]),
+        ("train", {"data": "NoData"}, ["data: found 'NoData', expected one of GroupedLatents, LatentDataModule"]),
+        ("train", {"trainer__callbacks": "NoCallback"}, ["trainer.callbacks: found 'NoCallback', expected one of EMA"]),
+        (
+            "train",
+            {"trainer__callbacks": "[{class_path: callbacks.EM}]"},
+            ["found 'callbacks.EM', expected one of EMA"],
+        ),
+        ("similarity", {"model__init_args__method": "NoMethod"}, ["method: found 'NoMethod'", "Similarity, Trak"]),
+        (
+            "similarity",
+            {"model__init_args__method__class_path": "lightning_attr.methods.NoMethod"},
+            ["method: found 'lightning_attr.methods.NoMethod'", "Similarity, Trak"],
+        ),
         ("similarity", {"model__init_args__method__init_args__feature": "smell"}, ["feature", "smell"]),
         (
             "similarity",
@@ -207,6 +220,15 @@ def test_zero_curvature_without_damping(project: Project, tmp_path: Path, refuse
     save_tensors(path, "curvature", fisher, settings)
     args = {"model__init_args__curvature": path, "model__init_args__damping__value": 0}
     assert_says(refused(project.args("unlearn", tmp_path / "run", **args)), "curvature: 3 entries", name, "damping")
+
+
+def test_a_module_of_the_users_that_cannot_be_imported(
+    project: Project, tmp_path: Path, refused: Refused, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "my_method.py").write_text("import no_such_library")
+    monkeypatch.syspath_prepend(tmp_path)
+    args = {"model__init_args__method__class_path": "my_method.Mine"}
+    assert_says(refused(project.args("similarity", tmp_path / "run", **args)), "No module named 'no_such_library'")
 
 
 # --- Runs -------------------------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from pathlib import Path
 from lightning_attr.artifacts import write_json
 from lightning_attr.cli import FinishedError, run_stage
 from lightning_attr.commands.options import parsed, parser
-from lightning_attr.console import print_table
+from lightning_attr.console import command, made, out, print_table
 from lightning_attr.errors import UserError
 from lightning_attr.ground_truth import Evaluated, as_json, evaluate, read_scores
 from lightning_attr.ground_truth.pack import Pack, pack_files, unpack
@@ -38,13 +38,15 @@ def main(arguments: Sequence[str]) -> None:
     pack = Pack.load(args.pack)
     if args.unpack is not None:
         unpack(pack, args.unpack)
-    evaluated = _run(args.out, args.pack, args.scores) if args.out is not None else None
+    evaluated = run = _run(args.out, args.pack, args.scores) if args.out is not None else None
     if evaluated is None:
         evaluated = _evaluate(pack, args.scores, None if args.queries is None else _span(args.queries))
     for table in tables(evaluated):
         print_table(table)
     if args.json is not None:
         write_json(args.json, as_json(evaluated))
+    if new := [path for path in (args.unpack, args.out if run else None, args.json) if path is not None]:
+        made(new, command("report", args.out) if run else None)
 
 
 def _options_last(arguments: Sequence[str]) -> list[str]:
@@ -85,7 +87,11 @@ def _run(folder: Path, pack: Path, scores: Sequence[str]) -> Evaluated | None:
     }
     try:
         task = run_stage(
-            ["test", *(word for key, value in settings.items() for word in (f"--{key}", str(value)))]
+            [
+                "test",
+                *["-q"][: out.quiet],
+                *(word for key, value in settings.items() for word in (f"--{key}", str(value))),
+            ]
         ).model
     except FinishedError:
         return None

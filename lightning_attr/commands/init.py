@@ -8,7 +8,7 @@ from pathlib import Path
 
 from lightning_attr.artifacts import write_atomically
 from lightning_attr.commands.options import parsed, parser
-from lightning_attr.console import out
+from lightning_attr.console import command, made
 from lightning_attr.errors import UserError
 
 METHODS = "methods"
@@ -31,5 +31,5 @@ def main(arguments: Sequence[str]) -> None:
             text = config.read_text().replace(f"configs/{METHODS}/", f"{options.folder / METHODS}/")
             text = text.replace(f"configs/{options.experiment}/", f"{options.folder}/")
             write_atomically(target / config.name, text.encode())
-    out.print(f"made {options.folder}: the configs of {options.experiment}, and {METHODS}/", soft_wrap=True)
-    out.print(f"next: make the stores, then lightning-attr fit -c {options.folder / 'train.yaml'}", soft_wrap=True)
+    train = command("fit", "-c", options.folder / "train.yaml")
+    made([options.folder, options.folder / METHODS], f"make the stores that they name, then {train}")

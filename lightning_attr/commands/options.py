@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from importlib import import_module
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,28 @@ from omegaconf.errors import OmegaConfBaseException
 
 from lightning_attr.console import out
 from lightning_attr.errors import UserError, one_line
+
+#: Settings that name a class: the package of ours, and the base class.
+CLASSES = {
+    "model": ("lightning_attr.tasks", "LightningModule"),
+    "data": ("datamodules", "LightningDataModule"),
+    "method": ("lightning_attr.methods", "Method"),
+    "methods": ("lightning_attr.methods", "Method"),
+    "callbacks": ("callbacks", "Callback"),
+}
+
+#: What jsonargparse says of a name that is no class, or none of those that a setting may name.
+_WRONG_CLASS = (
+    r"class_path '((\w+)[^']*)':\s+(?:No module named '\2|module '\2.*' has no attribute)",  # not one that it imports
+    r"Expected a dot import path string: (\S+)",
+    r"^(?!.*given class_path).*Import path (\S+) does not correspond",
+    r"^(?!.*given class_path).*Import path does not correspond.*Given value: (\S+)",
+)
+#: What it says of other readings of a setting than the one that was meant.
+_NOISE = (
+    "Does not validate", "Subtypes:", "Errors:", "Given value", "Expected a <class 'NoneType'>", "Not a valid subclass",
+    "Import path", "Expected a path but", "Subclass types expect", "a class path (str)", "a dict with",
+)  # fmt: skip
 
 
 def parser(name: str, description: str | None) -> ArgumentParser:
@@ -79,7 +103,22 @@ def check_yaml(args: list[str]) -> None:
 
 
 def plain(message: str) -> str:
-    """Reduce jsonargparse's account of a union of types to the line that names the key and what is wrong with it."""
-    noise = ("Does not validate", "Subtypes:", "Errors:", "Given value", "- Expected a <class 'NoneType'>")
-    lines = [line.strip() for line in message.splitlines()]
-    return " ".join(line.removeprefix("- ") for line in lines if line and not line.startswith(noise))
+    """Reduce jsonargparse's account of types to what names the key, what was found and, of classes, what is known."""
+    keys = re.findall(r'Parser key "([^"]+)"', message)
+    about = message.rpartition("Parser key")[2]
+    found = next((match[1] for wrong in _WRONG_CLASS if (match := re.search(wrong, about, re.DOTALL))), None)
+    if found is not None and (expected := _known_classes(keys[-1].rpartition(".")[2], about)):
+        return f"{'.'.join(keys)}: found {found!r}, expected one of {expected}"
+    lines = [line.strip().removeprefix("- ") for line in message.splitlines()]
+    return " ".join(line for line in lines if line and not line.startswith(_NOISE))
+
+
+def _known_classes(key: str, about: str) -> str:
+    """Return what a key may name, in words; nothing where that is not known."""
+    if key not in CLASSES:
+        return ", ".join(dict.fromkeys(re.findall(r"<class 'lightning_attr\.[\w.]*?(\w+)'>", about)))
+    package, base = CLASSES[key]
+    module = import_module(package)
+    classes = [each for name in module.__all__ if isinstance(each := getattr(module, name), type)]
+    names = [each.__name__ for each in classes if base in [parent.__name__ for parent in each.__mro__[1:]]]
+    return f"{', '.join(names)}, or the import path of another {base}"

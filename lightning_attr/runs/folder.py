@@ -13,10 +13,10 @@ from typing import Any
 
 import yaml
 
-from lightning_attr.errors import UserError
-from lightning_attr.digests import file_digest
-from lightning_attr.artifacts.inputs import input_paths
 from lightning_attr.artifacts import read_json, write_atomically, write_json
+from lightning_attr.artifacts.inputs import input_paths
+from lightning_attr.digests import file_digest
+from lightning_attr.errors import UserError
 
 #: The trainer's settings that change results. Others, such as how often it logs, may change before a resume.
 TRAINER_KEYS = (
@@ -156,7 +156,7 @@ def flatten(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 def input_files(config: Config) -> Iterator[str]:
     """Yield the files that a config's model and data read: those that the arguments of type ``InputPath`` name."""
     for section in ("model", "data"):
-        for value in _input_paths(config.get(section)):
+        for value in declared_inputs(config.get(section)):
             for path in sorted(glob(value)) if "*" in value else [value]:
                 if Path(path).is_file():
                     yield path
@@ -164,16 +164,16 @@ def input_files(config: Config) -> Iterator[str]:
                     yield from _files(Path(path))
 
 
-def _input_paths(value: Any) -> Iterator[str]:
+def declared_inputs(value: Any) -> Iterator[str]:
     """Yield the values of the input arguments of all classes that a part of a config names."""
     if isinstance(value, list):
         for each in value:
-            yield from _input_paths(each)
+            yield from declared_inputs(each)
     if isinstance(value, Mapping):
         if isinstance(owner := locate(str(value.get("class_path"))), type):
             yield from (path for _, path in input_paths(owner, value.get("init_args") or {}))
         for each in value.values():
-            yield from _input_paths(each)
+            yield from declared_inputs(each)
 
 
 def _files(folder: Path) -> Iterator[str]:

@@ -24,8 +24,8 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import distributed
 from torch.distributed import DistError
 
-from lightning_attr.errors import UserError
 from lightning_attr.console import err
+from lightning_attr.errors import UserError
 
 T = TypeVar("T")
 

@@ -45,6 +45,8 @@ class Attribution(pl.LightningModule):
             store; None keeps all.
     """
 
+    makes = ("scores.safetensors",)
+
     def __init__(
         self,
         method: Method,

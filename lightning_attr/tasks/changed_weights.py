@@ -23,6 +23,8 @@ class ChangedWeights(AnalysisTask):
         weights: ``cross_kv``, ``cross_attention``, ``attention``, ``matrices``, ``all``, or a regular expression.
     """
 
+    makes = ("weights.safetensors", "scores.safetensors")  # the scores with a LossDeltaRecorder
+
     def __init__(self, checkpoint: str, queries: str, query: int, weights: str) -> None:
         super().__init__(checkpoint)
         self.queries = queries

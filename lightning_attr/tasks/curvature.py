@@ -38,6 +38,8 @@ class Curvature(AnalysisTask):
         seed: Of the draws.
     """
 
+    makes = ("curvature.safetensors",)
+
     def __init__(
         self,
         checkpoint: InputPath,

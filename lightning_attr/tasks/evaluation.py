@@ -63,6 +63,8 @@ class Evaluation(pl.LightningModule):
         pack: The manifest of a sweep's pack, ``NAME.json``, for LDS and leave-K-out with no training.
     """
 
+    makes = ("metrics.json",)
+
     def __init__(
         self,
         retrained: list[str] | None = None,

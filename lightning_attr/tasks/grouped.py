@@ -51,6 +51,8 @@ class GroupedRetraining(LatentDiffusion):
         UserError: There are none, or their networks or training settings differ.
     """
 
+    makes = ()  # in its own folder
+
     def __init__(self, members: list[Retraining], folders: list[str]) -> None:
         if not members or len(folders) != len(members):
             raise UserError(

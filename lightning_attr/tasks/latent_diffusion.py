@@ -35,6 +35,9 @@ class LatentDiffusion(pl.LightningModule):
         seed: Of the initial weights and of the training noise.
     """
 
+    makes: tuple[str, ...] = ("checkpoints/last.ckpt",)
+    """The files of its run's folder that others read; every task names them."""
+
     def __init__(
         self,
         denoiser: dict[str, Any],

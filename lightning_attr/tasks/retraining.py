@@ -42,6 +42,8 @@ class Retraining(LatentDiffusion):
         training: The arguments of ``LatentDiffusion``.
     """
 
+    makes = ("checkpoints/last.ckpt", "retraining.safetensors")
+
     def __init__(
         self,
         original: InputPath,

@@ -46,6 +46,8 @@ class Sampler(AnalysisTask):
         batch_size: Queries sampled together.
     """
 
+    makes = ("queries.lmdb",)
+
     def __init__(
         self,
         checkpoint: InputPath,

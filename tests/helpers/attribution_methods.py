@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from lightning_attr.artifacts.inputs import InputPath
 from lightning_attr.methods import Method
 from lightning_attr.methods.base import Batch, Context
 
@@ -46,9 +46,9 @@ class ByTens(Method):
         reads: A file that changes nothing.
     """
 
-    def __init__(self, nan: int | None = None, reads: Path | None = None) -> None:
+    def __init__(self, nan: int | None = None, reads: InputPath | None = None) -> None:
         self.nan = nan
-        self.reads = str(reads)
+        self.reads = reads
 
     def prepare(self, context: Context) -> None:
         self._sign = 1 - 2 * (context.queries["id"] % 2)

@@ -33,6 +33,18 @@ def test_the_verbs_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
         (["prepare", "photos"], "prepare: found 'photos', expected one of coco, shapes"),
         (["prepare", "shapes", "--out", "x.lmdb", "--count", "many"], "count"),
         (["prepare", "shapes"], "out"),
+        (
+            ["prepare", "coco", "--images", ".", "--captions", "a", "--out", "b", "--image_encoder.patch", "many"],
+            "Parser key \"patch\": Expected a <class 'int'>. Got value: many",
+        ),
+        (
+            ["prepare", "coco", "--images", ".", "--captions", "a", "--out", "b", "--image_encoder", "Foo"],
+            "image_encoder: found 'Foo', expected one of PatchPCA, AutoencoderKLEncoder",
+        ),
+        (
+            ["prepare", "coco", "--images", ".", "--captions", "a", "--out", "b", "--text_encoder", "PatchPCA"],
+            "text_encoder: found 'PatchPCA', expected one of HashedWords, CLIPText",
+        ),
         (["report", "none"], "none: no such folder"),
         (["init", "nothing", "mine"], "experiment: found 'nothing', expected one of coco64, demo"),
         (["evaluate", "none"], "none.json"),

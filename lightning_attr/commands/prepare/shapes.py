@@ -18,7 +18,7 @@ from lightning_attr.commands.options import at_least, parsed, parser
 from lightning_attr.commands.prepare.encode import Recipe, finished
 from lightning_attr.commands.prepare.images import Pixels, thumbnail
 from lightning_attr.commands.prepare.scenes import Scene, captions, draw_scene, planted_ids, render
-from lightning_attr.console import out, progress, summary
+from lightning_attr.console import command, made, out, progress, summary
 from lightning_attr.encoders import HashedWords, PatchPCA
 from lightning_attr.errors import UserError
 
@@ -36,10 +36,12 @@ def main(arguments: Sequence[str]) -> None:
     train = _scenes(args.seed, range(args.count), args.planted)
     held_out = range(args.count, args.count + args.val_count)
     image.fit(torch.from_numpy(pixels) for _, pixels in _rendered(train, args.size))
-    _make(args.out, recipe, train, args.seed)
+    new = _make(args.out, recipe, train, args.seed)
     if args.val:
         rare = round(args.val_count * args.planted / args.count)
-        _make(args.val, recipe, _scenes(args.seed + 1, held_out, max(rare, min(args.planted, 1))), args.seed + 1)
+        new += _make(args.val, recipe, _scenes(args.seed + 1, held_out, max(rare, min(args.planted, 1))), args.seed + 1)
+    if new:
+        made(new, command("inspect", new[0]))
 
 
 def _parser() -> ArgumentParser:
@@ -79,13 +81,13 @@ def _rendered(scenes: dict[int, Scene], size: int) -> Iterator[tuple[list[int], 
         yield batch, np.stack([np.asarray(render(scenes[id], size)) for id in batch])
 
 
-def _make(path: Path, recipe: Recipe, scenes: dict[int, Scene], seed: int) -> None:
-    """Write one store, unless it is there already."""
+def _make(path: Path, recipe: Recipe, scenes: dict[int, Scene], seed: int) -> list[Path]:
+    """Write one store, unless it is there already; return what is new."""
     metas = {id: _meta(id, scene, seed) for id, scene in scenes.items()}
     if finished(path, recipe.schema):
         _check_same(path, metas)
         out.print(f"{path} is finished already: nothing to do", soft_wrap=True)
-        return
+        return []
     with StoreWriter(path, recipe.schema) as writer:
         state = recipe.image.state()
         assert state is not None  # of a PatchPCA
@@ -95,6 +97,7 @@ def _make(path: Path, recipe: Recipe, scenes: dict[int, Scene], seed: int) -> No
     rare = sum(scene.planted for scene in scenes.values())
     size = f"{path.stat().st_size / 1e6:,.1f} MB"
     summary(str(path), [("samples", len(scenes)), ("planted", rare), ("size", size)])
+    return [path]
 
 
 def _write(writer: StoreWriter, recipe: Recipe, scenes: dict[int, Scene], metas: dict[int, Meta]) -> None:

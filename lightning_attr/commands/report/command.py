@@ -11,7 +11,7 @@ from lightning_attr.artifacts import write_atomically
 from lightning_attr.commands.options import parsed, parser
 from lightning_attr.commands.report.contents import collect
 from lightning_attr.commands.report.page import render
-from lightning_attr.console import out
+from lightning_attr.console import made
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -23,4 +23,4 @@ def main(arguments: Sequence[str]) -> None:
     target = args.out or args.run / "report.html"
     page = render(collect(args.run)).encode()
     write_atomically(target, page)
-    out.print(f"made {target}: {len(page) / 1e6:.1f} MB", markup=False, soft_wrap=True)
+    made([target])

@@ -15,7 +15,7 @@ from rich.text import Text
 
 from lightning_attr.commands.sweep.folder import State, Status, SweepFolder
 from lightning_attr.commands.sweep.worker import Outcome
-from lightning_attr.console import err
+from lightning_attr.console import err, note, out
 
 STATES: tuple[State, ...] = ("done", "running", "waiting", "failed")
 
@@ -34,7 +34,7 @@ class Board:
     @contextmanager
     def shown(self) -> Iterator[None]:
         """Keep the table on the terminal up to date."""
-        if not err.is_terminal:
+        if out.quiet or not err.is_terminal:
             yield
             return
         with Live(get_renderable=self.table, console=err, refresh_per_second=1, transient=True):
@@ -48,7 +48,7 @@ class Board:
             if outcome.error is not None:
                 err.print(f"not done: {name}: {outcome.error}", style="red", markup=False, soft_wrap=True)
             elif not err.is_terminal:
-                err.print(f"done: {name} ({progress})", markup=False, soft_wrap=True)
+                note(f"done: {name} ({progress})")
 
     def table(self) -> RenderableType:
         """Return the table of kinds by states, below a line of progress."""

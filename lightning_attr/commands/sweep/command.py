@@ -33,7 +33,7 @@ from lightning_attr.commands.sweep.grouping import job_alone, members_alone, unf
 from lightning_attr.commands.sweep.local import run_local
 from lightning_attr.commands.sweep.plan import Sweep, entries, store_path
 from lightning_attr.commands.sweep.worker import STOPPED, Job, Outcome, run_job, stop
-from lightning_attr.console import err, out, print_table
+from lightning_attr.console import command, err, made, note, out, print_table
 from lightning_attr.errors import UserError
 from lightning_attr.ground_truth.packing import collect
 
@@ -109,7 +109,7 @@ def _run_one(folder: SweepFolder, index: int, threads: int) -> None:
     torch.set_num_threads(threads)
     entry = folder.entries[index]
     run_job(job_alone(folder, entry), patience=PATIENCE)
-    err.print(f"done: {entry.name}", markup=False)
+    note(f"done: {entry.name}")
 
 
 def _run_all(folder: SweepFolder, options: Any) -> None:
@@ -151,9 +151,9 @@ def _pack(folder: SweepFolder) -> None:
     settings = {name: folder.settings()[name] for name in ("training", "shared")}
     runs = [folder.entry(entry) for entry in folder.entries]
     collect(runs, store_path(sweep), sweep.original, sweep.queries, settings).save(path)
-    scores = " ".join(sweep.top.scores.values()) if sweep.top is not None else "SCORES..."
-    out.print(f"pack: {path}.json, {path}.safetensors", markup=False, soft_wrap=True)
-    out.print(f"next: lightning-attr evaluate {path} {scores}", markup=False, soft_wrap=True)
+    scores = sweep.top.scores.values() if sweep.top is not None else ()
+    # Patterns among the scores are the shell's to expand: they are not quoted.
+    made([f"{path}.json", f"{path}.safetensors"], " ".join([command("evaluate", path), *scores]))
 
 
 def _listed(folder: SweepFolder) -> Table:

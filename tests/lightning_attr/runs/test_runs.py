@@ -10,8 +10,7 @@ import yaml
 from lightning_attr.artifacts import read_json
 from lightning_attr.artifacts.inputs import InputPath, input_paths
 from lightning_attr.errors import UserError
-from lightning_attr.runs.folder import RunFolder, _input_paths, flatten, input_files
-
+from lightning_attr.runs.folder import RunFolder, declared_inputs, flatten, input_files
 
 CONFIGS = Path(__file__).parents[3] / "configs"
 
@@ -176,7 +175,7 @@ def test_all_files_that_shipped_configs_read_are_declared() -> None:
         given = yaml.safe_load(path.read_text())
         for section in ("model", "data"):
             part = given.get(section) or {}
-            found |= set(_input_paths({"class_path": "datamodules.LatentDataModule", **part}))
+            found |= set(declared_inputs({"class_path": "datamodules.LatentDataModule", **part}))
             names = {key: value for key, value in flatten(part) if "runs/" in str(value) or "${vars.run}" in str(value)}
             expected |= {value for key, value in names.items() if ".retrained." not in key}
     assert len(configs) > 40

@@ -20,7 +20,7 @@ from lightning_attr.commands.prepare.coco.captions import CocoImage, read_captio
 from lightning_attr.commands.prepare.coco.decoder import Decoder
 from lightning_attr.commands.prepare.coco.job import Job
 from lightning_attr.commands.prepare.encode import Recipe, device, encoders_of, finished
-from lightning_attr.console import out, summary
+from lightning_attr.console import command, made, out, summary
 from lightning_attr.encoders import AutoencoderKLEncoder, CLIPText, HashedWords, PatchPCA
 from lightning_attr.errors import UserError
 
@@ -45,6 +45,7 @@ def main(arguments: Sequence[str]) -> None:
         stored = len(writer)
         writer.finish()
     _report(args.out, stored, counts)
+    made([args.out], command("inspect", args.out))
 
 
 def _parser() -> ArgumentParser:

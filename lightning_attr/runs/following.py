@@ -1,0 +1,57 @@
+"""What to do after a run: the next stage of its experiment, or the report."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from lightning_attr.console import command
+from lightning_attr.runs.folder import declared_inputs
+
+#: The stages that lead to scores: their verbs, and their configs, which lie beside each other or one folder above.
+STAGES: Sequence[tuple[str, Sequence[str]]] = (
+    ("predict", ["sample.yaml"]),
+    ("fit", ["curvature_ekfac.yaml"]),
+    ("predict", ["attribute.yaml", "methods/default.yaml"]),
+)
+
+
+def next_command(configs: Iterable[str], run: Path) -> str:
+    """Return the first stage beside a run's configs that has not begun and has all that it reads; else the report.
+
+    The report is of the folder that the stages share; of the run alone where there are no others.
+    """
+    folders = [run]
+    for config in configs:
+        for verb, names in STAGES:
+            files = [_found(Path(config).parent, name) for name in names]
+            if (stage := _read(files)) is None:
+                continue
+            folder, inputs = stage
+            if all(Path(path).exists() for path in inputs) and not (folder / "manifest.json").exists():
+                return command(verb, *(word for file in files for word in ("-c", file)))
+            if folder.parent in run.parents:
+                folders.append(folder.parent)
+    return command("report", min(folders, key=lambda folder: len(folder.parts)))
+
+
+def _found(folder: Path, name: str) -> Path:
+    above = folder.parent / name
+    return above if above.is_file() and not (folder / name).is_file() else folder / name
+
+
+def _read(files: Sequence[Path]) -> tuple[Path, list[str]] | None:
+    """Return the folder and the inputs of a stage; None where a file of the user's is no stage of ours."""
+    try:
+        merged = OmegaConf.merge(*(OmegaConf.load(file) for file in files))
+        config: Any = OmegaConf.to_container(merged, resolve=True)
+        return Path(config["trainer"]["default_root_dir"]), list(
+            declared_inputs([config.get("model"), config.get("data")])
+        )
+    except (OSError, TypeError, KeyError, ValueError, yaml.YAMLError, OmegaConfBaseException):
+        return None
