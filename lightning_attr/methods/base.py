@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, is_dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -38,6 +39,15 @@ class Context:
     store: Store
     model: Model | None
     device: torch.device
+
+    @classmethod
+    def of(cls, query_store: Store, query_ids: Sequence[int], store: Store, device: torch.device) -> Context:
+        """Return the context of some queries, each with its first view and caption, and of no model yet."""
+        positions = query_store.positions(query_ids)
+        read = {name: torch.from_numpy(query_store.read(name, positions)[:, :1]) for name in ("latent", "text")}
+        captions = torch.from_numpy(query_store.caption_counts[positions].astype(np.int64)).clamp(max=1)
+        queries = {**read, "captions": captions, "id": torch.tensor(query_ids)}
+        return cls({name: value.to(device) for name, value in queries.items()}, query_store, store, None, device)
 
     def trained(self) -> Model:
         """Return the model, for a method that cannot do without.
