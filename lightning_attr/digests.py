@@ -1,14 +1,18 @@
-"""Digests of what a run reads: files, and stores by the digest that they carry."""
+"""Digests of what a run reads: files, stores by the digest that they carry, samples by their ids."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
+import torch
 import xxhash
 
+from datamodules.loading import Ints
 from datamodules.store import Store
+from lightning_attr.artifacts import tensors_digest
 
 
 def file_digest(path: str | Path) -> str:
@@ -30,3 +34,9 @@ def joined_digest(paths: Iterable[Path]) -> str:
     root = os.path.commonpath(path.parent for path in found)
     names = [f"{path.relative_to(root)} {file_digest(path)}" for path in found]
     return xxhash.xxh3_128_hexdigest("\n".join(names).encode())
+
+
+def samples_used(store: Store, positions: Ints) -> dict[str, Any]:
+    """Return how many samples of a store are used and the digest of their ids, for the settings of artefacts."""
+    ids = torch.from_numpy(store.ids[positions])
+    return {"count": len(ids), "ids": tensors_digest({"id": ids})}

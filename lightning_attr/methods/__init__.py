@@ -1,5 +1,6 @@
 """Attribution methods: each gives scores [queries, samples], higher = more influential."""
 
+from lightning_attr.methods.attribute import attribute
 from lightning_attr.methods.base import Context, Method
 from lightning_attr.methods.combined import Combined
 from lightning_attr.methods.d_trak import DTrak
@@ -28,4 +29,5 @@ __all__ = [
     "Trak",
     "Unlearning",
     "VisionSimilarity",
+    "attribute",
 ]

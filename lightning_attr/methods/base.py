@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from datamodules.loading import whole_samples
 from datamodules.store import Store
 from lightning_attr.artifacts.inputs import input_paths
 from lightning_attr.errors import UserError
@@ -27,7 +28,7 @@ class Context:
     """What a method may look at.
 
     Attributes:
-        queries: ``latent`` [Q, 1, C, H, W], ``text`` [Q, 1, L, E], ``captions`` and ``id`` int64 [Q].
+        queries: ``latent`` [Q, 1, C, H, W], the conditions [Q, 1, ...], ``captions`` and ``id`` int64 [Q].
         query_store: Where they are from.
         store: The samples.
         model: The model that made the queries; None where the run names no checkpoint.
@@ -39,6 +40,15 @@ class Context:
     store: Store
     model: Model | None
     device: torch.device
+
+    @classmethod
+    def of(cls, query_store: Store, query_ids: Sequence[int], store: Store, device: torch.device) -> Context:
+        """Return the context of some queries, each with its first view and caption, and of no model yet."""
+        positions = query_store.positions(query_ids)
+        queries = whole_samples(query_store, positions)
+        queries |= {name: queries[name][:, :1] for name in query_store.schema.inputs}
+        queries["captions"] = queries["captions"].clamp(max=1)
+        return cls({name: value.to(device) for name, value in queries.items()}, query_store, store, None, device)
 
     def trained(self) -> Model:
         """Return the model, for a method that cannot do without.

@@ -10,9 +10,6 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from datamodules import LatentDataModule
-from datamodules.store import Store
-from lightning_attr.artifacts import tensors_digest
 from lightning_attr.artifacts.inputs import InputPath
 from lightning_attr.errors import UserError
 from lightning_attr.models import load
@@ -26,12 +23,6 @@ def require_one_rank(task: pl.LightningModule) -> None:
     """
     if task.trainer.world_size > 1:
         raise UserError(f"trainer.devices: found {task.trainer.world_size} ranks, expected 1 for {type(task).__name__}")
-
-
-def samples_used(data: LatentDataModule) -> dict[str, Any]:
-    """Return how many samples of the store are used and the digest of their ids, for the settings of artefacts."""
-    ids = torch.from_numpy(Store(data.store).ids[data.positions])
-    return {"count": len(ids), "ids": tensors_digest({"id": ids})}
 
 
 class AnalysisTask(pl.LightningModule):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,18 +11,16 @@ import torch
 from torch import Tensor
 
 from datamodules import LatentDataModule
-from datamodules.loading import whole_samples
 from datamodules.store import Store
 from lightning_attr.artifacts.chunks import Chunks
 from lightning_attr.artifacts.inputs import InputPath
 from lightning_attr.artifacts.scores import Scores, TopScores, load_scores, merge_top
-from lightning_attr.digests import file_digest
 from lightning_attr.errors import UserError
 from lightning_attr.methods import Method
+from lightning_attr.methods.attribute import check_stores, chosen_queries, score_settings, scored
 from lightning_attr.methods.base import Context
 from lightning_attr.methods.ensemble import Ensemble
-from lightning_attr.models import Model, load
-from lightning_attr.tasks.analysis import samples_used
+from lightning_attr.models import load
 
 
 class Attribution(pl.LightningModule):
@@ -68,11 +65,14 @@ class Attribution(pl.LightningModule):
         self.trainer.predict_loop.inference_mode = False
         data = self._data
         self.store, self.query_store = Store(data.store), Store(self.queries)
-        self._query_id = self._chosen_queries()
+        self._query_id = chosen_queries(self.query_store, self.query_ids)
         self._check(data)
-        models = self._models()
-        self._ensemble = Ensemble(self.method, models)
-        self._settings = self._score_settings(models)
+        models = [load(checkpoint) for checkpoint in self.checkpoints]
+        check_stores(self.query_store, self.store, models)
+        self._ensemble = Ensemble(self.method, [model.to(self.trainer.strategy.root_device) for model in models])
+        self._settings = score_settings(
+            self.method, self.query_store, self.store, data.positions, models, self.trainer.precision
+        )
         self._chunks = Chunks(
             self.run / "chunks", self._chunk_settings(data), data.positions, data.batch_size,
             self.trainer.strategy.root_device,
@@ -97,20 +97,8 @@ class Attribution(pl.LightningModule):
 
     def on_predict_start(self) -> None:
         """Prepare the method for the queries."""
-        if self._finished:
-            return
-        positions = self.query_store.positions(self._query_id)
-        queries = whole_samples(self.query_store, positions)
-        queries |= {name: queries[name][:, :1] for name in self.query_store.schema.inputs}
-        queries["captions"] = queries["captions"].clamp(max=1)
-        context = Context(
-            queries={name: value.to(self.device) for name, value in queries.items()},
-            query_store=self.query_store,
-            store=self.store,
-            model=None,
-            device=self.device,
-        )
-        self._ensemble.prepare(context)
+        if not self._finished:
+            self._ensemble.prepare(Context.of(self.query_store, self._query_id, self.store, self.device))
 
     def predict_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         """Measure a batch; the last one of a chunk writes it."""
@@ -133,26 +121,15 @@ class Attribution(pl.LightningModule):
 
     def _scores(self) -> Scores | TopScores:
         query_id, name = torch.tensor(self._query_id), self.method.name
+        chunks = scored(self._ensemble, self._chunks, self.store, self._query_id)
         if self.topk is None:
-            scores = torch.cat([scores for _, scores in self._scored_chunks()], dim=1)
+            scores = torch.cat([scores for _, scores in chunks], dim=1)
             ids = torch.from_numpy(self.store.ids[self._data.positions])
             return Scores(scores, query_id, ids, name, self._settings)
         index, value = torch.empty(len(query_id), 0, dtype=torch.int64), torch.empty(len(query_id), 0)
-        for ids, scores in self._scored_chunks():
+        for ids, scores in chunks:
             index, value = merge_top(index, value, ids, scores, self.topk)
         return TopScores(index, value, query_id, name, self._settings)
-
-    def _scored_chunks(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield ids [B] and scores float32 [Q, B] of the samples of each chunk."""
-        for positions, scored in zip(self._chunks.positions, self._ensemble.score(self._chunks), strict=True):
-            ids, scores = torch.from_numpy(self.store.ids[positions]), scored.detach().float().cpu()
-            assert scores.shape == (len(self._query_id), len(ids))
-            for query, sample in (~scores.isfinite()).nonzero()[:1].tolist():
-                raise UserError(
-                    f"scores: found {float(scores[query, sample])} for query {self._query_id[query]} and sample "
-                    f"{int(ids[sample])}, expected finite numbers"
-                )
-            yield ids, scores
 
     @property
     def _data(self) -> LatentDataModule:
@@ -161,43 +138,13 @@ class Attribution(pl.LightningModule):
             raise UserError(f"data: found {type(data).__name__}, expected LatentDataModule")
         return data
 
-    def _chosen_queries(self) -> list[int]:
-        if self.query_ids is None:
-            return [int(query) for query in self.query_store.ids]
-        if not self.query_ids or len(set(self.query_ids)) < len(self.query_ids):
-            raise UserError(f"model.query_ids: found {self.query_ids}, expected at least one id, each once")
-        self.query_store.positions(self.query_ids)
-        return self.query_ids
-
     def _check(self, data: LatentDataModule) -> None:
-        for name in self.store.schema.inputs:
-            field, expected = self.query_store.schema.fields.get(name), self.store.schema.fields[name].shape[1:]
-            if (found := None if field is None else field.shape[1:]) != expected:
-                raise UserError(
-                    f"queries {self.queries}: found {name} {found}, expected {expected} as {self.store.path} has it"
-                )
         if self.topk is not None and not 1 <= self.topk <= len(data.positions):
             raise UserError(
                 f"model.topk: found {self.topk}, expected 1 to {len(data.positions)}, the number of samples"
             )
         if isinstance(limit := self.trainer.limit_predict_batches, int) or limit < 1:
             raise UserError(f"trainer.limit_predict_batches: found {limit}, expected all samples to be scored")
-
-    def _models(self) -> list[Model]:
-        models = [load(checkpoint) for checkpoint in self.checkpoints]
-        for model in models:
-            model.accepts(self.store)
-        return [model.to(self.trainer.strategy.root_device) for model in models]
-
-    def _score_settings(self, models: Sequence[Model]) -> dict[str, Any]:
-        files = {"store": self._data.store, "queries": self.queries}
-        # Files that the method reads, such as a curvature.
-        settings = self.method.settings()
-        files |= self.method.inputs()
-        digests = {name: file_digest(path) for name, path in files.items()}
-        digests |= {f"checkpoints.{index}": model.digest for index, model in enumerate(models)}
-        precision = self.trainer.precision
-        return {**settings, "precision": precision, "samples": samples_used(self._data), "digests": digests}
 
     def _chunk_settings(self, data: LatentDataModule) -> dict[str, Any]:
         return {

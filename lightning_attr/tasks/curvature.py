@@ -13,12 +13,12 @@ from datamodules.store import Store
 from lightning_attr.artifacts.inputs import InputPath
 from lightning_attr.curvature import KroneckerCurvature, save_factors
 from lightning_attr.curvature.sums import SUMS, DiagonalSums, Sums, layers_on, linear_layers, not_finite
-from lightning_attr.digests import file_digest
+from lightning_attr.digests import file_digest, samples_used
 from lightning_attr.errors import UserError
 from lightning_attr.gradients import captured
 from lightning_attr.models import Inputs
 from lightning_attr.noise import keyed_generator
-from lightning_attr.tasks.analysis import AnalysisTask, samples_used
+from lightning_attr.tasks.analysis import AnalysisTask
 
 
 class Curvature(AnalysisTask):
@@ -139,7 +139,7 @@ class Curvature(AnalysisTask):
         return {
             "weights": self.weights,
             "draws": int(self.count),
-            "samples": samples_used(self.data),
+            "samples": samples_used(Store(self.data.store), self.data.positions),
             "precision": self.trainer.precision,
             "seed": self.seed,
             "digests": {**self.digests(), "store": file_digest(self.data.store)},

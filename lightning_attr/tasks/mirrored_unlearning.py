@@ -13,11 +13,10 @@ from datamodules import LatentDataModule
 from datamodules.store import Store
 from lightning_attr.artifacts import save_tensors
 from lightning_attr.artifacts.inputs import InputPath
-from lightning_attr.digests import file_digest
+from lightning_attr.digests import file_digest, samples_used
 from lightning_attr.errors import UserError
 from lightning_attr.models import mean_square
 from lightning_attr.noise import Draws, batch_noise, draw_timesteps, keyed_generator, of_query, training_noise
-from lightning_attr.tasks.analysis import samples_used
 from lightning_attr.tasks.changed_weights import ChangedWeights
 
 
@@ -179,7 +178,7 @@ class MirroredUnlearning(ChangedWeights):
             **{name: getattr(self, name) for name in names},
             "steps": self.global_step,
             "batch_size": self.data.batch_size,
-            "samples": samples_used(self.data),
+            "samples": samples_used(Store(self.data.store), self.data.positions),
             "data_seed": self.data.seed,
             "draws": vars(self.draws),
             "digests": self.digests(),
