@@ -300,7 +300,7 @@ def test_scores_that_do_not_belong_to_the_pack(case: Case, capsys: pytest.Captur
     Scores(values, made.query_id + 1, made.sample_id, "m").save(case.path("others"))
     assert "found query 1 and 5 more" in refusal(case, "others")
     made.scores("m", values, digests={**DIGESTS, "queries": "x"}).save(case.path("remade"))
-    assert "found digest x, expected" in refusal(case, "remade")
+    assert "made from queries of digest x, expected" in refusal(case, "remade")
     made.scores("m", values, digests={**DIGESTS, "store": "x"}).save(case.path("elsewhere"))
     assert case.evaluate("elsewhere")["scored"][0]["queries"] == QUERIES
     assert "warning" in capsys.readouterr().err

@@ -318,7 +318,7 @@ def test_a_mistake_ends_with_status_1_and_one_line(make: Callable[..., Coco]) ->
     printed, complaint = process.communicate()
     assert process.returncode == 1
     assert printed == ""
-    assert complaint.startswith('error: Parser key "image_encoder"')
+    assert complaint.startswith("error: image_encoder: found 'Wavelets', expected one of PatchPCA")
     assert "Wavelets" in complaint
     assert complaint.count("\n") == 1
 
