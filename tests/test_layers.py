@@ -20,9 +20,9 @@ LAYERS = {
     "lightning_attr": 2,
     "callbacks": 3,
     "lightning_attr.cli": 4,
-    "lightning_attr.main": 4,
-    "lightning_attr.commands": 4,
-    "tools": 5,
+    "lightning_attr.commands": 5,
+    "lightning_attr.main": 5,
+    "tools": 6,
 }
 
 

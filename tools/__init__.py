@@ -1,1 +1,1 @@
-"""Commands that are no training job: prepare a store, inspect it, report on a run, benchmark."""
+"""What maintains the project: the demo, benchmarks, and the proof that a change of the code changes no result."""

@@ -9,12 +9,12 @@ from pathlib import Path
 
 from lightning_attr.artifacts import write_json
 from lightning_attr.cli import FinishedError, run_stage
-from lightning_attr.commands.options import parsed, parser
 from lightning_attr.console import command, made, out, print_table
 from lightning_attr.errors import UserError
 from lightning_attr.ground_truth import Evaluated, as_json, evaluate, read_scores
 from lightning_attr.ground_truth.pack import Pack, pack_files, unpack
 from lightning_attr.ground_truth.tables import tables
+from lightning_attr.options import parsed, parser
 from lightning_attr.tasks import Evaluation
 
 

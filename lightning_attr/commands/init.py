@@ -7,9 +7,9 @@ from importlib.resources import files
 from pathlib import Path
 
 from lightning_attr.artifacts import write_atomically
-from lightning_attr.commands.options import parsed, parser
 from lightning_attr.console import command, made
 from lightning_attr.errors import UserError
+from lightning_attr.options import parsed, parser
 
 METHODS = "methods"
 

@@ -8,8 +8,8 @@ from pathlib import Path
 from rich.table import Table
 
 from datamodules.store import Store
-from lightning_attr.commands.options import parsed, parser
 from lightning_attr.console import out, print_table, progress, summary
+from lightning_attr.options import parsed, parser
 
 
 def main(arguments: Sequence[str]) -> None:

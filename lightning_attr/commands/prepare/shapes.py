@@ -14,13 +14,13 @@ from jsonargparse import ArgumentParser, Namespace
 from datamodules.store import Store
 from datamodules.store.records import Meta, Sample
 from datamodules.store.writer import StoreWriter
-from lightning_attr.commands.options import at_least, parsed, parser
 from lightning_attr.commands.prepare.encode import Recipe, finished
 from lightning_attr.commands.prepare.images import Pixels, thumbnail
 from lightning_attr.commands.prepare.scenes import Scene, captions, draw_scene, planted_ids, render
 from lightning_attr.console import command, made, out, progress, summary
 from lightning_attr.encoders import HashedWords, PatchPCA
 from lightning_attr.errors import UserError
+from lightning_attr.options import at_least, parsed, parser
 
 BATCH = 64
 

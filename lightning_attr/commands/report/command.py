@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lightning_attr.artifacts import write_atomically
-from lightning_attr.commands.options import parsed, parser
 from lightning_attr.commands.report.contents import collect
 from lightning_attr.commands.report.page import render
 from lightning_attr.console import made
+from lightning_attr.options import parsed, parser
 
 
 def main(arguments: Sequence[str]) -> None:

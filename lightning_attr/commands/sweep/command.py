@@ -25,7 +25,6 @@ from rich.table import Table
 from rich.text import Text
 
 from lightning_attr.cli import quiet
-from lightning_attr.commands.options import parsed, parser
 from lightning_attr.commands.sweep.board import Board
 from lightning_attr.commands.sweep.cluster import run_cluster
 from lightning_attr.commands.sweep.folder import PATIENCE, SweepFolder
@@ -36,6 +35,7 @@ from lightning_attr.commands.sweep.worker import STOPPED, Job, Outcome, run_job,
 from lightning_attr.console import command, err, made, note, out, print_table
 from lightning_attr.errors import UserError
 from lightning_attr.ground_truth.packing import collect
+from lightning_attr.options import parsed, parser
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -16,10 +16,10 @@ from xxhash import xxh3_64_intdigest
 from datamodules.selection import Exclude, Subset, kept_positions
 from datamodules.store import Store
 from lightning_attr.artifacts.scores import load_scores
-from lightning_attr.commands.options import check_yaml
 from lightning_attr.errors import UserError
 from lightning_attr.ground_truth.pack import UNATTRIBUTED
 from lightning_attr.noise import Draws
+from lightning_attr.options import check_yaml
 
 Settings = Mapping[str, Any]
 

@@ -15,7 +15,6 @@ from typing import Literal
 from jsonargparse import ArgumentParser, Namespace
 
 from datamodules.store.writer import StoreWriter
-from lightning_attr.commands.options import at_least, parsed, parser
 from lightning_attr.commands.prepare.coco.captions import CocoImage, read_captions
 from lightning_attr.commands.prepare.coco.decoder import Decoder
 from lightning_attr.commands.prepare.coco.job import Job
@@ -23,6 +22,7 @@ from lightning_attr.commands.prepare.encode import Recipe, device, encoders_of, 
 from lightning_attr.console import command, made, out, summary
 from lightning_attr.encoders import AutoencoderKLEncoder, CLIPText, HashedWords, PatchPCA
 from lightning_attr.errors import UserError
+from lightning_attr.options import at_least, parsed, parser
 
 
 def main(arguments: Sequence[str]) -> None:
