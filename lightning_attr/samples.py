@@ -43,7 +43,7 @@ class Samples:
             captions: Only the first so many captions; None is all.
         """
         dtype = next(model.network.parameters()).dtype
-        rows = model.conditions({name: batch[name][:, :captions] for name in model.denoiser.conditions})
+        rows = model.conditions_of({name: batch[name][:, :captions] for name in model.denoiser.conditions})
         count = max((value.shape[1] for value in rows.values()), default=1)
         conditions = [
             {name: value[:, min(caption, value.shape[1] - 1)].contiguous() for name, value in rows.items()}

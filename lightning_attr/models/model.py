@@ -90,7 +90,7 @@ class Model:
         """
         self.denoiser.accepts(store.schema, store.path)
 
-    def conditions(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def conditions_of(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return those entries of a batch that the network is given beside the latent, in its weights' precision."""
         dtype = next(self.network.parameters()).dtype
         own = {name: batch[name] for name in self.denoiser.conditions}

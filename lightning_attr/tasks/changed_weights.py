@@ -41,7 +41,7 @@ class ChangedWeights(AnalysisTask):
         self.model.accepts(queries)
         query = whole_samples(queries, queries.positions([self.query]))
         self.register_buffer("latent", query["latent"][0, 0].float(), persistent=False)
-        self.conditions = {name: value[0, 0] for name, value in self.model.conditions(query).items()}
+        self.conditions = {name: value[0, 0] for name, value in self.model.conditions_of(query).items()}
 
     def query_inputs(self, timesteps: Tensor, noise: Tensor) -> Inputs:
         """Return what the model is given of the query at draws: timesteps int64 [D], noises [D, C, H, W]."""

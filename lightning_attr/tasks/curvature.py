@@ -98,7 +98,7 @@ class Curvature(AnalysisTask):
         """
         latent = batch["latent"]
         timesteps, noise = self._draws(batch["id"].tolist(), latent.shape[1:])
-        inputs = Inputs(latent, self.model.conditions(batch), timesteps.to(latent.device), noise.to(latent.device))
+        inputs = Inputs(latent, self.model.conditions_of(batch), timesteps.to(latent.device), noise.to(latent.device))
         self.sums.enter(self._part(), self.trainer.strategy.broadcast)
         share = self.sums.of_batch(self.denoiser, self._losses, inputs)
         self.sums.add(self.trainer.strategy.reduce(share, reduce_op="sum"))

@@ -83,7 +83,7 @@ class LatentDiffusion(pl.LightningModule):
             self.seed, self.current_epoch, batch["id"].tolist(), latent.shape[1:], self.model.process.levels
         )
         noise, timesteps, uniform = (part.to(latent.device) for part in added)
-        conditions = self.model.with_null(self.model.conditions(batch), uniform < self.caption_dropout)
+        conditions = self.model.with_null(self.model.conditions_of(batch), uniform < self.caption_dropout)
         losses = self.model.losses(latent, conditions, timesteps, noise)
         # Ranks' batches may differ in size, and DDP takes the mean of their gradients: with this divisor that is the
         # gradient of the mean over all of their samples.

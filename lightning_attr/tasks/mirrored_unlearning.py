@@ -135,7 +135,7 @@ class MirroredUnlearning(ChangedWeights):
         steps = self.model.process.levels
         noise, timesteps, _ = training_noise(self.seed, self.current_epoch, ids, latent.shape[1:], steps)
         return self.model.losses(
-            latent, self.model.conditions(batch), timesteps.to(latent.device), noise.to(latent.device)
+            latent, self.model.conditions_of(batch), timesteps.to(latent.device), noise.to(latent.device)
         )
 
     def _random_draws(self) -> tuple[Tensor, Tensor]:

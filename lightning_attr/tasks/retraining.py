@@ -146,7 +146,7 @@ def measure(model: Model, queries: Store, ids: list[int], draws: Draws, device: 
     batch = {name: value.to(device) for name, value in whole_samples(queries, positions).items()}
     losses = sample_losses(model, batch, draws)[:, 0]
     seeds, steps, guidance = sampling_of(queries, ids)
-    conditions = {name: value[:, 0] for name, value in model.conditions(batch).items()}
+    conditions = {name: value[:, 0] for name, value in model.conditions_of(batch).items()}
     latents, _ = model.generate(conditions, seeds, steps=steps, guidance=guidance)
     images = store_image_encoder(queries).decode(latents.cpu())
     return {"losses": losses.cpu(), "latent": latents.cpu(), "image": images}
