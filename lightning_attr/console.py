@@ -93,7 +93,10 @@ class RateColumn(ProgressColumn):
 
 
 def progress(unit: str) -> Progress:
-    """Progress bar on stderr: count, rate in `unit` per second, time left. Silent by ``-q`` and off a terminal."""
+    """Return a progress bar on stderr: count, rate in ``unit`` per second, time left.
+
+    It is silent by ``-q`` and off a terminal.
+    """
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(),

@@ -94,7 +94,7 @@ class StoreWriter:
 
     @property
     def last_id(self) -> int | None:
-        """Id of the last sample written, in this run or an earlier one; None if there is none."""
+        """Return the id of the last sample written, in this run or an earlier one; None if there is none."""
         return self._ids[-1] if self._ids else None
 
     def write(self, sample: Sample) -> None:
@@ -116,7 +116,7 @@ class StoreWriter:
         self._put({(HEAD, encoder_key(name)): state})
 
     def encoder_state(self, name: str) -> bytes | None:
-        """What :meth:`put_encoder_state` kept, in this run or an earlier one.
+        """Return what :meth:`put_encoder_state` kept, in this run or an earlier one.
 
         Raises:
             StoreError: It is damaged.
@@ -195,7 +195,7 @@ class StoreWriter:
         self._put({(HEAD, b"schema"): encode_schema(self.schema)})
 
     def _stored(self, transaction: lmdb.Transaction[memoryview], metas: list[Meta], first: int) -> Iterator[Sample]:
-        """Samples from `first` on, which fill no whole unit yet, read back from the file."""
+        """Yield the samples from ``first`` on, which fill no whole unit yet, read back from the file."""
         arrays: dict[str, list[Any]] = {name: [] for name in self._blocks}
         for name, blocks in self._blocks.items():
             for start in range(first, len(metas), blocks.samples):
@@ -213,7 +213,7 @@ class StoreWriter:
         return Meta.from_json(json.loads(self._get(transaction, META, key_of(position)) or b"{}"))
 
     def _tail_blocks(self, first: int) -> dict[tuple[str, bytes], bytes]:
-        """Values of the blocks that hold samples not in the file yet."""
+        """Return the values of the blocks that hold samples not in the file yet."""
         values: dict[tuple[str, bytes], bytes] = {}
         for name, blocks in self._blocks.items():
             for start in range(self._committed // blocks.samples * blocks.samples, len(self._tail), blocks.samples):

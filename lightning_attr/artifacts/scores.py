@@ -51,11 +51,11 @@ class Scores:
 
     @property
     def depth(self) -> int:
-        """How many samples of each query are ranked: all of them."""
+        """Return how many samples of each query are ranked: all of them."""
         return len(self.sample_id)
 
     def ranked(self, query_id: int, k: int) -> list[tuple[int, float]]:
-        """Ids and scores of the `k` highest-scored samples of a query, as :meth:`top` orders them."""
+        """Return the ids and scores of a query's ``k`` highest-scored samples, as :meth:`top` orders them."""
         row, ids = self.scores[_row(self, query_id, k)].numpy(), self.sample_id.numpy()
         if np.isnan(row).any():
             raise UserError(f"scores: found NaN for query {query_id}, expected numbers")
@@ -63,7 +63,7 @@ class Scores:
         return list(zip(ids[order].tolist(), row[order].tolist(), strict=True))
 
     def top(self, query_id: int, k: int) -> list[int]:
-        """Ids of the `k` highest-scored samples of a query, best first; of equal scores, the smaller id first.
+        """Return the ids of a query's ``k`` highest-scored samples, best first; of equal scores, the smaller id first.
 
         Raises:
             UserError: The query is not among them, a score of it is NaN, or there are fewer than `k` samples.
@@ -71,13 +71,13 @@ class Scores:
         return [sample for sample, _ in self.ranked(query_id, k)]
 
     def of_queries(self, ids: Collection[int]) -> Scores:
-        """Scores of those of the queries that are among `ids`."""
+        """Return the scores of those of the queries that are among ``ids``."""
         rows = [row for row, query in enumerate(self.query_id.tolist()) if query in ids]
         return Scores(self.scores[rows], self.query_id[rows], self.sample_id, self.method, self.settings)
 
     @classmethod
     def stack(cls, parts: Sequence[Scores]) -> Scores:
-        """Rows of several scores over the same samples, which must agree in method and settings.
+        """Stack the rows of several scores over the same samples, which must agree in method and settings.
 
         Raises:
             UserError: There are none, or they do not fit together.
@@ -154,11 +154,11 @@ class TopScores:
 
     @property
     def depth(self) -> int:
-        """How many samples of each query are ranked."""
+        """Return how many samples of each query are ranked."""
         return self.index.shape[1]
 
     def ranked(self, query_id: int, k: int) -> list[tuple[int, float]]:
-        """Ids and scores of the `k` highest-scored samples of a query, best first.
+        """Return the ids and scores of a query's ``k`` highest-scored samples, best first.
 
         Raises:
             UserError: The query is not among them, or fewer than `k` samples are ranked.
@@ -167,7 +167,7 @@ class TopScores:
         return list(zip(self.index[row, :k].tolist(), self.value[row, :k].tolist(), strict=True))
 
     def top(self, query_id: int, k: int) -> list[int]:
-        """Ids of the `k` highest-scored samples of a query, best first, as :meth:`Scores.top` gives them."""
+        """Return the ids of a query's ``k`` highest-scored samples, best first, as :meth:`Scores.top` gives them."""
         return [sample for sample, _ in self.ranked(query_id, k)]
 
     def save(self, path: str | Path) -> None:
@@ -211,7 +211,7 @@ KINDS: Mapping[str, type[Scores] | type[TopScores]] = {"scores": Scores, "top sc
 
 
 def _row(scores: Scores | TopScores, query_id: int, k: int) -> int:
-    """Row of a query of which `k` samples are asked for."""
+    """Return the row of a query of which ``k`` samples are asked for."""
     rows = (scores.query_id == query_id).nonzero().flatten()
     if len(rows) == 0:
         raise UserError(f"scores: found no query {query_id}, expected one of {_shown(scores.query_id)}")

@@ -40,7 +40,7 @@ class AutoencoderKLEncoder:
         self.shift = float(self._vae.config.get("shift_factor") or 0.0)
 
     def config(self) -> dict[str, Any]:
-        """The class and its arguments, weights digest included."""
+        """Return the class and its arguments, weights digest included."""
         return {
             "class": "AutoencoderKLEncoder",
             "source": self.source,
@@ -49,7 +49,7 @@ class AutoencoderKLEncoder:
         }
 
     def state(self) -> bytes | None:
-        """Nothing: the weights are found under `source`."""
+        """Return None: the weights are found under ``source``."""
         return None
 
     def to(self, device: torch.device | str, /) -> Self:
@@ -58,7 +58,7 @@ class AutoencoderKLEncoder:
         return self
 
     def latent_shape(self, image_size: int) -> tuple[int, int, int]:
-        """(latent channels, h, w); every level but the last halves the side."""
+        """Return (latent channels, h, w); every level but the last halves the side."""
         factor = 2 ** (len(self._vae.config.block_out_channels) - 1)
         if image_size % factor:
             raise UserError(f"{self.source}: image size {image_size} is not a multiple of {factor}")
@@ -66,14 +66,14 @@ class AutoencoderKLEncoder:
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
-        """Uint8 images [B, H, W, 3] to float32 latents [B, C, h, w], scaled as the model's own pipeline does."""
+        """Encode uint8 images [B, H, W, 3] to float32 latents [B, C, h, w], scaled as the model's own pipeline does."""
         pixels = images.to(self._vae.device).permute(0, 3, 1, 2) / 127.5 - 1.0
         latents: Tensor = self._vae.encode(pixels).latent_dist.mode()
         return (latents - self.shift) * self.scale
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
-        """Latents [B, C, h, w] to uint8 images [B, H, W, 3]."""
+        """Decode latents [B, C, h, w] to uint8 images [B, H, W, 3]."""
         latents = latents.to(self._vae.device).float() / self.scale + self.shift
         pixels: Tensor = self._vae.decode(latents).sample
         pixels = ((pixels + 1.0) * 127.5).round().clamp(0, 255).to(torch.uint8)
@@ -108,20 +108,20 @@ class CLIPText:
 
     @property
     def tokens(self) -> int:
-        """Tokens of an encoded text: all that the model has positions for."""
+        """Return the tokens of an encoded text: all that the model has positions for."""
         return int(self._model.config.max_position_embeddings)
 
     @property
     def dim(self) -> int:
-        """Width of a token's state."""
+        """Return the width of a token's state."""
         return int(self._model.config.hidden_size)
 
     def config(self) -> dict[str, Any]:
-        """The class and its arguments, weights digest included."""
+        """Return the class and its arguments, weights digest included."""
         return {"class": "CLIPText", "source": self.source, "pipeline": self.pipeline, "weights": self.weights}
 
     def state(self) -> bytes | None:
-        """Nothing: the weights are found under `source`."""
+        """Return None: the weights are found under ``source``."""
         return None
 
     def to(self, device: torch.device | str, /) -> Self:
@@ -131,12 +131,12 @@ class CLIPText:
 
     @property
     def conditions(self) -> Mapping[str, tuple[int, ...]]:
-        """Shape of the text states."""
+        """Return the shape of the text states."""
         return {"text": (self.tokens, self.dim)}
 
     @torch.no_grad()
     def encode(self, texts: list[str]) -> dict[str, Tensor]:
-        """Texts to float32 states, ``text`` [B, tokens, dim]."""
+        """Encode texts to float32 states, ``text`` [B, tokens, dim]."""
         if not texts:
             return {"text": torch.empty(0, self.tokens, self.dim, device=self._model.device)}
         batch = self._tokenizer(
@@ -182,7 +182,7 @@ class VisionFeatures:
 
     @torch.no_grad()
     def encode(self, images: Sequence[Image]) -> Tensor:
-        """RGB images to float32 features [B, F]."""
+        """Encode RGB images to float32 features [B, F]."""
         pixels = self._processor(images=list(images), return_tensors="pt").pixel_values.to(self._model.device)
         if not hasattr(self._model, "get_image_features"):
             states: Tensor = self._model(pixel_values=pixels).last_hidden_state
@@ -220,7 +220,7 @@ def _loading(kind: str, source: str) -> Iterator[None]:
 
 
 def _checked_digest(model: nn.Module, source: str, expected: str | None) -> str:
-    """Digest of the model's weights.
+    """Return the digest of the model's weights.
 
     Raises:
         UserError: it is not the expected one.

@@ -26,7 +26,7 @@ INCHES_PER_LETTER = 0.08
 
 
 def loss_change_figure(points: Sequence[LossChangePoint], noise_floor: Interval | None = None) -> Figure:
-    """Loss change Delta L against K: a line per method in the band of its interval, random removal in grey.
+    """Draw the loss change Delta L against K: a line per method in its interval's band, random removal in grey.
 
     Each is the mean over queries and its 95% interval (see ``intervals.mean_interval``). Several points of one method,
     K and query (the models of random removal) are averaged first. NaN is left out, and a single query has no band.
@@ -100,7 +100,7 @@ def _draw_curve(axes: Axes, curve: Mapping[int, Interval], label: str, **style: 
 
 
 def lds_figure(rows: Mapping[str, Interval], ceiling: Interval | None = None) -> Figure:
-    """Linear datamodelling scores: a point with its interval per row, the ceiling as a line in its band.
+    """Draw linear datamodelling scores: a point with its interval per row, the ceiling as a line in its band.
 
     Args:
         rows: name and LDS of each method, drawn from the top in the order given; an unknown one is an empty row.
@@ -134,7 +134,7 @@ def lds_figure(rows: Mapping[str, Interval], ceiling: Interval | None = None) ->
 
 
 def prediction_figure(predicted: Tensor, measured: Tensor, title: str) -> Figure:
-    r"""What an attribution predicts for each retrained model against what was measured, for one query.
+    r"""Draw what an attribution predicts for each retrained model against what was measured, for one query.
 
     Args:
         predicted: sum of the query's scores over each model's subset, ``[M]`` (see ``functional.subset_sums``).

@@ -83,7 +83,7 @@ class Pack:
 
     @property
     def loss_changes(self) -> Tensor:
-        """Loss change Delta L of each model and query, float64 [M, Q]."""
+        """Return the loss change Delta L of each model and query, float64 [M, Q]."""
         return loss_change(self.original_losses.expand_as(self.losses), self.losses)
 
     def rows(self, method: str) -> list[int]:

@@ -70,7 +70,7 @@ class Method(ABC):
 
     @property
     def name(self) -> str:
-        """What tables and figures call it."""
+        """Return what tables and figures call it."""
         return type(self).__name__.lower()
 
     def settings(self) -> dict[str, Any]:

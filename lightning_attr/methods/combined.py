@@ -26,7 +26,7 @@ class Combined(Method):
 
     @property
     def name(self) -> str:
-        """The methods' names, joined by ``+``."""
+        """Return the methods' names, joined by ``+``."""
         return "+".join(method.name for method in self.methods)
 
     def inputs(self) -> dict[str, str]:

@@ -30,7 +30,7 @@ class Ensemble(Method):
 
     @property
     def name(self) -> str:
-        """Name of the method."""
+        """Return the name of the method."""
         return self._method.name
 
     def settings(self) -> dict[str, Any]:

@@ -23,5 +23,5 @@ class ExactInfluence(Trak):
 
     @property
     def base_name(self) -> str:
-        """``influence-exact``."""
+        """Return ``influence-exact``."""
         return "influence-exact"

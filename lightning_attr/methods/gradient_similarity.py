@@ -26,7 +26,7 @@ class GradientSimilarity(GradientMethod):
 
     @property
     def base_name(self) -> str:
-        """``gradient-dot`` or ``gradient-cosine``."""
+        """Return ``gradient-dot`` or ``gradient-cosine``."""
         return f"gradient-{self.kind}"
 
     def prepare_queries(self, context: Context) -> None:

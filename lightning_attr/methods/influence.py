@@ -41,7 +41,7 @@ class Influence(GradientMethod):
 
     @property
     def base_name(self) -> str:
-        """``influence-diagonal``, ``influence-kfac`` or ``influence-ekfac``."""
+        """Return ``influence-diagonal``, ``influence-kfac`` or ``influence-ekfac``."""
         return f"influence-{self._fitted[0].curvature.kind}"
 
     def settings(self) -> dict[str, Any]:
@@ -89,7 +89,7 @@ class _Fitted(NamedTuple):
 
     @property
     def checkpoint(self) -> str | None:
-        """Digest of the checkpoint that it was fitted on."""
+        """Return the digest of the checkpoint that it was fitted on."""
         return digest_of(self.curvature.settings, "checkpoint")
 
     def settings(self) -> dict[str, Any]:

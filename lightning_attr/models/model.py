@@ -61,12 +61,12 @@ class Model:
 
     @property
     def network(self) -> nn.Module:
-        """The network, whose parameters are the model's weights."""
+        """Return the network, whose parameters are the model's weights."""
         return self.denoiser.network
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
-        """C, H, W of the latents."""
+        """Return C, H, W of the latents."""
         return self.denoiser.latent_shape
 
     def over(self, network: nn.Module) -> Model:

@@ -92,7 +92,7 @@ class Evaluation(pl.LightningModule):
         require_one_rank(self)
 
     def test_dataloader(self) -> DataLoader[Item]:
-        """One item for each leave-K-out run and scores file, and one for the pack."""
+        """Return one item for each leave-K-out run and scores file, and one for the pack."""
         items: list[Item] = [read_retraining(folder) for folder in self.retrained]
         if self.relevant is not None:
             store = Store(self.relevant.store)

@@ -189,7 +189,7 @@ class Unlearning(ChangedWeights):
         return own_noise(self.draws, [fresh + index for index in indices], shape, of_query(self.query))
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """The natural gradient, or plain gradient ascent without a curvature."""
+        """Return the natural gradient, or plain gradient ascent without a curvature."""
         learning_rate = self.step_size / len(Store(self.store))
         return NaturalGradient(self.selected, learning_rate, self._precondition)
 

@@ -48,7 +48,7 @@ class Case:
 
     @cached_property
     def selected(self) -> dict[str, nn.Parameter]:
-        """Keys and values of cross-attention."""
+        """Return the keys and values of cross-attention."""
         return self.model.select("cross_kv")
 
     def batches(self, size: int = BATCH) -> Iterator[Batch]:
@@ -70,7 +70,7 @@ class Case:
 
     @property
     def denoiser(self) -> nn.Module:
-        """The network."""
+        """Return the network."""
         return self.model.network
 
     def losses(self, network: nn.Module, inputs: Inputs) -> Tensor:

@@ -43,7 +43,7 @@ Features = Callable[[Batch], Tensor]
 
 
 def measure(folder: Path, sizes: Sizes) -> Iterator[Figure]:
-    """One batch of samples: each side does the same for every batch."""
+    """Measure one batch of samples: each side does the same for every batch."""
     case = small_case(sizes.featured, 1, sizes.timesteps)
     (batch,) = case.batches(sizes.featured)
     ours, functional = Ours(case), FunctionalFeatures(case)

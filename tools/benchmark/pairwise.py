@@ -32,7 +32,7 @@ TOLERANCE = 1e-3
 
 
 def measure(folder: Path, sizes: Sizes) -> Iterator[Figure]:
-    """Both from the same factors, samples, queries and draws."""
+    """Measure both from the same factors, samples, queries and draws."""
     if find_spec("kronfluence") is None:
         yield Figure(KEY, None, "kronfluence is not installed (extra: peers)", AIM)
         return

@@ -61,5 +61,5 @@ def write_records(folder: Path, fields: Mapping[str, Field], count: int) -> Reco
 
 
 def _mapped(folder: Path, name: str, written: NDArray[Any]) -> NDArray[Any]:
-    """Read-only memory map of a file, as a plain array: numpy's own class slows down every small access."""
+    """Return a read-only memory map of a file, as a plain array: numpy's own class slows down every small access."""
     return np.asarray(np.memmap(folder / f"{name}.bin", written.dtype, "r", shape=written.shape))

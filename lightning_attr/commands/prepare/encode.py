@@ -38,7 +38,7 @@ class Recipe:
 
     @property
     def schema(self) -> Schema:
-        """Schema of the store."""
+        """Return the schema of the store."""
         views = 2 if self.flips else 1
         return Schema(
             fields={
@@ -57,14 +57,14 @@ class Recipe:
         return [{name: values[row] for name, values in arrays.items()} for row in range(len(pixels))]
 
     def _latents(self, pixels: Pixels) -> Half:
-        """Pixels to latents [B, views, C, h, w]."""
+        """Encode pixels to latents [B, views, C, h, w]."""
         images = torch.from_numpy(pixels)
         views = [images, images.flip(2)] if self.flips else [images]
         latents = torch.stack([self.image.encode(view) for view in views], dim=1)
         return _half(latents, "image")
 
     def _conditions(self, captions: Sequence[Sequence[str]]) -> dict[str, Half]:
-        """Captions to conditions [B, captions, ...] by name, zero where an image has fewer captions."""
+        """Encode captions to conditions [B, captions, ...] by name, zero where an image has fewer captions."""
         has_caption = np.arange(self.captions) < np.array([len(texts) for texts in captions])[:, None]
         arrays = {}
         for name, encoded in self.text.encode([text for texts in captions for text in texts]).items():
@@ -74,7 +74,7 @@ class Recipe:
 
 
 def _half(values: torch.Tensor, encoder: str) -> Half:
-    """To float16, refusing what it cannot hold."""
+    """Convert to float16, refusing what it cannot hold."""
     half = values.to("cpu", torch.float16)
     if not half.isfinite().all():
         largest = values.abs().max().item()
@@ -89,7 +89,7 @@ def encoders_of(path: Path) -> tuple[ImageEncoder, TextEncoder]:
 
 
 def finished(path: Path, schema: Schema) -> bool:
-    """Whether a complete store lies at `path` already.
+    """Return whether a complete store lies at ``path`` already.
 
     Raises:
         UserError: there is one, of another schema.
@@ -105,7 +105,7 @@ def finished(path: Path, schema: Schema) -> bool:
 
 
 def device(name: str) -> torch.device:
-    """Device by name.
+    """Return a device by name.
 
     Raises:
         UserError: torch knows no such device, or it is not there.

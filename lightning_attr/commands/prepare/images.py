@@ -73,7 +73,7 @@ def decode(path: Path, size: int) -> Decoded | Undecoded:
 
 
 def thumbnail(image: Image.Image) -> bytes:
-    """Small JPEG of the centre square of an RGB image."""
+    """Return a small JPEG of the centre square of an RGB image."""
     buffer = io.BytesIO()
     _square(image, min(THUMB_SIDE, *image.size)).save(buffer, "JPEG", quality=85)
     return buffer.getvalue()
@@ -89,7 +89,7 @@ def _square(image: Image.Image, size: int) -> Image.Image:
 
 
 def end_with_parent() -> None:
-    """In a worker: exit when the parent is gone, even by SIGKILL; it would wait for work for ever otherwise."""
+    """Let this worker exit when its parent is gone, even by SIGKILL; it would wait for work for ever otherwise."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes of a terminal; the parent ends this one
     parent = multiprocessing.parent_process()
     assert parent is not None

@@ -60,6 +60,6 @@ class Credit:
 
     @classmethod
     def source(cls, text: str) -> Credit:
-        """An address is called "source"; other texts stay as they are."""
+        """Call an address "source"; other texts stay as they are."""
         address = _ADDRESS.fullmatch(text)
         return cls("source", text) if address else cls(text, None)

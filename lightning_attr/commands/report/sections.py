@@ -56,7 +56,7 @@ class RankingView:
 
     @property
     def word(self) -> str:
-        """What its scores are."""
+        """Return what its scores are."""
         return "loss delta" if self.is_loss_delta else "score"
 
 
@@ -236,7 +236,7 @@ def _labels(models: Sequence[Retrained]) -> list[str]:
 
 
 def _per_query(models: Sequence[Retrained], label: str, what: str) -> Tensor:
-    """One value per query, float64 [Q]: several models of one label, such as random removals, are averaged first."""
+    """Return a value per query, float64 [Q]. Models of one label, such as random removals, are averaged first."""
     values: dict[int, list[float]] = {}
     for model in models:
         if model.label == label:

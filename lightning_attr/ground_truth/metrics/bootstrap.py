@@ -32,7 +32,7 @@ def draw_counts(units: int, resamples: int, generator: torch.Generator) -> Tenso
 
 
 def resampled_means(values: Tensor, counts: Tensor) -> Tensor:
-    """Mean of each resample, leaving out NaN.
+    """Return the mean of each resample, leaving out NaN.
 
     Args:
         values: one value per unit ``[units]``, or one per resample and unit ``[R, units]``.
@@ -50,7 +50,7 @@ def resampled_means(values: Tensor, counts: Tensor) -> Tensor:
 
 
 def resampled_ranks(values: Tensor, counts: Tensor) -> Tensor:
-    """Centred average ranks of the models in each resample: half of how many more lie below than above.
+    """Return the models' centred average ranks in each resample: half of how many more lie below than above.
 
     Args:
         values: one value per model, ``[M]``.
@@ -69,7 +69,7 @@ def resampled_ranks(values: Tensor, counts: Tensor) -> Tensor:
 
 
 def resampled_correlation(a: Tensor, b: Tensor, counts: Tensor) -> Tensor:
-    """Spearman's rank correlation in each resample, ``[R]``, of centred ranks ``[R, M]``; 0 / 0 = NaN."""
+    """Return Spearman's rank correlation in each resample, ``[R]``, of centred ranks ``[R, M]``; 0 / 0 = NaN."""
     return (counts * a * b).sum(1) / ((counts * a.square()).sum(1) * (counts * b.square()).sum(1)).sqrt()
 
 

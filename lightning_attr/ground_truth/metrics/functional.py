@@ -15,7 +15,7 @@ from torch import Tensor
 
 
 def loss_change(original: Tensor, retrained: Tensor) -> Tensor:
-    """Loss change Delta L: how much worse a model retrained without the influential samples denoises the query.
+    """Return loss change Delta L: how much worse a model retrained without the influential samples denoises the query.
 
     The mean over draws of the retrained model's loss minus the original's, both on the same draws (AbU, the
     leave-K-out evaluation). Higher is better: the removed samples mattered.
@@ -76,7 +76,7 @@ def feature_similarity(original: Tensor, regenerated: Tensor) -> Tensor:
 
 
 def recall_at_k(scores: Tensor, relevant: Tensor, k: int) -> Tensor:
-    """Recall@K: relevant samples among the K highest-scored ones / relevant samples (AbC, the retrieval metrics).
+    """Return recall@K: relevant samples among the K highest-scored ones / relevant samples (AbC, retrieval metrics).
 
     The divisor is the number of relevant samples even where it exceeds K, as in the paper: the value can then not
     reach 1. Of samples with equal scores the one with the lower index ranks higher.
@@ -154,7 +154,7 @@ def subset_sums(scores: Tensor, masks: Tensor) -> Tensor:
 
 
 def rank_correlation(a: Tensor, b: Tensor) -> Tensor:
-    """Spearman's rank correlation between the rows of two ``[Q, M]``. Equal values share their average rank.
+    """Return Spearman's rank correlation between the rows of two ``[Q, M]``. Equal values share their average rank.
 
     Returns:
         The correlation, ``[Q]``, in [-1, 1]; NaN for fewer than two columns, a row of equal values, or NaN in a row.
@@ -168,7 +168,7 @@ def rank_correlation(a: Tensor, b: Tensor) -> Tensor:
 
 
 def linear_datamodelling_score(scores: Tensor, masks: Tensor, losses: Tensor) -> Tensor:
-    """Linear datamodelling score (LDS): how well summed scores predict which training subsets serve the query.
+    """Return linear datamodelling scores (LDS): how well summed scores predict which training subsets serve the query.
 
     Spearman's rank correlation over models between the sum of the scores in the model's subset and the *negative* loss
     of the query under that model (D-TRAK, the LDS protocol). Equal values share their average rank.
@@ -194,7 +194,7 @@ def linear_datamodelling_score(scores: Tensor, masks: Tensor, losses: Tensor) ->
 
 
 def _centred_ranks(values: Tensor) -> Tensor:
-    """Ranks within each row of ``[Q, M]``, average ranks for ties, minus their mean (M + 1) / 2."""
+    """Return the ranks within each row of ``[Q, M]``, average ranks for ties, minus their mean (M + 1) / 2."""
     values = values.contiguous()
     ascending = values.sort(dim=1).values
     below = torch.searchsorted(ascending, values)
@@ -204,7 +204,7 @@ def _centred_ranks(values: Tensor) -> Tensor:
 
 
 def _cosine(a: Tensor, b: Tensor) -> Tensor:
-    """Cosine between the rows of ``[Q, F]``; 0 / 0 = NaN for a zero row, where torch's would say 0."""
+    """Return the cosine between the rows of ``[Q, F]``; 0 / 0 = NaN for a zero row, where torch's would say 0."""
     return (a * b).sum(1) / (a.square().sum(1) * b.square().sum(1)).sqrt()
 
 

@@ -22,7 +22,7 @@ from lightning_attr.ground_truth.metrics.functional import expect, subset_sums
 
 
 def mean_interval(values: Tensor, *, level: float = 0.95, resamples: int = 2000, seed: int = 0) -> Interval:
-    """Mean over queries and its interval, leaving out NaN.
+    """Return the mean over queries and its interval, leaving out NaN.
 
     Args:
         values: one value per query, ``[Q]``.
@@ -42,7 +42,7 @@ def mean_interval(values: Tensor, *, level: float = 0.95, resamples: int = 2000,
 
 
 def difference_interval(a: Tensor, b: Tensor, *, level: float = 0.95, resamples: int = 2000, seed: int = 0) -> Interval:
-    """Mean over queries of a - b and its interval; the two tie if it contains 0.
+    """Return the mean over queries of a - b and its interval; the two tie if it contains 0.
 
     The pairs stay together, which takes out how much the queries differ among themselves: far narrower than comparing
     two intervals of means.
@@ -69,7 +69,7 @@ def difference_interval(a: Tensor, b: Tensor, *, level: float = 0.95, resamples:
 def lds_interval(
     scores: Tensor, masks: Tensor, losses: Tensor, *, level: float = 0.95, resamples: int = 2000, seed: int = 0
 ) -> Interval:
-    """Linear datamodelling score, mean over queries, and its interval over queries and models.
+    """Return the linear datamodelling score, mean over queries, and its interval over queries and models.
 
     Args:
         scores: influence scores, higher = more influential, ``[Q, N]``.
@@ -110,7 +110,7 @@ def lds_difference_interval(
     resamples: int = 2000,
     seed: int = 0,
 ) -> Interval:
-    """LDS of method a minus that of method b, mean over queries, and its interval; a tie if it contains 0.
+    """Return LDS of method a minus that of b, mean over queries, and its interval; a tie if it contains 0.
 
     Both are resampled to the same queries and models, which takes out what these have in common.
 
@@ -145,7 +145,7 @@ def _predicted_and_measured(scores: Tensor, masks: Tensor, losses: Tensor) -> tu
 
 
 def _resampled_lds(predicted: Tensor, measured: Tensor, counts: Tensor) -> Tensor:
-    """LDS ``[R, Q]`` from two ``[Q, M]``, query by query: memory is that of some ``[R, M]`` and ``[M, M]``."""
+    """Return LDS ``[R, Q]`` from two ``[Q, M]``, query by query: memory is that of some ``[R, M]`` and ``[M, M]``."""
     columns = [
         resampled_correlation(resampled_ranks(sums, counts), resampled_ranks(losses, counts), counts)
         for sums, losses in zip(predicted, measured, strict=True)

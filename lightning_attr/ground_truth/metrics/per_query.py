@@ -22,7 +22,7 @@ class Summary(NamedTuple):
 
 
 def summarise(values: Tensor) -> Summary:
-    """Mean and standard error over queries, leaving out NaN.
+    """Return the mean and standard error over queries, leaving out NaN.
 
     Args:
         values: one value per query, ``[Q]``.
@@ -97,7 +97,7 @@ class PerQuery(Metric):
         return ids[first], values[first]
 
     def compute(self) -> Summary:
-        """Mean and standard error over the queries seen by all ranks."""
+        """Return the mean and standard error over the queries seen by all ranks."""
         return summarise(self.values()[1])
 
     def _append(self, query_id: Tensor, values: Tensor) -> None:

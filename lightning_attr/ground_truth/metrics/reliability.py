@@ -22,7 +22,7 @@ from lightning_attr.ground_truth.metrics.functional import expect
 
 
 def lds_ceiling(losses: Tensor, *, level: float = 0.95, resamples: int = 2000, seed: int = 0) -> Interval:
-    """Ceiling of the LDS: what the true expected losses would score against losses of this noise.
+    """Return the ceiling of the LDS: what the true expected losses would score against losses of this noise.
 
     A measured loss is the expected loss of its subset plus noise of the training seed. The agreement of two seeds over
     subsets, rho, is the share of the first in the variance of a loss; that share in the mean of S seeds, its
@@ -68,7 +68,7 @@ def lds_ceiling(losses: Tensor, *, level: float = 0.95, resamples: int = 2000, s
 
 
 def _agreement(losses: Tensor, counts: Tensor) -> Tensor:
-    """Mean rank correlation over pairs of seeds in each resample, ``[R, Q]``."""
+    """Return the mean rank correlation over pairs of seeds in each resample, ``[R, Q]``."""
     columns = []
     for of_query in losses.unbind(1):
         ranks = [resampled_ranks(of_seed, counts) for of_seed in of_query]
@@ -119,7 +119,7 @@ def variance_components(losses: Tensor) -> Variances:
 
 
 def attributability(ks: Sequence[int], loss_changes: Tensor, floor: Tensor) -> list[int | None]:
-    """Smallest K whose removal moves a query's loss beyond the noise floor.
+    """Return the smallest K whose removal moves a query's loss beyond the noise floor.
 
     Args:
         ks: how many samples were removed, ascending.

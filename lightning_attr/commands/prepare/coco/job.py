@@ -87,7 +87,7 @@ class Job:
                 bar.advance(task, len(batch))
 
     def _fit_batches(self) -> Iterator[torch.Tensor]:
-        """Images evenly spread over all of them, in batches [B, H, W, 3]."""
+        """Yield images evenly spread over all of them, in batches [B, H, W, 3]."""
         spread = self.images[:: math.ceil(len(self.images) / FIT_IMAGES)]
         with progress("images") as bar:
             task = bar.add_task("fit encoder", total=len(spread))
@@ -104,7 +104,7 @@ class Job:
         return self.decoder.batches([self.folder / image.file_name for image in batch] for batch in batches)
 
     def _accepts(self, item: Decoded | Undecoded) -> TypeGuard[Decoded]:
-        """Whether an image was decoded; where not, it is left out, or the run fails."""
+        """Return whether an image was decoded; where not, it is left out, or the run fails."""
         if isinstance(item, Undecoded) and not self.skip:
             raise UserError(f"{item.path}: {item.reason} (see --on_error)")
         return isinstance(item, Decoded)
