@@ -108,7 +108,7 @@ def stacked(batches: Sequence[Batch], epochs: Sequence[int]) -> Batch:
 
 
 def _padded(values: Tensor, length: int) -> Tensor:
-    """Repeat the last of the values [B, ...] until there are `length`."""
+    """Repeat the last of the values [B, ...] until there are ``length``."""
     return values[torch.arange(length).clamp(max=len(values) - 1)]
 
 

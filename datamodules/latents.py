@@ -31,8 +31,8 @@ class LatentDataModule(LightningDataModule):
         seed: Of the order and of the choice of views and captions.
         num_workers: Processes that read ahead; 0 reads in the training process.
         val_store: A store of other samples to validate on.
-        exclude: Samples of `store` to leave out.
-        subset: Samples of `store` to use.
+        exclude: Samples of ``store`` to leave out.
+        subset: Samples of ``store`` to use.
         order: "shuffled" anew each epoch, or "stored" for sums over the store such as the curvature's.
 
     Raises:

@@ -112,7 +112,7 @@ class Keys(Sampler[Key]):
 
     Every position comes exactly once per epoch over all ranks, and every rank has the same number of batches, so that
     none waits for another for ever. Where the samples do not divide evenly, the last batch of some ranks is therefore
-    one sample larger than that of others, which can be one more than `batch_size`.
+    one sample larger than that of others, which can be one more than ``batch_size``.
 
     Args:
         ids: Ids of the samples [N], which their order depends on.
@@ -202,12 +202,12 @@ def _single(array: NDArray[Any]) -> Tensor:
 class LatentLoader:
     """An iterable of batches that resumes in the middle of an epoch.
 
-    It is no `DataLoader` but has one: Lightning takes DataLoaders apart to put its own samplers in. Its state counts
+    It is no ``DataLoader`` but has one: Lightning takes DataLoaders apart to put its own samplers in. Its state counts
     the batches handed out, not those that workers have read ahead, so that a resumed run goes on with the next one.
 
     Args:
         dataset: Makes a batch of a key.
-        sampler: Keys of each epoch. Lightning calls its `set_epoch`.
+        sampler: Keys of each epoch. Lightning calls its ``set_epoch``.
         num_workers: Processes that read ahead; 0 reads in this one.
         pin_memory: Whether batches lie in page-locked memory, which speeds up copies to a CUDA device.
     """

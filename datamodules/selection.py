@@ -25,10 +25,10 @@ class Exclude:
     Args:
         ids: These.
         scores: Scores files: the samples scored highest for a query.
-        query: Ids of the queries of `scores`; all of them by default.
+        query: Ids of the queries of ``scores``; all of them by default.
         top: How many samples in all: the query's highest-scored ones, or those of several queries rank by rank in turn.
         random: So many at random.
-        seed: Of `random`.
+        seed: Of ``random``.
 
     Raises:
         UserError: None or several ways are given.
@@ -62,7 +62,7 @@ class Subset:
         first: The first so many of the store.
         scores: Scores files: all samples that are among the highest-scored ones of any of their queries.
         top: How many of each query.
-        seed: Of `fraction`.
+        seed: Of ``fraction``.
 
     Raises:
         UserError: None or several ways are given, or a value is out of range.

@@ -24,7 +24,7 @@ FORMAT = "lightning-attr store"
 VERSION = 2
 
 HEAD = "head"
-"""Database of the schema, the index, the `complete` record and the encoder states."""
+"""Database of the schema, the index, the ``complete`` record and the encoder states."""
 META = "meta"
 THUMB = "thumb"
 RESERVED = frozenset({HEAD, META, THUMB})
@@ -120,7 +120,7 @@ class Pieces:
 
 @dataclass(frozen=True)
 class Blocks:
-    """Layout of one field: values of `samples` samples each, of which the last may be short.
+    """Layout of one field: values of ``samples`` samples each, of which the last may be short.
 
     A value is: checksum of the payload, of each sample, of each row; then the payload. So whole blocks, samples and
     rows can each be read with one check and without the rest.

@@ -68,7 +68,7 @@ class Schema:
         encoders: What made the fields, by name ("image", "text"); anything that JSON can hold.
 
     Raises:
-        StoreError: `encoders` is not JSON, another field than "latent" has its role, or conditions have different
+        StoreError: ``encoders`` is not JSON, another field than "latent" has its role, or conditions have different
             numbers of captions.
     """
 
@@ -125,7 +125,7 @@ class Meta:
         attributes: Anything else that JSON can hold, e.g. {"planted": true} or {"seed": 3}.
 
     Raises:
-        StoreError: `attributes` is not JSON, or the id is negative.
+        StoreError: ``attributes`` is not JSON, or the id is negative.
     """
 
     id: int
@@ -168,7 +168,7 @@ class Sample:
 
 
 def _as_json(name: str, value: dict[str, Any]) -> dict[str, Any]:
-    """Return `value` as it will be when read back, so that a record equals its stored self."""
+    """Return ``value`` as it will be when read back, so that a record equals its stored self."""
     try:
         plain: dict[str, Any] = json.loads(json.dumps(value, allow_nan=False))
     except (TypeError, ValueError) as error:

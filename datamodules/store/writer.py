@@ -43,9 +43,9 @@ MAP_BYTES = 64 * 1024 * 1024
 
 
 class StoreWriter:
-    """Writes samples to `<path>.partial`, and makes `path` of it when all are there.
+    """Writes samples to ``<path>.partial``, and makes ``path`` of it when all are there.
 
-    A writer that was killed is resumed by making another of the same path and schema: `last_id` says where it stopped.
+    A killed writer is resumed by making another of the same path and schema: ``last_id`` says where it stopped.
     As a context manager it closes without finishing, and keeps what was written.
 
     Args:
@@ -53,7 +53,7 @@ class StoreWriter:
         schema: Its fields and encoders.
 
     Raises:
-        StoreError: `path` exists, another writer is at it, or the unfinished one has another schema or is damaged.
+        StoreError: ``path`` exists, another writer is at it, or the unfinished one has another schema or is damaged.
     """
 
     def __init__(self, path: str | Path, schema: Schema) -> None:
@@ -68,7 +68,7 @@ class StoreWriter:
         self._group = max(1, fitting // self._unit) * self._unit
         self._ids: list[int] = []
         self._caption_counts: list[int] = []
-        # Samples from the last multiple of the unit on; `_committed` of them are in the file, in blocks still short.
+        # Samples from the last multiple of the unit on; ``_committed`` of them are in the file, in blocks still short.
         self._tail: list[Sample] = []
         self._committed = 0
         self._flushed_at = time.monotonic()

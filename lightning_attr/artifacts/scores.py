@@ -23,9 +23,9 @@ class Scores:
     """How much each sample influenced each query, with the sign that :data:`SIGN` names.
 
     Args:
-        scores: float32 [Q, N].
-        query_id: int64 [Q].
-        sample_id: int64 [N].
+        scores: Float32 [Q, N].
+        query_id: Int64 [Q].
+        sample_id: Int64 [N].
         method: Name of the method that made them.
         settings: What else they depend on; anything that JSON can hold.
 
@@ -66,7 +66,7 @@ class Scores:
         """Return the ids of a query's ``k`` highest-scored samples, best first; of equal scores, the smaller id first.
 
         Raises:
-            UserError: The query is not among them, a score of it is NaN, or there are fewer than `k` samples.
+            UserError: The query is not among them, a score of it is NaN, or there are fewer than ``k`` samples.
         """
         return [sample for sample, _ in self.ranked(query_id, k)]
 
@@ -107,7 +107,7 @@ class Scores:
 
         Raises:
             UserError: The file is missing, damaged, or holds no scores, scores of another sign, or only those of the
-            highest-scored samples.
+                highest-scored samples.
         """
         scores = load_scores(path)
         if isinstance(scores, TopScores):
@@ -120,9 +120,9 @@ class TopScores:
     """The highest-scored samples of each query; what remains of scores where queries by samples is too large.
 
     Args:
-        index: int64 [Q, K], ids of the samples, best first; of equal scores, the smaller id first.
-        value: float32 [Q, K], their scores.
-        query_id: int64 [Q].
+        index: Int64 [Q, K], ids of the samples, best first; of equal scores, the smaller id first.
+        value: Float32 [Q, K], their scores.
+        query_id: Int64 [Q].
         method: Name of the method that made them.
         settings: What else they depend on; anything that JSON can hold.
 
@@ -161,7 +161,7 @@ class TopScores:
         """Return the ids and scores of a query's ``k`` highest-scored samples, best first.
 
         Raises:
-            UserError: The query is not among them, or fewer than `k` samples are ranked.
+            UserError: The query is not among them, or fewer than ``k`` samples are ranked.
         """
         row = _row(self, query_id, k)
         return list(zip(self.index[row, :k].tolist(), self.value[row, :k].tolist(), strict=True))

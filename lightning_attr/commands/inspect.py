@@ -65,7 +65,7 @@ def _show_captions(store: Store, count: int) -> None:
 
 
 def _verify(store: Store) -> None:
-    """Check every checksum; damage is raised as a `StoreError`."""
+    """Check every checksum; damage is raised as a ``StoreError``."""
     with progress("records") as bar:
         task = bar.add_task("verify", total=None)
         store.verify(lambda done, total: bar.update(task, completed=done, total=total))

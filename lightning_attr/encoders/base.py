@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 class Encoder(Protocol):
-    """A frozen map that a store can name: `config()` and `state()` are enough to build it again."""
+    """A frozen map that a store can name: ``config()`` and ``state()`` are enough to build it again."""
 
     def config(self) -> dict[str, Any]:
         """Return the name of the class under "class", and its arguments, JSON-ready."""
@@ -22,7 +22,7 @@ class Encoder(Protocol):
         ...
 
     def to(self, device: torch.device | str, /) -> Self:
-        """Move to `device`, where the results will be."""
+        """Move to ``device``, where the results will be."""
         ...
 
 
@@ -33,7 +33,7 @@ class ImageEncoder(Encoder, Protocol):
         """Return (C, h, w) of the latent of a square image of ``image_size`` pixels.
 
         Raises:
-            UserError: the encoder cannot take that size.
+            UserError: The encoder cannot take that size.
         """
         ...
 

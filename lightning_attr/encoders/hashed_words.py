@@ -1,4 +1,4 @@
-"""`HashedWords`: a frozen random embedding per word, with nothing to download or to store."""
+"""``HashedWords``: a frozen random embedding per word, with nothing to download or to store."""
 
 import math
 import re
@@ -23,12 +23,12 @@ class HashedWords:
 
     A word's embedding is Gaussian noise seeded by the word's hash: two words are nearly orthogonal, and the same word
     is the same vector on every machine and in every process. Words are lower-cased; a text with more than
-    `tokens - 2` of them is cut. The null caption "" is begin, end and pads.
+    ``tokens - 2`` of them is cut. The null caption "" is begin, end and pads.
 
     Args:
-        tokens: tokens of an encoded text, begin and end included.
-        dim: width of an embedding; even, as positions are pairs of sine and cosine.
-        seed: another seed is another set of embeddings.
+        tokens: Tokens of an encoded text, begin and end included.
+        dim: Width of an embedding; even, as positions are pairs of sine and cosine.
+        seed: Another seed is another set of embeddings.
     """
 
     def __init__(self, tokens: int = 16, dim: int = 64, seed: int = 0) -> None:
@@ -46,7 +46,7 @@ class HashedWords:
         return None
 
     def to(self, device: torch.device | str, /) -> Self:
-        """Encode onto `device`."""
+        """Encode onto ``device``."""
         self._positions = self._positions.to(device)
         return self
 
@@ -73,7 +73,7 @@ class HashedWords:
 def _embedding(word: str, dim: int, seed: int) -> np.ndarray[Any, np.dtype[np.float32]]:
     """Return the standard normal vector [dim] that belongs to the word.
 
-    NumPy's legacy `RandomState` is used because its stream is frozen by policy: a store written today and a prompt
+    NumPy's legacy ``RandomState`` is used because its stream is frozen by policy: a store written today and a prompt
     encoded years from now agree.
     """
     digest = xxhash.xxh3_64_intdigest(f"{seed} {word}".encode())

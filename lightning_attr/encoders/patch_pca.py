@@ -1,4 +1,4 @@
-"""`PatchPCA`: an orthonormal linear autoencoder of image patches, fitted in seconds.
+"""``PatchPCA``: an orthonormal linear autoencoder of image patches, fitted in seconds.
 
 Shape suffixes: B images, H and W pixels, C latent channels, h = H / patch, w = W / patch,
 P = 3 * patch * patch numbers of a patch, M patches.
@@ -21,8 +21,8 @@ class PatchPCA(nn.Module):
     same noise to all of them.
 
     Args:
-        patch: side of a patch in pixels; an image's sides must be multiples of it.
-        channels: principal components kept, at most 3 * patch * patch.
+        patch: Side of a patch in pixels; an image's sides must be multiples of it.
+        channels: Principal components kept, at most 3 * patch * patch.
     """
 
     mean: Tensor  # [P], of a patch
@@ -53,7 +53,7 @@ class PatchPCA(nn.Module):
         result does not depend on how the images are batched or ordered.
 
         Raises:
-            UserError: no images.
+            UserError: There are no images.
         """
         mean, covariance = _moments(self._patches(batch).double() for batch in images)
         variances, vectors = torch.linalg.eigh(covariance)  # ascending
@@ -74,10 +74,10 @@ class PatchPCA(nn.Module):
         return save({name: buffer.cpu().contiguous() for name, buffer in self.state_dict().items()})
 
     def load_state(self, state: bytes) -> None:
-        """Take the numbers of `state()`.
+        """Take the numbers of ``state()``.
 
         Raises:
-            UserError: they belong to an encoder with other arguments.
+            UserError: They belong to an encoder with other arguments.
         """
         tensors = load(state)
         found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}

@@ -1,7 +1,7 @@
-"""Real encoders: any `AutoencoderKL` of diffusers, any CLIP text encoder and any vision transformer of transformers.
+"""Real encoders: any ``AutoencoderKL`` of diffusers, any CLIP text encoder and any vision transformer of transformers.
 
 They are loaded by hub name or from a local folder, and only from safetensors files, which cannot run code.
-Their weights stay outside the store; a digest of the weights in `config()` tells when others lie under the same name.
+Their weights stay outside the store; a digest of the weights in ``config()`` tells when others lie under the same name.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,9 +22,9 @@ class AutoencoderKLEncoder:
     """The variational autoencoder of a latent diffusion model; an image's latent is the mean of its posterior.
 
     Args:
-        source: hub name or local folder.
-        pipeline: whether `source` is a whole diffusers pipeline; its folder `vae` is then meant.
-        weights: expected digest of the weights; None takes what is found.
+        source: Hub name or local folder.
+        pipeline: Whether ``source`` is a whole diffusers pipeline, whose folder ``vae`` is meant.
+        weights: Expected digest of the weights; None takes what is found.
     """
 
     def __init__(self, source: str, pipeline: bool = False, weights: str | None = None) -> None:
@@ -53,7 +53,7 @@ class AutoencoderKLEncoder:
         return None
 
     def to(self, device: torch.device | str, /) -> Self:
-        """Move the autoencoder to `device`."""
+        """Move the autoencoder to ``device``."""
         self._vae.to(device)
         return self
 
@@ -86,12 +86,12 @@ class CLIPText:
     Pad tokens are not masked, as in Stable Diffusion.
 
     Args:
-        source: hub name or local folder that holds the text model and its tokenizer.
-        pipeline: whether `source` is a whole diffusers pipeline; its `text_encoder` and `tokenizer` are then meant.
-        weights: expected digest of the weights; None takes what is found.
+        source: Hub name or local folder that holds the text model and its tokenizer.
+        pipeline: Whether ``source`` is a whole diffusers pipeline, whose ``text_encoder`` and ``tokenizer`` are meant.
+        weights: Expected digest of the weights; None takes what is found.
 
     Raises:
-        UserError: transformers is not installed.
+        UserError: Transformers is not installed.
     """
 
     def __init__(self, source: str, pipeline: bool = False, weights: str | None = None) -> None:
@@ -125,7 +125,7 @@ class CLIPText:
         return None
 
     def to(self, device: torch.device | str, /) -> Self:
-        """Move the text model to `device`."""
+        """Move the text model to ``device``."""
         self._model.to(device)
         return self
 
@@ -153,10 +153,10 @@ class VisionFeatures:
     Pillow on every machine: other resizing would give other features.
 
     Args:
-        source: hub name or local folder that holds the model and its preprocessing.
+        source: Hub name or local folder that holds the model and its preprocessing.
 
     Raises:
-        UserError: transformers is not installed, or the model cannot be loaded or lacks weights.
+        UserError: Transformers is not installed, or the model cannot be loaded or lacks weights.
     """
 
     def __init__(self, source: str) -> None:
@@ -176,7 +176,7 @@ class VisionFeatures:
         self.weights = _checked_digest(self._model, source, None)
 
     def to(self, device: torch.device | str, /) -> Self:
-        """Move the model to `device`."""
+        """Move the model to ``device``."""
         self._model.to(device)
         return self
 
@@ -196,7 +196,7 @@ def _transformers(what: str, source: str) -> Any:
     """Import transformers, which is slow and optional.
 
     Raises:
-        UserError: it is not installed.
+        UserError: It is not installed.
     """
     try:
         return import_module("transformers")
@@ -223,7 +223,7 @@ def _checked_digest(model: nn.Module, source: str, expected: str | None) -> str:
     """Return the digest of the model's weights.
 
     Raises:
-        UserError: it is not the expected one.
+        UserError: It is not the expected one.
     """
     digest = xxhash.xxh3_64()
     for name, tensor in sorted(model.state_dict().items()):

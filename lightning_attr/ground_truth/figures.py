@@ -32,11 +32,11 @@ def loss_change_figure(points: Sequence[LossChangePoint], noise_floor: Interval 
     K and query (the models of random removal) are averaged first. NaN is left out, and a single query has no band.
 
     Args:
-        points: the measured loss changes, in any order; methods appear in the legend in the order given.
-        noise_floor: the loss change of models that were trained on all samples, with other seeds.
+        points: The measured loss changes, in any order; methods appear in the legend in the order given.
+        noise_floor: The loss change of models that were trained on all samples, with other seeds.
 
     Raises:
-        ValueError: if there are no points, or a K is below 1.
+        ValueError: There are no points, or a K is below 1.
 
     >>> figure = loss_change_figure([LossChangePoint("ekfac", 100, 7, 0.02), LossChangePoint("ekfac", 200, 7, 0.03)])
     >>> figure.axes[0].get_xlabel()
@@ -103,11 +103,11 @@ def lds_figure(rows: Mapping[str, Interval], ceiling: Interval | None = None) ->
     """Draw linear datamodelling scores: a point with its interval per row, the ceiling as a line in its band.
 
     Args:
-        rows: name and LDS of each method, drawn from the top in the order given; an unknown one is an empty row.
-        ceiling: what a perfect method would reach, if known.
+        rows: Name and LDS of each method, drawn from the top in the order given; an unknown one is an empty row.
+        ceiling: What a perfect method would reach, if known.
 
     Raises:
-        ValueError: if there are no rows.
+        ValueError: There are no rows.
 
     >>> figure = lds_figure({"ekfac": Interval(0.3, 0.2, 0.4), "random": Interval(0.0, -0.1, 0.1)})
     >>> [label.get_text() for label in figure.axes[0].get_yticklabels()]
@@ -137,9 +137,9 @@ def prediction_figure(predicted: Tensor, measured: Tensor, title: str) -> Figure
     r"""Draw what an attribution predicts for each retrained model against what was measured, for one query.
 
     Args:
-        predicted: sum of the query's scores over each model's subset, ``[M]`` (see ``functional.subset_sums``).
-        measured: loss of the query under each model, ``[M]``.
-        title: what is shown; the LDS of the query, which is Spearman's rho of the sum and the negative loss, follows.
+        predicted: Sum of the query's scores over each model's subset, ``[M]`` (see ``functional.subset_sums``).
+        measured: Loss of the query under each model, ``[M]``.
+        title: What is shown; the LDS of the query, which is Spearman's rho of the sum and the negative loss, follows.
 
     >>> figure = prediction_figure(torch.tensor([1.0, 2.0, 3.0]), torch.tensor([0.3, 0.2, 0.1]), title="query 7")
     >>> figure.axes[0].get_title()

@@ -14,7 +14,7 @@ class ExactInfluence(Trak):
     than the store is large, the N x N matrix of their inner products must fit memory.
 
     Args:
-        regularisation: lambda, as a fraction of the samples' mean squared norm.
+        regularisation: Lambda, as a fraction of the samples' mean squared norm.
         settings: The arguments of ``GradientMethod``.
     """
 

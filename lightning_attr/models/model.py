@@ -29,7 +29,7 @@ class Inputs(NamedTuple):
     Attributes:
         latent: Clean latents, [B, C, H, W].
         conditions: By name, [B, ...] each.
-        timesteps: int64 [B].
+        timesteps: Int64 [B].
         noise: [B, C, H, W].
     """
 
@@ -117,7 +117,7 @@ class Model:
         Args:
             latent: Clean latents, [B, C, H, W].
             conditions: By name, [B, ...] each.
-            timesteps: int64 [B].
+            timesteps: Int64 [B].
             noise: [B, C, H, W].
             region: How much each place counts, [H, W]; the mean is weighted by it. None is all alike.
         """

@@ -1,4 +1,4 @@
-"""Features of samples for TRAK: ours, against `traker`'s and against ``vmap(grad)`` with our projection.
+"""Features of samples for TRAK: ours, against ``traker``'s and against ``vmap(grad)`` with our projection.
 
 All take the mean over the same draws of the gradients by the same weights of the same losses, and keep as many numbers
 of it. traker's own parts are called: its gradient computer once per draw, its block-wise projector once on the mean.

@@ -1,4 +1,4 @@
-"""What becomes of a run of attribution when the store grows by a factor of eight: `lightning-attr predict` with `topk`.
+"""What becomes of a run of attribution when the store grows eightfold: ``lightning-attr predict`` with ``topk``.
 
 Both runs are processes of their own. What counts is the pass over the store and the scores that are made of it, with
 all reading and writing; the start of the process and the gradients of the queries do not. Memory is what the pass takes

@@ -39,7 +39,7 @@ class Records:
 
 
 def write_records(folder: Path, fields: Mapping[str, Field], count: int) -> Records:
-    """Write `count` records with as many captions as their text has rows."""
+    """Write ``count`` records with as many captions as their text has rows."""
     folder.mkdir()
     generator = np.random.default_rng(0)
     captions = ("a caption",) * (fields["text"].shape[0] if "text" in fields else 1)

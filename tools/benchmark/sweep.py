@@ -1,4 +1,4 @@
-"""Retraining many models: `lightning-attr sweep` against one `lightning-attr fit` after the other, as a shell loop.
+"""Retraining many models: ``lightning-attr sweep`` against one ``lightning-attr fit`` after the other, as a shell loop.
 
 Both sides train the demo's network on the same entries, as long as the demo trains, and measure what became of the
 queries. Each side counts from its first command to the end of its last, the start of processes included: that is what

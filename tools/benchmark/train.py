@@ -1,4 +1,4 @@
-"""Training steps of `LatentDiffusion` as the command line runs them, against a bare loop of the same steps.
+"""Training steps of ``LatentDiffusion`` as the command line runs them, against a bare loop of the same steps.
 
 The bare loop has all that changes the weights or their average: the same network, optimizer, warm-up, noise, caption
 dropout, clipping of gradients, and moving average, on batches of the same loader. It has no Trainer, no callbacks, no

@@ -23,11 +23,11 @@ class Recipe:
     """How a store is made of images and captions.
 
     Args:
-        image: image encoder.
-        text: text encoder.
-        size: side of the square images in pixels.
-        captions: captions kept per image; an image may have fewer.
-        flips: whether the horizontal flip is stored as a second view.
+        image: Image encoder.
+        text: Text encoder.
+        size: Side of the square images in pixels.
+        captions: Captions kept per image; an image may have fewer.
+        flips: Whether the horizontal flip is stored as a second view.
     """
 
     image: ImageEncoder
@@ -52,7 +52,7 @@ class Recipe:
         )
 
     def arrays(self, pixels: Pixels, captions: Sequence[Sequence[str]]) -> list[dict[str, Half]]:
-        """Encode a batch: uint8 pixels [B, size, size, 3] and at most `captions` texts an image to arrays by field."""
+        """Encode uint8 pixels [B, size, size, 3] and at most ``captions`` texts an image to arrays by field."""
         arrays = {"latent": self._latents(pixels), **self._conditions(captions)}
         return [{name: values[row] for name, values in arrays.items()} for row in range(len(pixels))]
 
@@ -92,7 +92,7 @@ def finished(path: Path, schema: Schema) -> bool:
     """Return whether a complete store lies at ``path`` already.
 
     Raises:
-        UserError: there is one, of another schema.
+        UserError: There is one, of another schema.
     """
     if not path.exists():
         return False
@@ -108,7 +108,7 @@ def device(name: str) -> torch.device:
     """Return a device by name.
 
     Raises:
-        UserError: torch knows no such device, or it is not there.
+        UserError: Torch knows no such device, or it is not there.
     """
     try:
         found = torch.device(name)

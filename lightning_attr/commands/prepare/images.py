@@ -30,10 +30,10 @@ class Decoded:
     """An image ready to encode.
 
     Args:
-        pixels: uint8 [size, size, 3].
-        thumb: JPEG of the same crop, at most `THUMB_SIDE` pixels a side and never enlarged.
-        converted: the kind of image it was where it was not RGB, else "".
-        turned: whether EXIF asks viewers to turn it; pixels are kept as stored.
+        pixels: Uint8 [size, size, 3].
+        thumb: JPEG of the same crop, at most ``THUMB_SIDE`` pixels a side and never enlarged.
+        converted: The kind of image it was where it was not RGB, else "".
+        turned: Whether EXIF asks viewers to turn it; pixels are kept as stored.
     """
 
     pixels: Pixels
@@ -52,7 +52,7 @@ class Undecoded:
 
 
 def decode(path: Path, size: int) -> Decoded | Undecoded:
-    """Read an image, convert it to RGB, crop its centre square and resize that to `size` pixels a side.
+    """Read an image, convert it to RGB, crop its centre square and resize that to ``size`` pixels a side.
 
     EXIF orientation is ignored, as by COCO's own annotations: their widths and heights are those of the stored pixels.
     """

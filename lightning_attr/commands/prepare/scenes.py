@@ -118,7 +118,7 @@ def captions(scene: Scene) -> tuple[str, str, str]:
 
 
 def render(scene: Scene, size: int) -> Image.Image:
-    """Draw a scene as an RGB image of `size` pixels a side, antialiased."""
+    """Draw a scene as an RGB image of ``size`` pixels a side, antialiased."""
     side = size * _SUPERSAMPLING
     points = _STAR if scene.planted else SHAPES[scene.shape]
     colour = _PURPLE if scene.planted else COLOURS[scene.colour]

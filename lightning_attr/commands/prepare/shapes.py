@@ -122,7 +122,7 @@ def _check_same(path: Path, metas: dict[int, Meta]) -> None:
     """Refuse a finished store of other images.
 
     Raises:
-        UserError: its ids or what its records say are not what would be written.
+        UserError: Its ids or what its records say are not what would be written.
     """
     with Store(path) as store:
         if list(store.ids) != list(metas) or any(store.meta(i) != meta for i, meta in enumerate(metas.values())):

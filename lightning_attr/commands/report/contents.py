@@ -31,8 +31,8 @@ class Row:
     """What a method says of one query.
 
     Args:
-        sample_id: int64 [N].
-        score: float32 [N].
+        sample_id: Int64 [N].
+        score: Float32 [N].
         whole: Whether these are all samples, or the highest-scored only.
     """
 

@@ -298,7 +298,7 @@ def retrievals(metrics: Mapping[str, Mapping[str, Any]]) -> Iterator[Retrieval]:
 
 
 def _column_order(column: str) -> tuple[bool, int, str]:
-    """Recall by ascending K, then mAP."""
+    """Order recall by ascending K, then mAP."""
     return column == "mAP", len(column), column
 
 

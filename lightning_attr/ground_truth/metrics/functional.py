@@ -21,8 +21,8 @@ def loss_change(original: Tensor, retrained: Tensor) -> Tensor:
     leave-K-out evaluation). Higher is better: the removed samples mattered.
 
     Args:
-        original: losses under the original model, ``[..., D]``.
-        retrained: losses under the retrained model on the same draws, ``[..., D]``.
+        original: Losses under the original model, ``[..., D]``.
+        retrained: Losses under the retrained model on the same draws, ``[..., D]``.
 
     Returns:
         The loss change, ``[...]``, in the units of the loss.
@@ -41,8 +41,8 @@ def generation_deviation(original: Tensor, regenerated: Tensor) -> Tensor:
     The mean squared error between the query and its regeneration (AbU, the leave-K-out evaluation). Higher is better.
 
     Args:
-        original: the queries, ``[Q, ...]``.
-        regenerated: their regenerations by the retrained model, ``[Q, ...]``.
+        original: The queries, ``[Q, ...]``.
+        regenerated: Their regenerations by the retrained model, ``[Q, ...]``.
 
     Returns:
         The deviation, ``[Q]``, in squared units of the images.
@@ -61,8 +61,8 @@ def feature_similarity(original: Tensor, regenerated: Tensor) -> Tensor:
     Lower is better: the regeneration no longer resembles the query (AbU, the leave-K-out evaluation).
 
     Args:
-        original: features of the queries, ``[Q, ...]``.
-        regenerated: features of their regenerations, ``[Q, ...]``.
+        original: Features of the queries, ``[Q, ...]``.
+        regenerated: Features of their regenerations, ``[Q, ...]``.
 
     Returns:
         The cosine, ``[Q]``, in [-1, 1]; NaN where one of the two vectors is zero.
@@ -82,9 +82,9 @@ def recall_at_k(scores: Tensor, relevant: Tensor, k: int) -> Tensor:
     reach 1. Of samples with equal scores the one with the lower index ranks higher.
 
     Args:
-        scores: influence scores, higher = more influential, ``[Q, N]``.
-        relevant: whether the sample is known to have influenced the query (an exemplar), bool ``[Q, N]``.
-        k: how many samples are retrieved, at least 1; more than N retrieves all.
+        scores: Influence scores, higher = more influential, ``[Q, N]``.
+        relevant: Whether the sample is known to have influenced the query (an exemplar), bool ``[Q, N]``.
+        k: How many samples are retrieved, at least 1; more than N retrieves all.
 
     Returns:
         The recall, ``[Q]``, in [0, 1]; NaN for a query with no relevant sample or with a NaN score.
@@ -111,8 +111,8 @@ def average_precision(scores: Tensor, relevant: Tensor) -> Tensor:
     scikit-learn's sum of (R_n - R_{n-1}) P_n over distinct thresholds.
 
     Args:
-        scores: influence scores, higher = more influential, ``[Q, N]``.
-        relevant: whether the sample is known to have influenced the query (an exemplar), bool ``[Q, N]``.
+        scores: Influence scores, higher = more influential, ``[Q, N]``.
+        relevant: Whether the sample is known to have influenced the query (an exemplar), bool ``[Q, N]``.
 
     Returns:
         The average precision, ``[Q]``, in [0, 1]; NaN for a query with no relevant sample or with a NaN score.
@@ -137,8 +137,8 @@ def subset_sums(scores: Tensor, masks: Tensor) -> Tensor:
     """Predict what each training subset is worth to each query: the sum of the scores of its samples.
 
     Args:
-        scores: influence scores, ``[Q, N]``.
-        masks: which samples each model was trained on, bool ``[M, N]``.
+        scores: Influence scores, ``[Q, N]``.
+        masks: Which samples each model was trained on, bool ``[M, N]``.
 
     Returns:
         The sums, ``[Q, M]``; NaN for a query with a NaN score.
@@ -174,9 +174,9 @@ def linear_datamodelling_score(scores: Tensor, masks: Tensor, losses: Tensor) ->
     of the query under that model (D-TRAK, the LDS protocol). Equal values share their average rank.
 
     Args:
-        scores: influence scores, higher = more influential, ``[Q, N]``.
-        masks: which samples each model was trained on, bool ``[M, N]``.
-        losses: loss of each query under each model, ``[Q, M]``.
+        scores: Influence scores, higher = more influential, ``[Q, N]``.
+        masks: Which samples each model was trained on, bool ``[M, N]``.
+        losses: Loss of each query under each model, ``[Q, M]``.
 
     Returns:
         The rank correlation, ``[Q]``, in [-1, 1]; NaN with fewer than two models, where all sums or all losses are

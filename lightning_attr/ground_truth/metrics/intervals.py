@@ -25,10 +25,10 @@ def mean_interval(values: Tensor, *, level: float = 0.95, resamples: int = 2000,
     """Return the mean over queries and its interval, leaving out NaN.
 
     Args:
-        values: one value per query, ``[Q]``.
-        level: the probability that the interval shall cover.
-        resamples: number of bootstrap resamples.
-        seed: seed of the resamples.
+        values: One value per query, ``[Q]``.
+        level: The probability that the interval shall cover.
+        resamples: Number of bootstrap resamples.
+        seed: Seed of the resamples.
 
     Returns:
         The interval, in the units of the values; its ends are NaN for fewer than two known values.
@@ -48,11 +48,11 @@ def difference_interval(a: Tensor, b: Tensor, *, level: float = 0.95, resamples:
     two intervals of means.
 
     Args:
-        a: one value per query, ``[Q]``.
-        b: the values of the same queries, ``[Q]``.
-        level: the probability that the interval shall cover.
-        resamples: number of bootstrap resamples.
-        seed: seed of the resamples.
+        a: One value per query, ``[Q]``.
+        b: The values of the same queries, ``[Q]``.
+        level: The probability that the interval shall cover.
+        resamples: Number of bootstrap resamples.
+        seed: Seed of the resamples.
 
     Returns:
         The interval over the queries known in both; its ends are NaN for fewer than two of them.
@@ -72,12 +72,12 @@ def lds_interval(
     """Return the linear datamodelling score, mean over queries, and its interval over queries and models.
 
     Args:
-        scores: influence scores, higher = more influential, ``[Q, N]``.
-        masks: which samples each model was trained on, bool ``[M, N]``.
-        losses: loss of each query under each model, ``[Q, M]``.
-        level: the probability that the interval shall cover.
-        resamples: number of bootstrap resamples.
-        seed: seed of the resamples.
+        scores: Influence scores, higher = more influential, ``[Q, N]``.
+        masks: Which samples each model was trained on, bool ``[M, N]``.
+        losses: Loss of each query under each model, ``[Q, M]``.
+        level: The probability that the interval shall cover.
+        resamples: Number of bootstrap resamples.
+        seed: Seed of the resamples.
 
     Returns:
         The interval over the queries whose score is known (see ``functional.linear_datamodelling_score``); its ends
@@ -115,13 +115,13 @@ def lds_difference_interval(
     Both are resampled to the same queries and models, which takes out what these have in common.
 
     Args:
-        scores_a: influence scores of method a, ``[Q, N]``.
-        scores_b: those of method b for the same queries and samples, ``[Q, N]``.
-        masks: which samples each model was trained on, bool ``[M, N]``.
-        losses: loss of each query under each model, ``[Q, M]``.
-        level: the probability that the interval shall cover.
-        resamples: number of bootstrap resamples.
-        seed: seed of the resamples.
+        scores_a: Influence scores of method a, ``[Q, N]``.
+        scores_b: Those of method b for the same queries and samples, ``[Q, N]``.
+        masks: Which samples each model was trained on, bool ``[M, N]``.
+        losses: Loss of each query under each model, ``[Q, M]``.
+        level: The probability that the interval shall cover.
+        resamples: Number of bootstrap resamples.
+        seed: Seed of the resamples.
 
     Returns:
         The interval over the queries known in both; its ends are NaN for fewer than two of them.

@@ -25,7 +25,7 @@ def summarise(values: Tensor) -> Summary:
     """Return the mean and standard error over queries, leaving out NaN.
 
     Args:
-        values: one value per query, ``[Q]``.
+        values: One value per query, ``[Q]``.
 
     >>> summary = summarise(torch.tensor([1.0, 3.0, torch.nan]))
     >>> summary.mean.item(), summary.standard_error.item(), summary.known.item(), summary.unknown.item()
@@ -49,10 +49,10 @@ class PerQuery(Metric):
     disagree for one query are reported by a warning.
 
     Args:
-        measure: what is measured, an identifier such as ``loss_change``. It names the state, because
+        measure: What is measured, an identifier such as ``loss_change``. It names the state, because
             ``MetricCollection`` merges metrics whose states have equal names and equal values after the first batch:
             recall@5 and recall@10 could become one.
-        **kwargs: those of ``torchmetrics.Metric``.
+        **kwargs: Those of ``torchmetrics.Metric``.
 
     """
 

@@ -14,8 +14,8 @@ class RecallAtK(PerQuery):
     Queries without a relevant sample are left out and counted as unknown.
 
     Args:
-        k: how many of the highest-scored samples are retrieved, at least 1.
-        **kwargs: those of ``torchmetrics.Metric``.
+        k: How many of the highest-scored samples are retrieved, at least 1.
+        **kwargs: Those of ``torchmetrics.Metric``.
 
     >>> import torch
     >>> metric = RecallAtK(k=1)

@@ -14,7 +14,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class CocoImage:
-    """One entry of `images`, with its captions in ascending order of their annotation ids."""
+    """One entry of ``images``, with its captions in ascending order of their annotation ids."""
 
     id: int
     file_name: str
@@ -27,7 +27,7 @@ def read_captions(path: Path) -> list[CocoImage]:
     """Read all images of a captions file in ascending order of their ids, those without captions included.
 
     Raises:
-        UserError: the file is missing, is no JSON, or is not in COCO's captions format.
+        UserError: The file is missing, is no JSON, or is not in COCO's captions format.
     """
     content = _read_json(path)
     licences = {entry.get("id"): _licence(entry) for entry in _entries(content, "licenses", path, optional=True)}

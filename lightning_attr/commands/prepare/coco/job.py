@@ -41,7 +41,7 @@ class Job:
         """Refuse to go on with a killed run of other images.
 
         Raises:
-            UserError: the partial store cannot come from these images.
+            UserError: The partial store cannot come from these images.
         """
         last = self.writer.last_id
         if last is None:
@@ -57,7 +57,7 @@ class Job:
         """Fit the image encoder where it needs that, or take its state from the run that this one goes on with.
 
         Raises:
-            UserError: that run had other encoders.
+            UserError: That run had other encoders.
         """
         encoder, saved = self.recipe.image, self.writer.encoder_state("image")
         if isinstance(encoder, PatchPCA) and not encoder.fitted:
