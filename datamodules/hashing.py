@@ -1,4 +1,7 @@
-"""Random choices that are pure functions of a seed and of ids, whatever the batch size, order, workers or ranks."""
+"""Random choices that are pure functions of a seed and of ids, whatever the batch size, order, workers or ranks.
+
+Shapes: B ids.
+"""
 
 from __future__ import annotations
 

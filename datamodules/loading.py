@@ -1,7 +1,7 @@
 """From a store to batches: what a batch is, in which order batches come, and how that order is taken up again.
 
-Shapes: B samples, V views, C, H, W latent channels, height, width; K captions. A batch has the latent and all
-conditions of the store by their names; "text", T tokens of D numbers, stands here for them.
+Shapes: N samples in all, B of a batch, V views, C, H, W latent channels, height, width; K captions. A batch has the
+latent and all conditions of the store by their names; "text", T tokens of D numbers, stands here for them.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""Reading a finished store: every byte that is handed out has passed its checksum."""
+"""Reading a finished store: every byte that is handed out has passed its checksum.
+
+Shapes: N samples of the store, B samples that are asked for.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""What a store holds: its schema, and samples with their arrays, captions and thumbnails."""
+"""What a store holds: its schema, and samples with their arrays, captions and thumbnails.
+
+Shapes: C x H x W a latent.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Scores of samples for queries, and their file."""
+"""Scores of samples for queries, and their file.
+
+Shapes: Q queries, N samples, B samples of a chunk, K highest-scored samples.
+"""
 
 from __future__ import annotations
 

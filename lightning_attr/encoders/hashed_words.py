@@ -1,4 +1,7 @@
-"""``HashedWords``: a frozen random embedding per word, with nothing to download or to store."""
+"""``HashedWords``: a frozen random embedding per word, with nothing to download or to store.
+
+Shapes: B texts.
+"""
 
 import math
 import re

@@ -2,6 +2,8 @@
 
 They are loaded by hub name or from a local folder, and only from safetensors files, which cannot run code.
 Their weights stay outside the store; a digest of the weights in ``config()`` tells when others lie under the same name.
+
+Shapes: B images or texts, H x W pixels, C x h x w a latent, F features.
 """
 
 from collections.abc import Iterator, Mapping, Sequence

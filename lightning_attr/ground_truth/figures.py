@@ -1,4 +1,7 @@
-"""Figures of an evaluation. They are plain ``Figure`` objects: no pyplot, no global state, no window."""
+"""Figures of an evaluation. They are plain ``Figure`` objects: no pyplot, no global state, no window.
+
+Shapes: M retrained models.
+"""
 
 from __future__ import annotations
 

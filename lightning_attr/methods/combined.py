@@ -1,4 +1,7 @@
-"""Several methods at once: the sum of their standardised scores."""
+"""Several methods at once: the sum of their standardised scores.
+
+Shapes: Q queries, N samples in all, B samples of a batch, R numbers kept of a sample.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""What the methods have in common that compare per-sample gradients with those of queries."""
+"""What the methods have in common that compare per-sample gradients with those of queries.
+
+Shapes: Q queries, B samples, H x W places of a latent.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Inner product or cosine of gradients: influence without a curvature."""
+"""Inner product or cosine of gradients: influence without a curvature.
+
+Shapes: Q queries, B samples.
+"""
 
 from __future__ import annotations
 

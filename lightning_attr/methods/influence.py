@@ -1,4 +1,7 @@
-"""One-pass influence: unlearning to first order, for all queries at once."""
+"""One-pass influence: unlearning to first order, for all queries at once.
+
+Shapes: Q queries, B samples.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""UNets of Stable Diffusion 1.x and 2.x: cross-attention to text states."""
+"""UNets of Stable Diffusion 1.x and 2.x: cross-attention to text states.
+
+Shapes: B samples, L tokens of E features.
+"""
 
 from __future__ import annotations
 

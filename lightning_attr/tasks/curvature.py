@@ -1,4 +1,7 @@
-"""Fit the curvature of a trained model: a ``fit`` without an optimizer."""
+"""Fit the curvature of a trained model: a ``fit`` without an optimizer.
+
+Shapes: B samples, C x H x W a latent.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Check attributions: against retrained models, a sweep's pack of them, and samples known to be relevant."""
+"""Check attributions: against retrained models, a sweep's pack of them, and samples known to be relevant.
+
+Shapes: Q queries, N samples.
+"""
 
 from __future__ import annotations
 

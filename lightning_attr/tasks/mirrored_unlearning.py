@@ -1,4 +1,7 @@
-"""Unlearn one query as MUCS does: training goes on, while the query's loss is driven up to that of knowing nothing."""
+"""Unlearn one query as MUCS does: training goes on, while the query's loss is driven up to that of knowing nothing.
+
+Shapes: D draws, C x H x W a latent.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Unlearn one query: natural-gradient ascent on its loss."""
+"""Unlearn one query: natural-gradient ascent on its loss.
+
+Shapes: P selected weights in one row.
+"""
 
 from __future__ import annotations
 

@@ -6,6 +6,8 @@ of it. traker's own parts are called: its gradient computer once per draw, its b
 
 The memory of features is the peak of what torch allocates meanwhile, less the peak of a bare backward pass on the same
 batch, which none can do without. The network and the batch do not count.
+
+Shapes: B samples, R numbers kept of a sample.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""The same random records as a store and as raw arrays in memory-mapped files."""
+"""The same random records as a store and as raw arrays in memory-mapped files.
+
+Shapes: N records.
+"""
 
 from __future__ import annotations
 

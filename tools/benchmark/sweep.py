@@ -4,6 +4,8 @@ Both sides train the demo's network on the same entries, as long as the demo tra
 queries. Each side counts from its first command to the end of its last, the start of processes included: that is what
 is waited for. The loop leaves the number of torch's threads at its default; the sweep runs one thread in each of two
 workers. A second figure is the gain of training together alone, where it is to be expected: at a small batch.
+
+Shapes: G models of a group, B samples.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""Turn images and captions into what a store holds: views and captions, encoded, in half precision."""
+"""Turn images and captions into what a store holds: views and captions, encoded, in half precision.
+
+Shapes: B images, C x h x w a latent.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,4 +1,7 @@
-"""What a run found: its stages, stores, rankings, retrained models and metrics, by what is there."""
+"""What a run found: its stages, stores, rankings, retrained models and metrics, by what is there.
+
+Shapes: Q queries, N samples, H x W pixels.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Images inside the page, and the credit that is due to them."""
+"""Images inside the page, and the credit that is due to them.
+
+Shapes: H x W pixels.
+"""
 
 from __future__ import annotations
 

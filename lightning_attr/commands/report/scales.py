@@ -1,4 +1,7 @@
-"""The numbers behind the figures: positions in per cent of a figure's width, and how values are written."""
+"""The numbers behind the figures: positions in per cent of a figure's width, and how values are written.
+
+Shapes: N scores, K of them marked.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""What the page shows of a run: every number is chosen here, the template only sets it."""
+"""What the page shows of a run: every number is chosen here, the template only sets it.
+
+Shapes: Q queries.
+"""
 
 from __future__ import annotations
 

@@ -7,7 +7,7 @@ Diffusion Models" (ICLR 2024).
 A value that is not defined, or that is measured on NaN, is NaN: it says "unknown", and never passes for a good or a bad
 result. Tensors of the wrong shape or dtype raise ``ValueError``.
 
-Shape suffixes: Q queries, N samples, M retrained models, D draws.
+Shape suffixes: Q queries, N samples, M retrained models, D draws, F features.
 """
 
 import torch

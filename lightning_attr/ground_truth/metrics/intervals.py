@@ -3,7 +3,7 @@
 All are bootstrap intervals, drawn by a generator of their own: equal inputs give equal intervals. They come out a
 little narrow for few queries: with twenty, a 95% interval of a mean covers about 93%.
 
-Shape suffixes: Q queries, N samples, M retrained models, S training seeds.
+Shape suffixes: Q queries, N samples, M retrained models, S training seeds, R resamples.
 """
 
 from __future__ import annotations

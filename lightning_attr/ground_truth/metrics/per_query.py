@@ -1,4 +1,7 @@
-"""The state that all metrics of attributions share: one value per query, and its mean over queries."""
+"""The state that all metrics of attributions share: one value per query, and its mean over queries.
+
+Shapes: Q queries in all, B queries of a batch.
+"""
 
 from typing import Any, NamedTuple
 

@@ -1,4 +1,7 @@
-"""Metrics that check a ranking against known exemplars: recall@K and mean average precision."""
+"""Metrics that check a ranking against known exemplars: recall@K and mean average precision.
+
+Shapes: B queries of a batch, N samples.
+"""
 
 from typing import Any
 

@@ -1,6 +1,6 @@
 """How good is the ground truth itself? What retraining with other seeds says about the noise of retrained models.
 
-Shape suffixes: Q queries, M models (training subsets), S training seeds, K removal sizes.
+Shape suffixes: Q queries, M models (training subsets), S training seeds, K removal sizes, R resamples.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""One run of ``prepare coco``: fit, decode, encode, write; go on where a killed run stopped."""
+"""One run of ``prepare coco``: fit, decode, encode, write; go on where a killed run stopped.
+
+Shapes: B images of H x W pixels.
+"""
 
 import math
 from collections import Counter
