@@ -46,7 +46,7 @@ def encoder_key(name: str) -> bytes:
 
 
 def seed_of(*place: str) -> int:
-    """Seed of the checksums of a place; room is left above it to add numbers of rows in int64."""
+    """Return the seed of the checksums of a place; room is left above it to add numbers of rows in int64."""
     return xxh3_64_intdigest("/".join(place).encode()) >> 2
 
 
@@ -138,7 +138,7 @@ class Blocks:
 
     @cached_property
     def seed(self) -> int:
-        """Seed of block 0; that of block n is n higher."""
+        """Return the seed of block 0; that of block n is n higher."""
         return seed_of(self.name, "block")
 
     @cached_property

@@ -80,7 +80,7 @@ def thumbnail(image: Image.Image) -> bytes:
 
 
 def _square(image: Image.Image, size: int) -> Image.Image:
-    """Centre square, resized with antialiasing."""
+    """Return the centre square, resized with antialiasing."""
     width, height = image.size
     side = min(width, height)
     left, top = (width - side) // 2, (height - side) // 2

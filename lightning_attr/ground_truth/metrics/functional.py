@@ -104,7 +104,7 @@ def recall_at_k(scores: Tensor, relevant: Tensor, k: int) -> Tensor:
 
 
 def average_precision(scores: Tensor, relevant: Tensor) -> Tensor:
-    """Average precision, whose mean over queries is mAP (AbC, the retrieval metrics).
+    """Return average precision, whose mean over queries is mAP (AbC, the retrieval metrics).
 
     Each relevant sample's own score is taken as the threshold; the precision among all samples that reach it is
     averaged over the relevant samples. Equal scores thus enter together, whatever their order: this equals
