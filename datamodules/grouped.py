@@ -41,7 +41,7 @@ class GroupedLatents(LightningDataModule):
             member.setup(stage)
 
     def train_dataloader(self) -> GroupedLoader:
-        """As many batches as the trainer makes steps."""
+        """Return as many batches as the trainer makes steps."""
         assert self.trainer is not None
         return GroupedLoader([member.train_dataloader() for member in self.members], self.trainer.max_steps)
 
@@ -69,7 +69,7 @@ class GroupedLoader:
         return self.length
 
     def __iter__(self) -> Iterator[Batch]:
-        """Stacks from where the loader stands."""
+        """Yield stacks from where the loader stands."""
         streams = [endless(loader) for loader in self.loaders]
         while self._handed_out < self.length:
             batches = [next(stream) for stream in streams]
@@ -77,7 +77,7 @@ class GroupedLoader:
             yield stacked(batches, [loader.sampler.epoch for loader in self.loaders])
 
     def state_dict(self) -> dict[str, Any]:
-        """Where every member stands."""
+        """Return where every member stands."""
         return {"batches": self._handed_out, "members": [loader.state_dict() for loader in self.loaders]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -93,7 +93,7 @@ class GroupedLoader:
 
 
 def endless(loader: LatentLoader) -> Iterator[Batch]:
-    """Batches of one epoch after the other, from where the loader stands."""
+    """Yield the batches of one epoch after the other, from where the loader stands."""
     while True:
         yield from loader
         loader.sampler.set_epoch(loader.sampler.epoch + 1)
@@ -108,7 +108,7 @@ def stacked(batches: Sequence[Batch], epochs: Sequence[int]) -> Batch:
 
 
 def _padded(values: Tensor, length: int) -> Tensor:
-    """Repeat the last of the values [B, ...] until there are `length`."""
+    """Repeat the last of the values [B, ...] until there are ``length``."""
     return values[torch.arange(length).clamp(max=len(values) - 1)]
 
 

@@ -68,7 +68,7 @@ class AttributionCLI(LightningCLI):
 
     @property
     def folder(self) -> RunFolder:
-        """The folder of this run."""
+        """Return the folder of this run."""
         path = self._get(self.config, "trainer").default_root_dir
         if path is None:
             raise UserError("trainer.default_root_dir: missing, expected the folder of this run, such as runs/NAME")

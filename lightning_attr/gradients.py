@@ -9,7 +9,8 @@ which is slower and needs the loss as a function of one sample.
 
 Under autocast the network runs in low precision; what is made of the gradients afterwards does not.
 
-Shapes: B samples, V views, K captions, D draws, L tokens.
+Shapes: B samples, V views, K captions, D draws, L tokens of E features, P numbers of all weights,
+H x W places of a latent.
 """
 
 from __future__ import annotations

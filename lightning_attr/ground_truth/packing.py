@@ -1,4 +1,7 @@
-"""Building the pack of a sweep from the folders of its finished entries."""
+"""Building the pack of a sweep from the folders of its finished entries.
+
+Shapes: Q queries, D draws.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Methods that compare losses before and after a query was unlearned: loss deltas, and the skew of MUCS."""
+"""Methods that compare losses before and after a query was unlearned: loss deltas, and the skew of MUCS.
+
+Shapes: Q queries, B samples, V views, D draws.
+"""
 
 from __future__ import annotations
 

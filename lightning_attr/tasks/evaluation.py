@@ -1,4 +1,7 @@
-"""Check attributions: against retrained models, a sweep's pack of them, and samples known to be relevant."""
+"""Check attributions: against retrained models, a sweep's pack of them, and samples known to be relevant.
+
+Shapes: Q queries, N samples.
+"""
 
 from __future__ import annotations
 
@@ -92,7 +95,7 @@ class Evaluation(pl.LightningModule):
         require_one_rank(self)
 
     def test_dataloader(self) -> DataLoader[Item]:
-        """One item for each leave-K-out run and scores file, and one for the pack."""
+        """Return one item for each leave-K-out run and scores file, and one for the pack."""
         items: list[Item] = [read_retraining(folder) for folder in self.retrained]
         if self.relevant is not None:
             store = Store(self.relevant.store)
