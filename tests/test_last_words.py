@@ -10,6 +10,7 @@ import pytest
 import yaml
 from miniature import Project
 
+from lightning_attr.artifacts import read_json
 from lightning_attr.main import main
 from lightning_attr.runs.following import next_command
 
@@ -49,6 +50,26 @@ def test_each_stage_names_the_next_command_and_that_one_runs(fresh: Project, cap
 
     assert ended(shlex.split(following)[2:]) == 0
     assert capfd.readouterr().out == f"made: {fresh.root / 'report.html'}\n"
+
+
+def test_a_config_whose_values_refer_to_each_other(fresh: Project, capfd: Captured) -> None:
+    config = yaml.safe_load((fresh.root / "train.yaml").read_text())
+    config["vars"] = {"steps": 2}
+    config["trainer"]["max_steps"] = "${vars.steps}"
+    (fresh.root / "train.yaml").write_text(yaml.safe_dump(config))
+    main(["fit", f"--config={fresh.root / 'train.yaml'}"])
+    made, following = capfd.readouterr().out.splitlines()
+    assert made == f"made: {fresh.checkpoint}"
+    assert following == f"next: lightning-attr predict -c {fresh.root / 'sample.yaml'}"
+
+
+def test_metrics_are_whole_on_a_narrow_terminal(project: Project, tmp_path: Path, capfd: Captured) -> None:
+    main(project.args("evaluate", tmp_path / "run"))
+    lines = capfd.readouterr().out.splitlines()
+    metrics = read_json(tmp_path / "run/metrics.json")["metrics"]
+    assert len(metrics) > 3
+    for name, value in metrics.items():
+        assert any(name in line and line.endswith(f" {value['mean']:.4g}") for line in lines), name
 
 
 def test_quiet_stages(project: Project, tmp_path: Path, capfd: Captured) -> None:
