@@ -48,6 +48,25 @@ def test_a_finished_run_is_finished_until_its_limits_change(folder: RunFolder) -
     assert folder.start("fit", config(max_steps=20))
 
 
+def test_a_run_whose_task_had_another_name_goes_on(tmp_path: Path) -> None:
+    names = [f"lightning_attr.tasks.{name}" for name in ("GroupedLeaveKOut", "GroupedRetraining", "LatentDiffusion")]
+    members = [f"lightning_attr.tasks.{name}" for name in ("LeaveKOut", "Retraining", "LeaveKOut")]
+    old, new, other = (
+        {**config(), "model": {"class_path": name, "init_args": {"members": [{"class_path": member}]}}}
+        for name, member in zip(names, members, strict=True)
+    )
+    run = RunFolder(tmp_path / "run")
+    run.start("fit", new)
+    manifest = (run.path / "manifest.json").read_text().replace("Retraining", "LeaveKOut")
+    (run.path / "manifest.json").write_text(manifest)
+    (run.path / "weights.safetensors").touch()
+    assert run.start("fit", new)
+    assert run.start("fit", old)
+    assert yaml.safe_load((run.path / "config.yaml").read_text()) == new
+    with pytest.raises(UserError, match=r"tasks\.GroupedRetraining -> lightning_attr\.tasks\.LatentDiffusion"):
+        run.start("fit", other)
+
+
 def test_what_does_not_change_results_may_change(folder: RunFolder) -> None:
     other = config(log_every_n_steps=1)
     other["data"]["init_args"]["num_workers"] = 4
