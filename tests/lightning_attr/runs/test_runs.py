@@ -1,8 +1,10 @@
 """The folder of a run: what may change between two starts, and what may not."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import yaml
@@ -11,6 +13,9 @@ from lightning_attr.artifacts import read_json
 from lightning_attr.artifacts.inputs import InputPath, input_paths
 from lightning_attr.errors import UserError
 from lightning_attr.runs.folder import RunFolder, declared_inputs, flatten, input_files
+
+if TYPE_CHECKING:
+    from os import PathLike
 
 CONFIGS = Path(__file__).parents[3] / "configs"
 
@@ -184,6 +189,15 @@ def test_inputs_are_those_that_are_declared(tmp_path: Path, monkeypatch: pytest.
         "curvature.0": "d",
         "curvature.1": "e",
     }
+
+
+class Guarded:
+    def __init__(self, other: PathLike[str], path: PathLike[str] | InputPath, paths: list[InputPath]) -> None: ...
+
+
+def test_arguments_whose_types_are_imported_for_type_checkers_alone() -> None:
+    found = input_paths(Guarded, {"other": "a", "path": "b", "paths": ["c"]})
+    assert dict(found) == {"path": "b", "paths.0": "c"}
 
 
 def test_all_files_that_shipped_configs_read_are_declared() -> None:
