@@ -49,8 +49,8 @@ class GroupedLatents(LightningDataModule):
 class GroupedLoader:
     """Stacks of the members' batches; each member goes through its own epochs, which differ in length.
 
-    A batch is what the members' are, [G, B, ...] each, and int64 [G] "size" and "epoch". Where a member's batch is
-    shorter than the others', at the end of its epoch, its last sample is repeated: only its first "size" samples count.
+    A batch is what the members' are, [G, B, ...] each, and int64 [G] "batch_size" and "epoch". Where a member's batch
+    is shorter than the others', at the end of its epoch, its last sample is repeated: only the first "batch_size" count.
 
     It has a length, for Lightning reads ahead where there is none, and would save a place that is one batch too far.
 
@@ -104,7 +104,7 @@ def stacked(batches: Sequence[Batch], epochs: Sequence[int]) -> Batch:
     longest = max(len(batch["id"]) for batch in batches)
     stack = {name: torch.stack([_padded(batch[name], longest) for batch in batches]) for name in batches[0]}
     sizes = torch.tensor([len(batch["id"]) for batch in batches])
-    return {**stack, "size": sizes, "epoch": torch.tensor(epochs)}
+    return {**stack, "batch_size": sizes, "epoch": torch.tensor(epochs)}
 
 
 def _padded(values: Tensor, length: int) -> Tensor:

@@ -85,7 +85,7 @@ def test_quiet_stages(project: Project, tmp_path: Path, capfd: Captured) -> None
     assert "finished already" in capfd.readouterr().err
 
 
-def test_a_stage_is_next_when_it_has_all_and_has_not_begun(tmp_path: Path) -> None:
+def test_a_stage_is_next_when_it_has_all_and_has_not_begun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config, folder, run = tmp_path / "train.yaml", tmp_path / "of attribution", tmp_path / "train"
     beside, method = tmp_path / "attribute.yaml", tmp_path / "methods/default.yaml"
     inputs = {"queries": "${vars.run}/queries.lmdb", "checkpoints": ["${vars.run}/last.ckpt"]}
@@ -102,7 +102,17 @@ def test_a_stage_is_next_when_it_has_all_and_has_not_begun(tmp_path: Path) -> No
     (folder / "manifest.json").touch()
     assert next_command([str(config)], run) == f"lightning-attr report {tmp_path}"
     assert next_command([str(config)], Path("run")) == "lightning-attr report run"
-    for broken in ("[", "- 1", "just words", "trainer: 3", "trainer: {default_root_dir: '${none}'}"):
+    (tmp_path / "broken.py").write_text("import nothing_of_this_name")
+    monkeypatch.syspath_prepend(tmp_path)
+    for broken in (
+        "[",
+        "- 1",
+        "just words",
+        "trainer: 3",
+        "trainer: {default_root_dir: '${none}'}",
+        "model: {class_path: broken.Task}",
+        "model: {init_args: [1]}",
+    ):
         method.write_text(broken)
         assert next_command([str(config)], run) == f"lightning-attr report {run}"
     assert next_command([], run) == f"lightning-attr report {run}"

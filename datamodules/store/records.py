@@ -22,6 +22,9 @@ Role = Literal["latent", "condition"]
 #: The roles of fields in stores that were written before fields had roles.
 IMPLIED: Mapping[str, Role] = {"latent": "latent", "text": "condition"}
 
+#: What batches hold of samples besides their fields: none with a role may be called so.
+BATCH_KEYS = frozenset({"id", "view", "caption", "captions", "batch_size", "epoch"})
+
 
 @dataclass(frozen=True)
 class Field:
@@ -71,8 +74,8 @@ class Schema:
         encoders: What made the fields, by name ("image", "text"); anything that JSON can hold.
 
     Raises:
-        StoreError: ``encoders`` is not JSON, another field than "latent" has its role, or conditions have different
-            numbers of captions.
+        StoreError: ``encoders`` is not JSON, another field than "latent" has its role, a condition is called as something
+            else in a batch is, or conditions have different numbers of captions.
     """
 
     fields: Mapping[str, Field]
@@ -83,6 +86,8 @@ class Schema:
         object.__setattr__(self, "encoders", _as_json("schema.encoders", dict(self.encoders)))
         if others := [name for name, field in self.fields.items() if field.role == "latent" and name != "latent"]:
             raise StoreError(f"schema: found a field {others[0]!r} of role latent, expected it to be called 'latent'")
+        if taken := sorted(BATCH_KEYS.intersection(self.inputs)):
+            raise StoreError(f"schema: found a condition {taken[0]!r}, expected another name: batches have one already")
         rows = {name: self.fields[name].shape[0] for name in self.conditions}
         if wrong := [name for name, count in rows.items() if count not in (1, self.captions)]:
             raise StoreError(

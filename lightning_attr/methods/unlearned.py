@@ -79,7 +79,7 @@ class Unlearned(Method):
             header = read_header(path)
             if header.kind != self.kind:
                 raise UserError(f"{path}: found {header.kind}, expected {self.kind}")
-            settings, query = header.settings, int(header.settings["query"])
+            settings, query = header.settings, header.settings.get("query", -1)
             if query not in queries:
                 continue
             if differs(made_from := digest_of(settings, "checkpoint"), model.digest):

@@ -18,6 +18,7 @@ from torchmetrics import MetricCollection
 
 from datamodules.store import Store
 from lightning_attr.artifacts import load_tensors, write_json
+from lightning_attr.artifacts.before import found
 from lightning_attr.artifacts.inputs import InputPath
 from lightning_attr.artifacts.scores import Scores
 from lightning_attr.errors import UserError
@@ -184,7 +185,7 @@ def read_retraining(folder: str) -> Item:
     Raises:
         UserError: The run is not finished, or its file is damaged.
     """
-    path = Path(folder) / "retraining.safetensors"
+    path = found(Path(folder) / "retraining.safetensors")
     if not path.exists():
         raise UserError(f"{path}: no such file; has the Retraining run in {folder} finished?")
     tensors, settings = load_tensors(path, "retraining")

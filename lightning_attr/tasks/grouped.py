@@ -122,7 +122,7 @@ class GroupedRetraining(LatentDiffusion):
         """Return the sum of the members' mean losses, which gives each member the gradient of its own."""
         noise, timesteps, uniform = (part.to(self.device) for part in self._added(batch))
         conditions = self.model.with_null(self.model.conditions_of(batch), uniform < self.caption_dropout)
-        means = real_means(self.losses(Inputs(batch["latent"], conditions, timesteps, noise)), batch["size"])
+        means = real_means(self.losses(Inputs(batch["latent"], conditions, timesteps, noise)), batch["batch_size"])
         for folder, loss in zip(self.folders, means.tolist(), strict=True):
             if not abs(loss) < float("inf"):
                 raise UserError(
