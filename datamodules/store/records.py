@@ -74,8 +74,8 @@ class Schema:
         encoders: What made the fields, by name ("image", "text"); anything that JSON can hold.
 
     Raises:
-        StoreError: ``encoders`` is not JSON, another field than "latent" has its role, a condition is called as something
-            else in a batch is, or conditions have different numbers of captions.
+        StoreError: ``encoders`` is not JSON, another field than "latent" has its role, a condition has the name of
+            something else in a batch, or conditions have different numbers of captions.
     """
 
     fields: Mapping[str, Field]
