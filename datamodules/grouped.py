@@ -50,7 +50,8 @@ class GroupedLoader:
     """Stacks of the members' batches; each member goes through its own epochs, which differ in length.
 
     A batch is what the members' are, [G, B, ...] each, and int64 [G] "batch_size" and "epoch". Where a member's batch
-    is shorter than the others', at the end of its epoch, its last sample is repeated: only the first "batch_size" count.
+    is shorter than the others', at the end of its epoch, its last sample is repeated: only its first samples, so many
+    as "batch_size" says, count.
 
     It has a length, for Lightning reads ahead where there is none, and would save a place that is one batch too far.
 
