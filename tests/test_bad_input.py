@@ -79,6 +79,8 @@ def test_store_of_another_shape_than_the_model(
     for stage in ("train", "curvature"):
         message = refused(project.args(stage, tmp_path / stage, data__init_args__store=other))
         assert_says(message, other, *words)
+    for stage, setting in (("train", "data__init_args__val_store"), ("leave_k_out", "model__init_args__queries")):
+        assert_says(refused(project.args(stage, tmp_path / setting, **{setting: other})), other, *words)
     assert_says(refused(project.args("similarity", tmp_path / "s", data__init_args__store=other)), "found", "expected")
 
 

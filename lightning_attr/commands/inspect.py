@@ -46,11 +46,11 @@ def _describe(path: Path, store: Store) -> None:
 
 
 def _show_fields(store: Store) -> None:
-    """Print the shape, type and bytes of each field."""
-    table = Table("field", "shape", "type", "bytes a sample", title="fields", title_justify="left")
+    """Print the role, shape, type and bytes of each field."""
+    table = Table("field", "role", "shape", "type", "bytes a sample", title="fields", title_justify="left")
     for name, field in store.schema.fields.items():
         size = store.read(name, [0]).nbytes if len(store) else 0
-        table.add_row(name, " x ".join(map(str, field.shape)), str(field.dtype), f"{size:,}")
+        table.add_row(name, field.role or "", " x ".join(map(str, field.shape)), str(field.dtype), f"{size:,}")
     print_table(table)
 
 

@@ -88,12 +88,13 @@ def check_stores(queries: Store, store: Store, models: Sequence[Model]) -> None:
     Raises:
         UserError: They do not.
     """
-    for name in store.schema.inputs:
+    for model in models:
+        model.accepts(store)
+    needed = [name for model in models for name in ("latent", *model.denoiser.conditions)]
+    for name in needed or store.schema.inputs:
         field, expected = queries.schema.fields.get(name), store.schema.fields[name].shape[1:]
         if (found := None if field is None else field.shape[1:]) != expected:
             raise UserError(f"queries {queries.path}: found {name} {found}, expected {expected} as {store.path} has it")
-    for model in models:
-        model.accepts(store)
 
 
 def scored(ensemble: Method, chunks: Chunks, store: Store, query_ids: list[int]) -> Iterator[tuple[Tensor, Tensor]]:

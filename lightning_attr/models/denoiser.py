@@ -61,9 +61,9 @@ class Denoiser(ABC):
         """Return the conditions of no caption, without the batch axis: of this family those of the empty one.
 
         Args:
-            encode: Makes conditions [B, ...] of B texts.
+            encode: Makes conditions [B, ...] of B texts; those that the network does not need are left out.
         """
-        return {name: value[0].cpu() for name, value in encode([""]).items()}
+        return {name: value[0].cpu() for name, value in encode([""]).items() if name in self.conditions}
 
     def accepts(self, schema: Schema, path: str) -> None:
         """Check that the samples of a store have the latents and conditions that the network takes.

@@ -101,7 +101,7 @@ class Model:
 
         def where(name: str, value: Tensor) -> Tensor:
             mask = dropped.reshape(*dropped.shape, *[1] * (value.ndim - dropped.ndim))
-            return torch.where(mask, self.null[name], value)
+            return torch.where(mask, self.null[name].to(value), value)
 
         return {name: where(name, value) if name in self.null else value for name, value in conditions.items()}
 

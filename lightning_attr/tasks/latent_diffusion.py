@@ -70,9 +70,11 @@ class LatentDiffusion(pl.LightningModule):
         return Store(data.store)
 
     def setup(self, stage: str) -> None:
-        """Check the store against the network and keep the null conditions."""
+        """Check the stores against the network and keep the null conditions."""
         store = self.store
-        self.model.accepts(store)
+        val_store = getattr(self.trainer.datamodule, "val_store", None)  # type: ignore[attr-defined]
+        for each in [store] if val_store is None else [store, Store(val_store)]:
+            self.model.accepts(each)
         self.model.null = self.model.denoiser.null(store_text_encoder(store).encode)
         self.model = self.model.to(self.trainer.strategy.root_device)
 

@@ -75,8 +75,8 @@ class Retraining(LatentDiffusion):
             UserError: They are not.
         """
         queries = Store(self.queries)
-        ids = self._query_ids(queries)
-        sampling_of(queries, ids)
+        self.model.accepts(queries)
+        sampling_of(queries, self._query_ids(queries))
         configs = load(self.original).configs
         if configs != self.configs:
             raise UserError(
@@ -147,7 +147,7 @@ def measure(model: Model, queries: Store, ids: list[int], draws: Draws, device: 
     model = model.to(device)
     positions = queries.positions(ids)
     batch = {name: value.to(device) for name, value in whole_samples(queries, positions).items()}
-    losses = sample_losses(model, batch, draws)[:, 0]
+    losses = sample_losses(model, batch, draws, views=1, captions=1)[:, 0]
     seeds, steps, guidance = sampling_of(queries, ids)
     conditions = {name: value[:, 0] for name, value in model.conditions_of(batch).items()}
     latents, _ = model.generate(conditions, seeds, steps=steps, guidance=guidance)

@@ -76,13 +76,23 @@ class Sampler(AnalysisTask):
     def setup(self, stage: str) -> None:
         """Open the encoders and the query store, which continues where a killed run left it."""
         store = Store(self.store)
+        self.model.accepts(store)
         self.image_encoder = store_image_encoder(store)
         self.text_encoder = store_text_encoder(store)
-        fields = store.schema.fields
+        fields, made = store.schema.fields, self.text_encoder.conditions
+        if missing := [name for name in self.model.denoiser.conditions if name not in made]:
+            raise UserError(
+                f"store {self.store}: its text encoder makes {', '.join(made)}, "
+                f"expected {missing[0]} as well, which the model needs"
+            )
         self.schema = Schema(
             fields={
                 "latent": Field((1, *self.model.latent_shape), "float32", "latent"),
-                **{name: replace(fields[name], shape=(1, *fields[name].shape[1:])) for name in store.schema.conditions},
+                **{
+                    name: replace(fields[name], shape=(1, *fields[name].shape[1:]))
+                    for name in store.schema.conditions
+                    if name in made
+                },
                 "noise": Field(self.model.latent_shape, "float32"),
             },
             encoders=store.schema.encoders,
@@ -128,7 +138,7 @@ class Sampler(AnalysisTask):
             return []
         prompts = [self.prompts[index] for index in ids]
         encoded = self.text_encoder.encode([prompt.text for prompt in prompts])
-        conditions = {name: value.to(self.device) for name, value in encoded.items()}
+        conditions = {name: encoded[name].to(self.device) for name in self.schema.conditions}
         seeds = [prompt.seed for prompt in prompts]
         model = self.model.to(self.device)
         latents, noises = model.generate(conditions, seeds, steps=self.steps, guidance=self.guidance)

@@ -208,6 +208,9 @@ def test_only_what_has_a_null_is_dropped(model: Model) -> None:
     dropped = model.with_null(conditions, torch.tensor([True, False]))
     assert dropped["words"].flatten(1).sum(1).tolist() == [0, 30]
     assert torch.equal(dropped["size"], conditions["size"])
+    assert model.with_null({"words": torch.ones(2, 5, 6)}, torch.ones(2).bool())["words"].dtype == torch.float32
+    encoded = {"words": torch.ones(1, 5, 6), "of another network": torch.ones(1, 3)}
+    assert model.denoiser.null(lambda texts: encoded).keys() == {"words"}
     model.network.float()
     prompts = {name: value.float() for name, value in conditions.items()} | {"mask": torch.ones(2, 5)}
     latents, _ = model.generate(prompts, [1, 2], steps=2, guidance=3.0)

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from damage import Refused, assert_says
 from miniature import Project
 from synthetic_packs import world
 
+from datamodules import Sample, Schema, Store, StoreWriter
 from lightning_attr.artifacts import load_tensors, read_json, save_tensors
 from lightning_attr.cli import run_stage
 from lightning_attr.ground_truth.metrics import Interval, mean_interval
 from lightning_attr.ground_truth.records import compare
+from lightning_attr.models import load
+from lightning_attr.noise import Draws
 from lightning_attr.tasks.evaluation import read_retraining
+from lightning_attr.tasks.retraining import measure
 
 
 def test_every_mean_has_an_interval(project: Project) -> None:
@@ -49,7 +55,7 @@ def test_scores_against_a_pack_and_against_what_is_relevant(project: Project, tm
 def test_a_pack_of_other_samples_is_refused(project: Project, tmp_path: Path, refused: Refused) -> None:
     world(subsets=3).pack().save(tmp_path / "pack")
     arguments = project.args("evaluate", tmp_path / "run", model__init_args__pack=tmp_path / "pack.json")
-    assert_says(refused(arguments), project.scores, "of another query store")
+    assert_says(refused(arguments), project.scores, "made from queries of digest")
     arguments = project.args("evaluate", tmp_path / "other", model__init_args__pack=tmp_path / "none.json")
     assert_says(refused(arguments), tmp_path / "none.json", "no such file")
 
@@ -82,6 +88,23 @@ def test_a_retraining_of_before_its_file_had_this_name(project: Project, tmp_pat
     found, expected = read_retraining(str(tmp_path)), read_retraining(str(ours.parent))
     assert found.keys() == expected.keys()
     assert torch.equal(found["retrained_losses"], expected["retrained_losses"])
+
+
+def test_a_query_is_measured_with_its_first_caption(project: Project, tmp_path: Path) -> None:
+    queries = Store(project.queries)
+    fields = {**queries.schema.fields, "text": replace(queries.schema.fields["text"], shape=(2, 6, 16))}
+    with StoreWriter(tmp_path / "two.lmdb", Schema(fields, queries.schema.encoders)) as writer:
+        writer.put_encoder_state("image", queries.encoder_state("image") or b"")
+        for position in range(len(queries)):
+            arrays = {name: queries.read(name, [position])[0] for name in fields}
+            meta, text = queries.meta(position), np.concatenate([arrays["text"], arrays["text"] + 1])
+            captions = (*meta.captions, "another")
+            writer.write(Sample(replace(meta, captions=captions), {**arrays, "text": text}, b""))
+        writer.finish()
+    stores = (queries, Store(tmp_path / "two.lmdb"))
+    one, two = (measure(load(project.checkpoint), store, [0, 1], Draws(3), torch.device("cpu")) for store in stores)
+    for name, value in one.items():
+        assert torch.equal(two[name], value), name
 
 
 def test_queries_that_were_not_sampled_are_refused_before_the_training(
