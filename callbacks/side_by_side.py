@@ -73,7 +73,7 @@ def read_tops(paths: Sequence[str], store: Store, queries: Store, k: int) -> dic
 
 
 def _tops(files: Sequence[ScoreFile], k: int) -> Tops:
-    """What files rank highest; of a query in several of them, the first."""
+    """Return what the files rank highest; of a query in several of them, the first."""
     tops: Tops = {}
     for _, scores in files:
         for query in scores.query_id.tolist():

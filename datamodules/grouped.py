@@ -41,7 +41,7 @@ class GroupedLatents(LightningDataModule):
             member.setup(stage)
 
     def train_dataloader(self) -> GroupedLoader:
-        """As many batches as the trainer makes steps."""
+        """Return as many batches as the trainer makes steps."""
         assert self.trainer is not None
         return GroupedLoader([member.train_dataloader() for member in self.members], self.trainer.max_steps)
 
@@ -49,8 +49,9 @@ class GroupedLatents(LightningDataModule):
 class GroupedLoader:
     """Stacks of the members' batches; each member goes through its own epochs, which differ in length.
 
-    A batch is what the members' are, [G, B, ...] each, and int64 [G] "size" and "epoch". Where a member's batch is
-    shorter than the others', at the end of its epoch, its last sample is repeated: only its first "size" samples count.
+    A batch is what the members' are, [G, B, ...] each, and int64 [G] "batch_size" and "epoch". Where a member's batch
+    is shorter than the others', at the end of its epoch, its last sample is repeated: only its first "batch_size"
+    samples count.
 
     It has a length, for Lightning reads ahead where there is none, and would save a place that is one batch too far.
 
@@ -69,7 +70,7 @@ class GroupedLoader:
         return self.length
 
     def __iter__(self) -> Iterator[Batch]:
-        """Stacks from where the loader stands."""
+        """Yield stacks from where the loader stands."""
         streams = [endless(loader) for loader in self.loaders]
         while self._handed_out < self.length:
             batches = [next(stream) for stream in streams]
@@ -77,7 +78,7 @@ class GroupedLoader:
             yield stacked(batches, [loader.sampler.epoch for loader in self.loaders])
 
     def state_dict(self) -> dict[str, Any]:
-        """Where every member stands."""
+        """Return where every member stands."""
         return {"batches": self._handed_out, "members": [loader.state_dict() for loader in self.loaders]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -93,7 +94,7 @@ class GroupedLoader:
 
 
 def endless(loader: LatentLoader) -> Iterator[Batch]:
-    """Batches of one epoch after the other, from where the loader stands."""
+    """Yield the batches of one epoch after the other, from where the loader stands."""
     while True:
         yield from loader
         loader.sampler.set_epoch(loader.sampler.epoch + 1)
@@ -104,11 +105,11 @@ def stacked(batches: Sequence[Batch], epochs: Sequence[int]) -> Batch:
     longest = max(len(batch["id"]) for batch in batches)
     stack = {name: torch.stack([_padded(batch[name], longest) for batch in batches]) for name in batches[0]}
     sizes = torch.tensor([len(batch["id"]) for batch in batches])
-    return {**stack, "size": sizes, "epoch": torch.tensor(epochs)}
+    return {**stack, "batch_size": sizes, "epoch": torch.tensor(epochs)}
 
 
 def _padded(values: Tensor, length: int) -> Tensor:
-    """Repeat the last of the values [B, ...] until there are `length`."""
+    """Repeat the last of the values [B, ...] until there are ``length``."""
     return values[torch.arange(length).clamp(max=len(values) - 1)]
 
 

@@ -31,8 +31,8 @@ class LatentDataModule(LightningDataModule):
         seed: Of the order and of the choice of views and captions.
         num_workers: Processes that read ahead; 0 reads in the training process.
         val_store: A store of other samples to validate on.
-        exclude: Samples of `store` to leave out.
-        subset: Samples of `store` to use.
+        exclude: Samples of ``store`` to leave out.
+        subset: Samples of ``store`` to use.
         order: "shuffled" anew each epoch, or "stored" for sums over the store such as the curvature's.
 
     Raises:
@@ -68,17 +68,17 @@ class LatentDataModule(LightningDataModule):
 
     @cached_property
     def positions(self) -> NDArray[np.int64]:
-        """Positions of the samples that are used, ascending."""
+        """Return the positions of the samples that are used, ascending."""
         return kept_positions(self._opened, self.exclude, self.subset)
 
     @cached_property
     def left_out_ids(self) -> list[int]:
-        """Ids of the store's samples that are not used, ascending."""
+        """Return the ids of the store's samples that are not used, ascending."""
         return [int(sample) for sample in np.delete(self._opened.ids, self.positions)]
 
     @property
     def store_digest(self) -> str:
-        """Digest of the store."""
+        """Return the digest of the store."""
         return self._opened.digest
 
     def setup(self, stage: str) -> None:
@@ -92,18 +92,18 @@ class LatentDataModule(LightningDataModule):
                 raise UserError(f"{what}: found {count} samples, expected at least one for each of the ranks ({ranks})")
 
     def train_dataloader(self) -> LatentLoader:
-        """Every sample once per epoch, in the chosen order; the last batch may be short."""
+        """Return every sample once per epoch, in the chosen order; the last batch may be short."""
         return self._loader(TrainBatches(self._opened, self.seed), self.positions, self.order)
 
     def val_dataloader(self) -> LatentLoader | list[LatentLoader]:
-        """All samples of `val_store`, in the order of their ids; nothing if there is none."""
+        """Return all samples of ``val_store``, in the order of their ids; nothing if there is none."""
         if self.val_store is None:
             return []
         store = Store(self.val_store)
         return self._loader(PredictBatches(store), np.arange(len(store)), "stored")
 
     def predict_dataloader(self) -> LatentLoader:
-        """All samples once, in the order of their ids, or the batches that a task has chosen."""
+        """Return all samples once, in the order of their ids, or the batches that a task has chosen."""
         dataset = PredictBatches(self._opened)
         if self.predict_batches is None:
             return self._loader(dataset, self.positions, "stored")

@@ -1,7 +1,7 @@
 """From a store to batches: what a batch is, in which order batches come, and how that order is taken up again.
 
-Shapes: B samples, V views, C, H, W latent channels, height, width; K captions. A batch has the latent and all
-conditions of the store by their names; "text", T tokens of D numbers, stands here for them.
+Shapes: N samples in all, B of a batch, V views, C, H, W latent channels, height, width; K captions. A batch has the
+latent and all conditions of the store by their names; "text", T tokens of D numbers, stands here for them.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class TrainBatches(Dataset[Batch]):
         _check_fields(store)
 
     def __getitem__(self, key: Key) -> Batch:
-        """Batch of a key."""
+        """Return the batch of a key."""
         epoch, positions = key
         store = self.store
         ids = store.ids[positions]
@@ -68,7 +68,7 @@ class PredictBatches(Dataset[Batch]):
         _check_fields(store)
 
     def __getitem__(self, key: Key) -> Batch:
-        """Batch of a key."""
+        """Return the batch of a key."""
         _, positions = key
         return whole_samples(self.store, positions)
 
@@ -90,18 +90,18 @@ class Share:
     world_size: int = 1
 
     def of(self, positions: Ints, *, strided: bool) -> Ints:
-        """Positions of this rank: every world_size-th, or a contiguous part. Sizes differ by at most one."""
+        """Return the positions of this rank: every world_size-th, or a contiguous part. Sizes differ by at most one."""
         if strided:
             return positions[self.rank :: self.world_size]
         return np.array_split(positions, self.world_size)[self.rank]
 
     def batches(self, total: int, batch_size: int) -> int:
-        """Number of batches of this rank: the same on each, if there are as many samples as ranks."""
+        """Return the number of batches of this rank: the same on each, if there are as many samples as ranks."""
         least, more = divmod(total, self.world_size)
         return -(-max(least, int(self.rank < more)) // batch_size) if least == 0 else -(-least // batch_size)
 
     def cut(self, positions: Ints, batch_size: int, *, strided: bool) -> list[Ints]:
-        """Batches of this rank's part. The last one of some ranks is one larger than that of others."""
+        """Cut this rank's part into batches. The last one of some ranks is one larger than that of others."""
         count = self.batches(len(positions), batch_size)
         ends = [batch_size * batch for batch in range(1, count)]
         return np.split(self.of(positions, strided=strided), ends) if count else []
@@ -112,7 +112,7 @@ class Keys(Sampler[Key]):
 
     Every position comes exactly once per epoch over all ranks, and every rank has the same number of batches, so that
     none waits for another for ever. Where the samples do not divide evenly, the last batch of some ranks is therefore
-    one sample larger than that of others, which can be one more than `batch_size`.
+    one sample larger than that of others, which can be one more than ``batch_size``.
 
     Args:
         ids: Ids of the samples [N], which their order depends on.
@@ -143,7 +143,7 @@ class Keys(Sampler[Key]):
         self.epoch = epoch
 
     def settings(self) -> dict[str, int | str]:
-        """What the batches of an epoch depend on, besides its number."""
+        """Return what the batches of an epoch depend on, besides its number."""
         return {
             "order": self.order,
             "seed": self.seed,
@@ -158,13 +158,13 @@ class Keys(Sampler[Key]):
         return self.share.batches(len(self.positions), self.batch_size)
 
     def __iter__(self) -> Iterator[Key]:
-        """Keys of the epoch from batch `start` on."""
+        """Yield the keys of the epoch from batch ``start`` on."""
         epoch = self.epoch
         for positions in self._epoch_batches(epoch)[self.start :]:
             yield epoch, positions
 
     def _epoch_batches(self, epoch: int) -> list[Ints]:
-        """Batches of this rank. Shuffled, those of all ranks together make the batch that one rank would have."""
+        """Return this rank's batches. Shuffled, those of all ranks together make the batch that one rank would have."""
         if self.order == "stored":
             return self.share.cut(self.positions, self.batch_size, strided=False)
         shuffle = shuffled(self.ids, "order", self.seed, epoch)
@@ -202,12 +202,12 @@ def _single(array: NDArray[Any]) -> Tensor:
 class LatentLoader:
     """An iterable of batches that resumes in the middle of an epoch.
 
-    It is no `DataLoader` but has one: Lightning takes DataLoaders apart to put its own samplers in. Its state counts
+    It is no ``DataLoader`` but has one: Lightning takes DataLoaders apart to put its own samplers in. Its state counts
     the batches handed out, not those that workers have read ahead, so that a resumed run goes on with the next one.
 
     Args:
         dataset: Makes a batch of a key.
-        sampler: Keys of each epoch. Lightning calls its `set_epoch`.
+        sampler: Keys of each epoch. Lightning calls its ``set_epoch``.
         num_workers: Processes that read ahead; 0 reads in this one.
         pin_memory: Whether batches lie in page-locked memory, which speeds up copies to a CUDA device.
     """
@@ -228,7 +228,7 @@ class LatentLoader:
         return len(self.sampler)
 
     def __iter__(self) -> Iterator[Batch]:
-        """Batches of the sampler's epoch; the first time after a state was taken up, those that it lacks."""
+        """Yield the batches of the sampler's epoch; the first time after a state was taken up, those that it lacks."""
         # Nothing here runs before the first batch is asked for: Lightning makes iterators before it sets the epoch.
         epoch, handed_out = self._resumed or (0, 0)
         self._resumed = None
@@ -247,7 +247,7 @@ class LatentLoader:
                 batches._shutdown_workers()  # type: ignore[attr-defined]
 
     def _next(self, batches: Iterator[Batch]) -> Batch | None:
-        """Next batch; None after the last. A worker's error, which torch wraps in its traceback, is unwrapped."""
+        """Return the next batch, None after the last. A worker's error is unwrapped from torch's traceback."""
         try:
             return next(batches, None)
         except UserError as error:
@@ -255,7 +255,7 @@ class LatentLoader:
             raise kind(str(error).rstrip().rsplit(f"{kind.__name__}: ", 1)[-1]) from error
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the loader stands, and what the order of its batches depends on."""
+        """Return where the loader stands, and what the order of its batches depends on."""
         epoch, handed_out = self._resumed or (self._epoch, self._handed_out)
         return {"epoch": epoch, "batches": handed_out, "order": self.sampler.settings()}
 

@@ -25,10 +25,10 @@ class Exclude:
     Args:
         ids: These.
         scores: Scores files: the samples scored highest for a query.
-        query: Ids of the queries of `scores`; all of them by default.
+        query: Ids of the queries of ``scores``; all of them by default.
         top: How many samples in all: the query's highest-scored ones, or those of several queries rank by rank in turn.
         random: So many at random.
-        seed: Of `random`.
+        seed: Of ``random``.
 
     Raises:
         UserError: None or several ways are given.
@@ -62,7 +62,7 @@ class Subset:
         first: The first so many of the store.
         scores: Scores files: all samples that are among the highest-scored ones of any of their queries.
         top: How many of each query.
-        seed: Of `fraction`.
+        seed: Of ``fraction``.
 
     Raises:
         UserError: None or several ways are given, or a value is out of range.
@@ -87,7 +87,7 @@ class Subset:
 
 
 def kept_positions(store: Store, exclude: Exclude | None = None, subset: Subset | None = None) -> Ints:
-    """Positions of the samples to use, ascending. The subset is taken first, and `exclude.random` draws from it.
+    """Return the positions to use, ascending. The subset is taken first, and ``exclude.random`` draws from it.
 
     Raises:
         UserError: More samples are asked for than there are, an id is not there, or nothing is left.
@@ -114,7 +114,7 @@ def _subset_positions(store: Store, subset: Subset) -> Ints:
 
 
 def _excluded(store: Store, exclude: Exclude, chosen: Ints) -> Ints:
-    """Positions to leave out of the chosen ones; may name others, too."""
+    """Return the positions to leave out of the chosen ones; they may name others, too."""
     if exclude.ids is not None:
         return store.positions(exclude.ids)
     if exclude.random is not None:
@@ -137,7 +137,7 @@ def _scores_of(store: Store, path: str) -> Scores | TopScores:
 
 
 def _candidates(store: Store, paths: Sequence[str], top: int) -> list[int]:
-    """All samples that are among the `top` of a query; with repetitions."""
+    """Return all samples that are among the ``top`` of a query; with repetitions."""
     found: list[int] = []
     for path in paths:
         scores = _scores_of(store, path)
@@ -148,7 +148,7 @@ def _candidates(store: Store, paths: Sequence[str], top: int) -> list[int]:
 
 
 def _top_ids(store: Store, paths: Sequence[str], query: int | list[int] | None, top: int) -> list[int]:
-    """The `top` samples that stand highest: all queries' first ones, then their second ones, and so on."""
+    """Return the ``top`` samples that stand highest: all queries' first ones, then their second ones, and so on."""
     rankings: list[list[int]] = []
     asked = None if query is None else {query} if isinstance(query, int) else set(query)
     seen: set[int] = set()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import lightning.pytorch as pl
@@ -16,10 +17,10 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 import lightning_attr.tasks  # noqa: F401 (makes the tasks known by their class names)
 from callbacks import TopImages
-from lightning_attr.console import err, made, note, out
+from lightning_attr.console import err, made, note, out, summary
 from lightning_attr.errors import UserError, one_line
 from lightning_attr.models import read_checkpoint
-from lightning_attr.options import check_yaml, user_errors
+from lightning_attr.options import check_yaml, config_files, user_errors
 from lightning_attr.runs.checkpoints import AtomicCheckpointIO, RunCheckpoint
 from lightning_attr.runs.folder import RunFolder, expect_all_batches
 from lightning_attr.runs.following import next_command
@@ -68,7 +69,7 @@ class AttributionCLI(LightningCLI):
 
     @property
     def folder(self) -> RunFolder:
-        """The folder of this run."""
+        """Return the folder of this run."""
         path = self._get(self.config, "trainer").default_root_dir
         if path is None:
             raise UserError("trainer.default_root_dir: missing, expected the folder of this run, such as runs/NAME")
@@ -130,11 +131,14 @@ class AttributionCLI(LightningCLI):
                 f"trainer.devices: found {self.trainer.world_size} ranks, expected 1 where a program runs the stage "
                 "itself: further ranks would start that program again; run the command lightning-attr instead"
             )
-        if out.quiet and subcommand in ("validate", "test"):
-            self.config_init[subcommand].verbose = False  # Lightning's own table
+        if subcommand in ("validate", "test"):
+            self.config_init[subcommand].verbose = False  # Lightning's own table cuts names off
         try:
             with ending_together(self.trainer):
                 super()._run_subcommand(subcommand)
+            if subcommand in ("validate", "test") and self.trainer.is_global_zero:
+                metrics = self.trainer.callback_metrics
+                summary(subcommand, [(name, f"{float(value):.4g}") for name, value in sorted(metrics.items())])
         except SystemExit as end:
             if isinstance(end.__context__, KeyboardInterrupt):  # a second Ctrl-C, which Lightning makes a status 1
                 raise end.__context__ from None
@@ -228,7 +232,7 @@ def main(args: list[str] | None = None) -> None:
     """Run a stage and exit with a status: 0 done, 1 the user's mistake, 130 for Ctrl-C, 143 for SIGTERM."""
     out.quiet = False  # until -q is read
     try:
-        _say_made(run_stage(args))
+        _say_made(run_stage(args), config_files(sys.argv[1:] if args is None else args))
     except FinishedError as finished:
         note(str(finished))
     except UserError as error:
@@ -242,12 +246,11 @@ def main(args: list[str] | None = None) -> None:
         sys.exit(stopped.code)
 
 
-def _say_made(cli: AttributionCLI) -> None:
+def _say_made(cli: AttributionCLI, configs: Sequence[str]) -> None:
     """Say which files of its folder the run made."""
     folder = cli.folder.path
     files = [folder / name for name in getattr(cli.model, "makes", ()) if (folder / name).exists()]
     if files and cli.subcommand != "validate" and cli.trainer.is_global_zero:
-        configs = [str(config) for config in cli.config[cli.subcommand].config or []]
         made(files, next_command(configs, folder))
 
 

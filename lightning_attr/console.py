@@ -48,7 +48,7 @@ def run(main: Callable[[], None]) -> NoReturn:
     except KeyboardInterrupt:
         err.print("interrupted; what is finished is kept")
         sys.exit(128 + signal.SIGINT)
-    except BrokenPipeError:  # `... | head` closed our stdout; what is left in its buffer has nowhere to go
+    except BrokenPipeError:  # ``... | head`` closed our stdout; what is left in its buffer has nowhere to go
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     finally:
@@ -87,13 +87,16 @@ class RateColumn(ProgressColumn):
         self.unit = unit
 
     def render(self, task: Task) -> Text:
-        """Show the rate of `task`."""
+        """Show the rate of ``task``."""
         speed = task.finished_speed or task.speed
         return Text("" if speed is None else f"{speed:,.1f} {self.unit}/s", style="progress.data.speed")
 
 
 def progress(unit: str) -> Progress:
-    """Progress bar on stderr: count, rate in `unit` per second, time left. Silent by ``-q`` and off a terminal."""
+    """Return a progress bar on stderr: count, rate in ``unit`` per second, time left.
+
+    It is silent by ``-q`` and off a terminal.
+    """
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(),

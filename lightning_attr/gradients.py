@@ -9,7 +9,8 @@ which is slower and needs the loss as a function of one sample.
 
 Under autocast the network runs in low precision; what is made of the gradients afterwards does not.
 
-Shapes: B samples, V views, K captions, D draws, L tokens.
+Shapes: B samples, V views, K captions, D draws, L tokens of E features, P numbers of all weights,
+H x W places of a latent.
 """
 
 from __future__ import annotations
@@ -182,7 +183,7 @@ def draw_gradients(
     share_BK = (samples.has_caption / counts_B1).to(samples.latent)
     gradients = _differentiate(model, selected, output, region)
     for at_draw in samples.at_draws(model, output.draws):
-        by_caption = [SampleGradients(_rows(conditions)) for conditions in samples.conditions]
+        by_caption = [SampleGradients(rows_of(conditions)) for conditions in samples.conditions]
         for caption, _, inputs in at_draw:
             _add(by_caption[caption], scaled(gradients(inputs), share_BK[:, caption]))
         joined = _join(by_caption)
@@ -205,7 +206,7 @@ def _differentiate(
     def gradients(inputs: Inputs) -> SampleGradients:
         if layers is None:
             dense = functional_gradients(model.network, selected, values, inputs)
-            return SampleGradients(_rows(inputs.conditions), dense=dense)
+            return SampleGradients(rows_of(inputs.conditions), dense=dense)
         return captured_gradients(layers, lambda: values(model.network, inputs), inputs.conditions)
 
     return gradients
@@ -223,7 +224,7 @@ def captured_gradients(
         values: Runs the network on a batch and returns its per-sample values, [B].
         conditions: What the network is given beside the latent, [B, ..., E] by name.
     """
-    result = SampleGradients(_rows(conditions))
+    result = SampleGradients(rows_of(conditions))
     for call in captured(set(layers.values()), values):
         condition = next((name for name, value in conditions.items() if value is call.input), None)
         for name, layer in layers.items():
@@ -236,9 +237,10 @@ def captured_gradients(
     return result
 
 
-def _rows(conditions: Conditions) -> dict[str, Tensor]:
+def rows_of(conditions: Conditions) -> dict[str, Tensor]:
     """Return the rows of each condition, [B, L, E]; those that have one number or vector a sample have one row."""
-    return {name: value.reshape(len(value), -1, value.shape[-1]) for name, value in conditions.items()}
+    widths = {name: value.shape[-1] if value.ndim > 1 else 1 for name, value in conditions.items()}
+    return {name: value.reshape(len(value), -1, widths[name]) for name, value in conditions.items()}
 
 
 def captured(layers: set[Layer], values: Callable[[], Tensor]) -> list[Call]:

@@ -1,4 +1,7 @@
-"""The loss sweep: the losses of every sample of a store, resumable and sharded over ranks."""
+"""The loss sweep: the losses of every sample of a store, resumable and sharded over ranks.
+
+Shapes: N samples, V views, D draws.
+"""
 
 from __future__ import annotations
 

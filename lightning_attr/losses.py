@@ -1,6 +1,6 @@
 """Losses of every sample, and the scores that their change by unlearning gives (AbU, section 3).
 
-Shapes: B samples, V views, K captions, D draws.
+Shapes: B samples, N samples of the whole store, V views, K captions, D draws.
 """
 
 from __future__ import annotations

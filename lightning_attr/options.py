@@ -94,12 +94,18 @@ def check_yaml(args: list[str]) -> None:
     Raises:
         UserError: One is not; the message has the line.
     """
-    for option, path in pairwise(args):
-        if option in ("-c", "--config") and Path(path).is_file():
+    for path in config_files(args):
+        if Path(path).is_file():
             try:
                 yaml.safe_load(Path(path).read_text())
             except (yaml.YAMLError, UnicodeDecodeError) as error:
                 raise UserError(f"{path}: not YAML: {one_line(error)}") from error
+
+
+def config_files(args: Sequence[str]) -> list[str]:
+    """Return the configs that arguments name; the parser forgets them where values refer to each other."""
+    pairs = [arg.split("=", 1) for arg in args if arg.startswith("--config=")] + list(map(list, pairwise(args)))
+    return [path for option, path in pairs if option in ("-c", "--config")]
 
 
 def plain(message: str) -> str:

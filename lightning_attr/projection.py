@@ -3,6 +3,8 @@
 A gradient ``G^T X`` of a layer is projected from both sides, ``(G R)^T (X S)``, with Rademacher matrices R [out, r] and
 S [in, s]: as many operations as the factors are long, and no matrix of the size of the weight. It keeps inner products
 on average; their error falls with the dimension ``r * s`` per layer.
+
+Shapes: B samples, R numbers kept of a sample.
 """
 
 from __future__ import annotations

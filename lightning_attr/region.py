@@ -1,4 +1,7 @@
-"""The part of an image that is asked about."""
+"""The part of an image that is asked about.
+
+Shapes: H x W places of a latent.
+"""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ class Samples:
     Attributes:
         latent: [B, V, C, H, W].
         conditions: Of each caption by name, [B, ...] each. The tensors stay the same ones over views and draws.
-        has_caption: bool [B, K].
+        has_caption: Bool [B, K].
         ids: Of the samples, which noises are keyed by.
     """
 

@@ -10,6 +10,7 @@ import pytest
 import yaml
 from miniature import Project
 
+from lightning_attr.artifacts import read_json
 from lightning_attr.main import main
 from lightning_attr.runs.following import next_command
 
@@ -51,6 +52,26 @@ def test_each_stage_names_the_next_command_and_that_one_runs(fresh: Project, cap
     assert capfd.readouterr().out == f"made: {fresh.root / 'report.html'}\n"
 
 
+def test_a_config_whose_values_refer_to_each_other(fresh: Project, capfd: Captured) -> None:
+    config = yaml.safe_load((fresh.root / "train.yaml").read_text())
+    config["vars"] = {"steps": 2}
+    config["trainer"]["max_steps"] = "${vars.steps}"
+    (fresh.root / "train.yaml").write_text(yaml.safe_dump(config))
+    main(["fit", f"--config={fresh.root / 'train.yaml'}"])
+    made, following = capfd.readouterr().out.splitlines()
+    assert made == f"made: {fresh.checkpoint}"
+    assert following == f"next: lightning-attr predict -c {fresh.root / 'sample.yaml'}"
+
+
+def test_metrics_are_whole_on_a_narrow_terminal(project: Project, tmp_path: Path, capfd: Captured) -> None:
+    main(project.args("evaluate", tmp_path / "run"))
+    lines = capfd.readouterr().out.splitlines()
+    metrics = read_json(tmp_path / "run/metrics.json")["metrics"]
+    assert len(metrics) > 3
+    for name, value in metrics.items():
+        assert any(name in line and line.endswith(f" {value['mean']:.4g}") for line in lines), name
+
+
 def test_quiet_stages(project: Project, tmp_path: Path, capfd: Captured) -> None:
     train = project.args("train", tmp_path / "run", trainer__max_steps=4)
     main([*project.args("train", tmp_path / "run", trainer__max_steps=2), "-q"])
@@ -64,7 +85,7 @@ def test_quiet_stages(project: Project, tmp_path: Path, capfd: Captured) -> None
     assert "finished already" in capfd.readouterr().err
 
 
-def test_a_stage_is_next_when_it_has_all_and_has_not_begun(tmp_path: Path) -> None:
+def test_a_stage_is_next_when_it_has_all_and_has_not_begun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config, folder, run = tmp_path / "train.yaml", tmp_path / "of attribution", tmp_path / "train"
     beside, method = tmp_path / "attribute.yaml", tmp_path / "methods/default.yaml"
     inputs = {"queries": "${vars.run}/queries.lmdb", "checkpoints": ["${vars.run}/last.ckpt"]}
@@ -81,7 +102,17 @@ def test_a_stage_is_next_when_it_has_all_and_has_not_begun(tmp_path: Path) -> No
     (folder / "manifest.json").touch()
     assert next_command([str(config)], run) == f"lightning-attr report {tmp_path}"
     assert next_command([str(config)], Path("run")) == "lightning-attr report run"
-    for broken in ("[", "- 1", "just words", "trainer: 3", "trainer: {default_root_dir: '${none}'}"):
+    (tmp_path / "broken.py").write_text("import nothing_of_this_name")
+    monkeypatch.syspath_prepend(tmp_path)
+    for broken in (
+        "[",
+        "- 1",
+        "just words",
+        "trainer: 3",
+        "trainer: {default_root_dir: '${none}'}",
+        "model: {class_path: broken.Task}",
+        "model: {init_args: [1]}",
+    ):
         method.write_text(broken)
         assert next_command([str(config)], run) == f"lightning-attr report {run}"
     assert next_command([], run) == f"lightning-attr report {run}"

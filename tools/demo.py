@@ -121,7 +121,7 @@ def leave_k_out(method: str) -> bool:
     )  # fmt: skip
     one_thread = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        [sys.executable, "-m", "lightning_attr.main", *arguments], env=one_thread, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-m", "lightning_attr.main", *arguments], env=one_thread, capture_output=True, text=True
     )
     if done.returncode:
         raise UserError(f"leave-k-out {method}: {done.stderr.strip().splitlines()[-1]}")

@@ -38,7 +38,7 @@ class BlockReader:
         self._out = out
 
     def read_samples(self, positions: Ints) -> str | None:
-        """Whole samples at these positions."""
+        """Read whole samples at these positions."""
         first, count = int(positions[0]), len(positions)
         contiguous = self._blocks.samples > 1 and int(positions[-1]) - first == count - 1
         if contiguous and (count < 3 or bool((positions[1:] - positions[:-1] == 1).all())):
@@ -46,11 +46,11 @@ class BlockReader:
         return self._read_samples(positions, 0)
 
     def read_rows(self, rows: Ints) -> str | None:
-        """Single rows; row r of position p has number p * rows + r."""
+        """Read single rows; row r of position p has number p * rows + r."""
         return self._read_pieces(self._blocks.by_row, rows, 0)
 
     def _read_range(self, start: int, stop: int) -> str | None:
-        """Samples from `start` to `stop` - 1: blocks that are wanted by half or more are checked as a whole."""
+        """Read samples ``start`` to ``stop - 1``: blocks that are wanted by half or more are checked as a whole."""
         samples = self._blocks.samples
         place = start
         while place < stop:
@@ -67,7 +67,7 @@ class BlockReader:
         return None
 
     def _read_block(self, block: int, start: int, stop: int, into: int) -> str | None:
-        """Samples of one block, checking all of it."""
+        """Read samples of one block, checking all of it."""
         size, header, first = self._blocks.field.nbytes, self._blocks.header, block * self._blocks.samples
         held = self._blocks.held(block, self._total)
         value = self._get(key_of(block))
@@ -80,7 +80,7 @@ class BlockReader:
         return None
 
     def _read_samples(self, positions: Ints, into: int) -> str | None:
-        """Samples one by one. Large rows go through the cache one by one, which is faster than through memory twice."""
+        """Read samples one by one. Large rows go through the cache one by one: faster than through memory twice."""
         by_row = self._blocks.by_row
         if by_row.nbytes < LARGE_ROW:
             return self._read_pieces(self._blocks.by_sample, positions, into)
@@ -88,7 +88,7 @@ class BlockReader:
         return self._read_pieces(by_row, (positions[:, None] * rows + np.arange(rows)).reshape(-1), into)
 
     def _read_pieces(self, pieces: Pieces, numbers: Ints, into: int) -> str | None:
-        """Samples or rows by their numbers, each checked alone."""
+        """Read samples or rows by their numbers, each checked alone."""
         get, out, size, header = self._get, self._out, pieces.nbytes, self._blocks.header
         blocks, offsets = np.divmod(numbers, pieces.count)
         columns = zip(

@@ -29,12 +29,12 @@ class Digest:
         self._hash.update(checksums)
 
     def hexdigest(self) -> str:
-        """Digest so far."""
+        """Return the digest so far."""
         return f"xxh3-128:{self._hash.hexdigest()}"
 
 
 def head_keys(transaction: lmdb.Transaction[memoryview], head: lmdb._Database) -> Iterator[bytes]:
-    """Keys of the head that the digest covers: all but the record that holds the digest."""
+    """Yield the keys of the head that the digest covers: all but the record that holds the digest."""
     with transaction.cursor(head) as cursor:
         for key in cursor.iternext(keys=True, values=False):
             if bytes(key) != b"complete":
@@ -42,7 +42,7 @@ def head_keys(transaction: lmdb.Transaction[memoryview], head: lmdb._Database) -
 
 
 def places(schema: Schema, count: int) -> Iterator[tuple[str, bytes, Blocks | None, int]]:
-    """Every value outside the head: (database, key, layout of a field's block, samples in it)."""
+    """Yield every value outside the head: (database, key, layout of a field's block, samples in it)."""
     for name in sorted(schema.fields):
         blocks = Blocks.of(name, schema.fields[name])
         for block, first in enumerate(range(0, count, blocks.samples)):
@@ -55,7 +55,7 @@ def places(schema: Schema, count: int) -> Iterator[tuple[str, bytes, Blocks | No
 def compute_digest(
     transaction: lmdb.Transaction[memoryview], database: Callable[[str], lmdb._Database], schema: Schema, count: int
 ) -> str:
-    """Digest of a store whose values are all there; reads checksums only."""
+    """Compute the digest of a store whose values are all there; this reads checksums only."""
     digest = Digest()
     for key in head_keys(transaction, database(HEAD)):
         digest.add(HEAD, key, transaction.get(key, b"", db=database(HEAD))[:8])
@@ -74,7 +74,7 @@ class Damage:
 
     @staticmethod
     def summary(damage: list[Damage], most: int = 5) -> str:
-        """The first few, and how many more."""
+        """Name the first few, and how many more there are."""
         shown = "; ".join(f"{item.database}: {item.what}" for item in damage[:most])
         return shown + (f"; and {len(damage) - most} more" if len(damage) > most else "")
 

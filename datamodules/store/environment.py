@@ -62,7 +62,7 @@ class Opened:
         self._databases: dict[str, lmdb._Database] = {}
 
     def database(self, name: str) -> lmdb._Database:
-        """Handle of a named database."""
+        """Return the handle of a named database."""
         if name not in self._databases:
             self._databases[name] = self.env.open_db(name.encode(), create=False)
         return self._databases[name]

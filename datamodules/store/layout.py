@@ -24,7 +24,7 @@ FORMAT = "lightning-attr store"
 VERSION = 2
 
 HEAD = "head"
-"""Database of the schema, the index, the `complete` record and the encoder states."""
+"""Database of the schema, the index, the ``complete`` record and the encoder states."""
 META = "meta"
 THUMB = "thumb"
 RESERVED = frozenset({HEAD, META, THUMB})
@@ -36,17 +36,17 @@ Bytes = bytes | memoryview
 
 
 def key_of(number: int) -> bytes:
-    """Key of a block or position; big-endian, so that LMDB's order is the order of numbers."""
+    """Return the key of a block or position; big-endian, so that LMDB's order is the order of numbers."""
     return number.to_bytes(8, "big")
 
 
 def encoder_key(name: str) -> bytes:
-    """Key of an encoder's state in the head."""
+    """Return the key of an encoder's state in the head."""
     return f"encoder/{name}".encode()
 
 
 def seed_of(*place: str) -> int:
-    """Seed of the checksums of a place; room is left above it to add numbers of rows in int64."""
+    """Return the seed of the checksums of a place; room is left above it to add numbers of rows in int64."""
     return xxh3_64_intdigest("/".join(place).encode()) >> 2
 
 
@@ -62,12 +62,12 @@ def unseal(database: str, key: bytes, value: Bytes) -> bytes | None:
 
 
 def encode_json(value: Any) -> bytes:
-    """JSON in the one form that checksums and comparisons use."""
+    """Encode as JSON in the one form that checksums and comparisons use."""
     return json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":")).encode()
 
 
 def encode_schema(schema: Schema) -> bytes:
-    """Schema record, of version 1 where that says all: a store that is made again keeps its digest."""
+    """Encode a schema, in version 1 where that says all: a store that is made again keeps its digest."""
     record = {"format": FORMAT, "version": VERSION, **schema.to_json()}
     if all(field.role == IMPLIED.get(name) for name, field in schema.fields.items()):
         record["version"] = 1
@@ -77,7 +77,7 @@ def encode_schema(schema: Schema) -> bytes:
 
 
 def decode_schema(path: str, payload: bytes) -> Schema:
-    """Inverse of :func:`encode_schema`.
+    """Undo :func:`encode_schema`.
 
     Raises:
         StoreError: The record is of another format or version.
@@ -109,7 +109,7 @@ class Pieces:
     seed: int
 
     def checksums(self, block: int, payload: memoryview) -> bytes:
-        """Checksums of the pieces of a block; zero for those that a short block lacks."""
+        """Return the checksums of the pieces of a block; zero for those that a short block lacks."""
         first = self.seed + block * self.count
         sums = [
             xxh3_64_intdigest(payload[place * self.nbytes : (place + 1) * self.nbytes], first + place)
@@ -120,7 +120,7 @@ class Pieces:
 
 @dataclass(frozen=True)
 class Blocks:
-    """Layout of one field: values of `samples` samples each, of which the last may be short.
+    """Layout of one field: values of ``samples`` samples each, of which the last may be short.
 
     A value is: checksum of the payload, of each sample, of each row; then the payload. So whole blocks, samples and
     rows can each be read with one check and without the rest.
@@ -132,45 +132,45 @@ class Blocks:
 
     @classmethod
     def of(cls, name: str, field: Field) -> Blocks:
-        """Layout of a field: blocks of at most 64 samples and about 4 MiB, always a power of two."""
+        """Choose the layout of a field: blocks of at most 64 samples and about 4 MiB, always a power of two."""
         fitting = max(1, min(BLOCK_SAMPLES, BLOCK_BYTES // field.nbytes))
         return cls(name, field, 1 << (fitting.bit_length() - 1))
 
     @cached_property
     def seed(self) -> int:
-        """Seed of block 0; that of block n is n higher."""
+        """Return the seed of block 0; that of block n is n higher."""
         return seed_of(self.name, "block")
 
     @cached_property
     def by_sample(self) -> Pieces:
-        """Samples of a block."""
+        """Return the samples of a block as pieces."""
         return Pieces(self.samples, self.field.nbytes, 8, seed_of(self.name, "sample"))
 
     @cached_property
     def by_row(self) -> Pieces:
-        """Rows of the samples of a block."""
+        """Return the rows of the samples of a block as pieces."""
         rows = self.field.shape[0]
         table = 8 * (1 + self.samples)
         return Pieces(self.samples * rows, self.field.nbytes // rows, table, seed_of(self.name, "row"))
 
     @cached_property
     def header(self) -> int:
-        """Bytes of a value before its payload."""
+        """Return the bytes of a value before its payload."""
         return 8 * (1 + self.by_sample.count + self.by_row.count)
 
     def held(self, block: int, total: int) -> int:
-        """Samples in a block of a store of `total` samples."""
+        """Return how many samples a block holds in a store of ``total`` samples."""
         return min(self.samples, total - block * self.samples)
 
     def encode(self, block: int, arrays: NDArray[Any]) -> bytes:
-        """Value of a block from its samples' arrays [n, *shape]."""
+        """Encode the value of a block from its samples' arrays [n, *shape]."""
         payload = np.ascontiguousarray(arrays).tobytes()
         view = memoryview(payload)
         whole = xxh3_64_intdigest(payload, self.seed + block).to_bytes(8, "little")
         return whole + self.by_sample.checksums(block, view) + self.by_row.checksums(block, view) + payload
 
     def decode(self, block: int, held: int, value: Bytes) -> NDArray[Any] | None:
-        """Arrays [held, *shape] of a block, a copy; None unless every checksum in it is right."""
+        """Decode the arrays [held, *shape] of a block, a copy; return None unless every checksum in it is right."""
         if len(value) != self.header + held * self.field.nbytes:
             return None
         arrays = np.frombuffer(bytes(value[self.header :]), self.field.dtype).reshape(held, *self.field.shape)
@@ -178,11 +178,11 @@ class Blocks:
 
 
 def encode_index(ids: NDArray[np.int64], caption_counts: NDArray[np.int32]) -> bytes:
-    """Index of all samples: ids, then numbers of captions."""
+    """Encode the index of all samples: ids, then numbers of captions."""
     return ids.astype("<i8").tobytes() + caption_counts.astype("<i4").tobytes()
 
 
 def decode_index(payload: bytes) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
-    """Inverse of :func:`encode_index`: read-only arrays."""
+    """Undo :func:`encode_index`; return read-only arrays."""
     count = len(payload) // 12
     return np.frombuffer(payload, "<i8", count), np.frombuffer(payload, "<i4", count, offset=8 * count)

@@ -35,7 +35,7 @@ class _Head(NamedTuple):
 
 
 def check_length(path: str | Path) -> int:
-    """Length in bytes of the pages of an LMDB file, which it must have at least: LMDB maps the file into memory.
+    """Return the bytes of an LMDB file's pages, which it must have at least: LMDB maps the file into memory.
 
     Raises:
         StoreError: The file is something else, or truncated.
@@ -92,7 +92,7 @@ def check_seal(path: str) -> None:
 
 
 def _committed(descriptor: int) -> _Head | None:
-    """First page of the last commit; None if this is no LMDB file."""
+    """Return the first page of the last commit; None if this is no LMDB file."""
     first = _head(os.pread(descriptor, 152, 0))
     second = _head(os.pread(descriptor, 152, first.page_size)) if first else None
     return max(first, second, key=lambda head: head.transaction) if first and second else None
@@ -106,7 +106,7 @@ def _head(page: bytes) -> _Head | None:
 
 
 def _tree_pages(descriptor: int, head: _Head) -> Pages:
-    """Numbers of all pages but those that hold large values."""
+    """Return the numbers of all pages but those that hold large values."""
     pages = [0, 1]
     page = 2
     while page <= head.last_page:
@@ -120,7 +120,7 @@ def _tree_pages(descriptor: int, head: _Head) -> Pages:
 
 
 def _checksum(descriptor: int, page_size: int, pages: Pages) -> int:
-    """Checksum over the numbers and contents of pages."""
+    """Return the checksum over the numbers and contents of pages."""
     checksum = xxh3_64(pages.astype("<i8").tobytes())
     for run in np.split(pages, np.flatnonzero(np.diff(pages) != 1) + 1):
         checksum.update(os.pread(descriptor, len(run) * page_size, int(run[0]) * page_size))

@@ -1,4 +1,7 @@
-"""Reading a finished store: every byte that is handed out has passed its checksum."""
+"""Reading a finished store: every byte that is handed out has passed its checksum.
+
+Shapes: N samples of the store, B samples that are asked for.
+"""
 
 from __future__ import annotations
 
@@ -73,16 +76,16 @@ class Store:
 
     @property
     def ids(self) -> Ints:
-        """Ids of all samples [N], ascending."""
+        """Return the ids of all samples [N], ascending."""
         return self._index[0]
 
     @property
     def caption_counts(self) -> NDArray[np.int32]:
-        """Number of captions of each sample [N]."""
+        """Return the number of captions of each sample [N]."""
         return self._index[1]
 
     def positions(self, ids: ArrayLike) -> Ints:
-        """Positions of samples by id, in the order asked.
+        """Return the positions of samples by id, in the order asked.
 
         Raises:
             StoreError: An id is not in the store.
@@ -97,7 +100,7 @@ class Store:
         return found.astype(np.int64)
 
     def read(self, field: str, positions: ArrayLike, rows: ArrayLike | None = None) -> NDArray[Any]:
-        """Arrays [B, *shape] of samples, in the order asked; a position may repeat.
+        """Read arrays [B, *shape] of samples, in the order asked; a position may repeat.
 
         Args:
             field: Name of the field.
@@ -126,7 +129,7 @@ class Store:
         return result
 
     def meta(self, position: int) -> Meta:
-        """Id, captions and the like of a sample.
+        """Return the id, captions and the like of a sample.
 
         Raises:
             StoreError: There is no such position, or the value is damaged.
@@ -137,7 +140,7 @@ class Store:
         return meta
 
     def thumb(self, position: int) -> bytes:
-        """Thumbnail of a sample, an image file.
+        """Return the thumbnail of a sample, an image file.
 
         Raises:
             StoreError: There is no such position, or the value is damaged.
@@ -145,7 +148,7 @@ class Store:
         return self._value(THUMB, position)
 
     def encoder_state(self, name: str) -> bytes | None:
-        """Fitted numbers of an encoder; None if it has none.
+        """Return the fitted numbers of an encoder; None if it has none.
 
         Raises:
             StoreError: The value is damaged.
@@ -185,7 +188,7 @@ class Store:
         return decoded, str(record["digest"]), int(record["count"])
 
     def _opened(self) -> Opened:
-        """File, opened again after a fork, an unpickling or a close."""
+        """Return the file, opened again after a fork, an unpickling or a close."""
         if self._file is None or self._file.pid != os.getpid():
             self._file = open_file(self.path)
             if self._read_head()[1] != self.digest:
@@ -193,7 +196,7 @@ class Store:
         return self._file
 
     def _checked(self, name: str, numbers: ArrayLike, stop: int, count: int | None = None) -> Ints:
-        """Numbers from 0 to stop - 1 as an array, `count` of them."""
+        """Return numbers from 0 to ``stop - 1`` as an array, ``count`` of them."""
         checked = np.asarray(numbers, np.int64).reshape(-1)
         if count is not None and len(checked) != count:
             raise StoreError(f"{self.path}: found {len(checked)} {name}, expected {count}, one per position")
@@ -202,7 +205,7 @@ class Store:
         return checked
 
     def _damaged(self, database: str, what: str) -> StoreError:
-        """Error of a value that fails its check."""
+        """Return the error of a value that fails its check."""
         return StoreError(
             f"{self.path}: damaged, {database} of {what} fails its checksum; make or copy the store again"
         )
@@ -215,7 +218,7 @@ class Store:
         return value
 
     def _sealed(self, database: str, key: bytes) -> bytes | None:
-        """Payload of a small value; None if it is not there."""
+        """Return the payload of a small value; None if it is not there."""
         file = self._file if database == HEAD and self._file is not None else self._opened()
         with store_errors(self.path):
             handle = file.database(database)

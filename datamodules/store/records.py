@@ -1,4 +1,7 @@
-"""What a store holds: its schema, and samples with their arrays, captions and thumbnails."""
+"""What a store holds: its schema, and samples with their arrays, captions and thumbnails.
+
+Shapes: C x H x W a latent.
+"""
 
 from __future__ import annotations
 
@@ -18,6 +21,9 @@ Role = Literal["latent", "condition"]
 
 #: The roles of fields in stores that were written before fields had roles.
 IMPLIED: Mapping[str, Role] = {"latent": "latent", "text": "condition"}
+
+#: What batches hold of samples besides their fields: none with a role may be called so.
+BATCH_KEYS = frozenset({"id", "view", "caption", "captions", "batch_size", "epoch"})
 
 
 @dataclass(frozen=True)
@@ -54,7 +60,7 @@ class Field:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of one sample's array."""
+        """Return the bytes of one sample's array."""
         return prod(self.shape) * np.dtype(self.dtype).itemsize
 
 
@@ -68,8 +74,8 @@ class Schema:
         encoders: What made the fields, by name ("image", "text"); anything that JSON can hold.
 
     Raises:
-        StoreError: `encoders` is not JSON, another field than "latent" has its role, or conditions have different
-            numbers of captions.
+        StoreError: ``encoders`` is not JSON, another field than "latent" has its role, a condition has the name of
+            something else in a batch, or conditions have different numbers of captions.
     """
 
     fields: Mapping[str, Field]
@@ -80,6 +86,8 @@ class Schema:
         object.__setattr__(self, "encoders", _as_json("schema.encoders", dict(self.encoders)))
         if others := [name for name, field in self.fields.items() if field.role == "latent" and name != "latent"]:
             raise StoreError(f"schema: found a field {others[0]!r} of role latent, expected it to be called 'latent'")
+        if taken := sorted(BATCH_KEYS.intersection(self.inputs)):
+            raise StoreError(f"schema: found a condition {taken[0]!r}, expected another name: batches have one already")
         rows = {name: self.fields[name].shape[0] for name in self.conditions}
         if wrong := [name for name, count in rows.items() if count not in (1, self.captions)]:
             raise StoreError(
@@ -88,27 +96,27 @@ class Schema:
 
     @property
     def conditions(self) -> tuple[str, ...]:
-        """Names of the conditions."""
+        """Return the names of the conditions."""
         return tuple(name for name, field in self.fields.items() if field.role == "condition")
 
     @property
     def inputs(self) -> tuple[str, ...]:
-        """Names of all that a model is given: the latent, if there is one, and the conditions."""
+        """Return the names of all that a model is given: the latent, if there is one, and the conditions."""
         return tuple(name for name, field in self.fields.items() if field.role is not None)
 
     @property
     def captions(self) -> int:
-        """Most captions that a sample may have."""
+        """Return the most captions that a sample may have."""
         return max((self.fields[name].shape[0] for name in self.conditions), default=0)
 
     def to_json(self) -> dict[str, Any]:
-        """JSON-ready form."""
+        """Return a JSON-ready form."""
         fields = {name: vars(field) | {"shape": list(field.shape)} for name, field in self.fields.items()}
         return {"fields": fields, "encoders": self.encoders}
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Schema:
-        """Inverse of :meth:`to_json`."""
+        """Undo :meth:`to_json`."""
         fields = {name: Field(**field) for name, field in value["fields"].items()}
         return cls(fields, value["encoders"])
 
@@ -125,7 +133,7 @@ class Meta:
         attributes: Anything else that JSON can hold, e.g. {"planted": true} or {"seed": 3}.
 
     Raises:
-        StoreError: `attributes` is not JSON, or the id is negative.
+        StoreError: ``attributes`` is not JSON, or the id is negative.
     """
 
     id: int
@@ -142,12 +150,12 @@ class Meta:
         object.__setattr__(self, "attributes", _as_json("meta.attributes", dict(self.attributes)))
 
     def to_json(self) -> dict[str, Any]:
-        """JSON-ready form."""
+        """Return a JSON-ready form."""
         return vars(self) | {"captions": list(self.captions)}
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Meta:
-        """Inverse of :meth:`to_json`."""
+        """Undo :meth:`to_json`."""
         return cls(**value)
 
 
@@ -168,7 +176,7 @@ class Sample:
 
 
 def _as_json(name: str, value: dict[str, Any]) -> dict[str, Any]:
-    """Return `value` as it will be when read back, so that a record equals its stored self."""
+    """Return ``value`` as it will be when read back, so that a record equals its stored self."""
     try:
         plain: dict[str, Any] = json.loads(json.dumps(value, allow_nan=False))
     except (TypeError, ValueError) as error:

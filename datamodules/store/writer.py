@@ -43,9 +43,9 @@ MAP_BYTES = 64 * 1024 * 1024
 
 
 class StoreWriter:
-    """Writes samples to `<path>.partial`, and makes `path` of it when all are there.
+    """Writes samples to ``<path>.partial``, and makes ``path`` of it when all are there.
 
-    A writer that was killed is resumed by making another of the same path and schema: `last_id` says where it stopped.
+    A killed writer is resumed by making another of the same path and schema: ``last_id`` says where it stopped.
     As a context manager it closes without finishing, and keeps what was written.
 
     Args:
@@ -53,7 +53,7 @@ class StoreWriter:
         schema: Its fields and encoders.
 
     Raises:
-        StoreError: `path` exists, another writer is at it, or the unfinished one has another schema or is damaged.
+        StoreError: ``path`` exists, another writer is at it, or the unfinished one has another schema or is damaged.
     """
 
     def __init__(self, path: str | Path, schema: Schema) -> None:
@@ -68,7 +68,7 @@ class StoreWriter:
         self._group = max(1, fitting // self._unit) * self._unit
         self._ids: list[int] = []
         self._caption_counts: list[int] = []
-        # Samples from the last multiple of the unit on; `_committed` of them are in the file, in blocks still short.
+        # Samples from the last multiple of the unit on; ``_committed`` of them are in the file, in blocks still short.
         self._tail: list[Sample] = []
         self._committed = 0
         self._flushed_at = time.monotonic()
@@ -94,7 +94,7 @@ class StoreWriter:
 
     @property
     def last_id(self) -> int | None:
-        """Id of the last sample written, in this run or an earlier one; None if there is none."""
+        """Return the id of the last sample written, in this run or an earlier one; None if there is none."""
         return self._ids[-1] if self._ids else None
 
     def write(self, sample: Sample) -> None:
@@ -116,7 +116,7 @@ class StoreWriter:
         self._put({(HEAD, encoder_key(name)): state})
 
     def encoder_state(self, name: str) -> bytes | None:
-        """What :meth:`put_encoder_state` kept, in this run or an earlier one.
+        """Return what :meth:`put_encoder_state` kept, in this run or an earlier one.
 
         Raises:
             StoreError: It is damaged.
@@ -195,7 +195,7 @@ class StoreWriter:
         self._put({(HEAD, b"schema"): encode_schema(self.schema)})
 
     def _stored(self, transaction: lmdb.Transaction[memoryview], metas: list[Meta], first: int) -> Iterator[Sample]:
-        """Samples from `first` on, which fill no whole unit yet, read back from the file."""
+        """Yield the samples from ``first`` on, which fill no whole unit yet, read back from the file."""
         arrays: dict[str, list[Any]] = {name: [] for name in self._blocks}
         for name, blocks in self._blocks.items():
             for start in range(first, len(metas), blocks.samples):
@@ -213,7 +213,7 @@ class StoreWriter:
         return Meta.from_json(json.loads(self._get(transaction, META, key_of(position)) or b"{}"))
 
     def _tail_blocks(self, first: int) -> dict[tuple[str, bytes], bytes]:
-        """Values of the blocks that hold samples not in the file yet."""
+        """Return the values of the blocks that hold samples not in the file yet."""
         values: dict[tuple[str, bytes], bytes] = {}
         for name, blocks in self._blocks.items():
             for start in range(self._committed // blocks.samples * blocks.samples, len(self._tail), blocks.samples):

@@ -1,9 +1,11 @@
-"""What files of before format 1 say of themselves, which had neither kind nor format in their headers."""
+"""What was called otherwise before format 1: files of tensors without kind and format, runs, and their classes."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
 
 import xxhash
 from torch import Tensor
@@ -18,6 +20,30 @@ TENSORS: Mapping[frozenset[str], str] = {
 
 #: A setting that only files of a kind have.
 SETTINGS = {"step_size": "unlearned weights", "forget": "mirrored weights", "kind": "curvature"}
+
+#: Files of runs that have another name now.
+FILES = {"retraining.safetensors": "leave_k_out.safetensors"}
+
+#: Classes in configs and manifests that have another name now.
+CLASSES = {
+    "lightning_attr.tasks.LeaveKOut": "lightning_attr.tasks.Retraining",
+    "lightning_attr.tasks.GroupedLeaveKOut": "lightning_attr.tasks.GroupedRetraining",
+}
+
+
+def found(path: Path) -> Path:
+    """Return the path; where nothing is there but a file under the name that it had before, that."""
+    before = path.with_name(FILES.get(path.name, path.name))
+    return before if before.is_file() and not path.is_file() else path
+
+
+def renamed(value: Any) -> Any:
+    """Return a config, or a part of one, with the classes by the names that they have now."""
+    if isinstance(value, Mapping):
+        return {key: renamed(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [renamed(each) for each in value]
+    return CLASSES.get(value, value) if isinstance(value, str) else value
 
 
 def kind_before(names: Collection[str], settings: Collection[str]) -> str:

@@ -1,4 +1,7 @@
-"""What a long pass over a store measured, in chunk files: a stop costs no more than the chunk that is under way."""
+"""What a long pass over a store measured, in chunk files: a stop costs no more than the chunk that is under way.
+
+Shapes: N samples in all, B samples of a chunk.
+"""
 
 from __future__ import annotations
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import is_dataclass
+from inspect import unwrap
+from types import SimpleNamespace
 from typing import Annotated, Any, get_args, get_type_hints
 
 InputPath = Annotated[str, "a file or folder that is read, or a pattern with *"]
@@ -32,8 +34,13 @@ def _hints(owner: type) -> dict[str, Any]:
     """Return the types of the constructor's arguments, of base classes as well: they may be handed on."""
     hints: dict[str, Any] = {}
     for cls in reversed(owner.__mro__):
-        if "__init__" in vars(cls):
-            hints |= get_type_hints(vars(cls)["__init__"], include_extras=True)
+        init: Any = vars(cls).get("__init__")
+        for name, hint in getattr(init, "__annotations__", {}).items():
+            alone = SimpleNamespace(__annotations__={name: hint})
+            try:
+                hints |= get_type_hints(alone, unwrap(init).__globals__, include_extras=True)
+            except NameError:  # of a name that is imported for type checkers alone
+                hints[name] = list[InputPath] if "InputPath" in hint else Any
     return hints
 
 

@@ -1,4 +1,7 @@
-"""Scores of samples for queries, and their file."""
+"""Scores of samples for queries, and their file.
+
+Shapes: Q queries, N samples, B samples of a chunk, K highest-scored samples.
+"""
 
 from __future__ import annotations
 
@@ -23,9 +26,9 @@ class Scores:
     """How much each sample influenced each query, with the sign that :data:`SIGN` names.
 
     Args:
-        scores: float32 [Q, N].
-        query_id: int64 [Q].
-        sample_id: int64 [N].
+        scores: Float32 [Q, N].
+        query_id: Int64 [Q].
+        sample_id: Int64 [N].
         method: Name of the method that made them.
         settings: What else they depend on; anything that JSON can hold.
 
@@ -51,11 +54,11 @@ class Scores:
 
     @property
     def depth(self) -> int:
-        """How many samples of each query are ranked: all of them."""
+        """Return how many samples of each query are ranked: all of them."""
         return len(self.sample_id)
 
     def ranked(self, query_id: int, k: int) -> list[tuple[int, float]]:
-        """Ids and scores of the `k` highest-scored samples of a query, as :meth:`top` orders them."""
+        """Return the ids and scores of a query's ``k`` highest-scored samples, as :meth:`top` orders them."""
         row, ids = self.scores[_row(self, query_id, k)].numpy(), self.sample_id.numpy()
         if np.isnan(row).any():
             raise UserError(f"scores: found NaN for query {query_id}, expected numbers")
@@ -63,21 +66,21 @@ class Scores:
         return list(zip(ids[order].tolist(), row[order].tolist(), strict=True))
 
     def top(self, query_id: int, k: int) -> list[int]:
-        """Ids of the `k` highest-scored samples of a query, best first; of equal scores, the smaller id first.
+        """Return the ids of a query's ``k`` highest-scored samples, best first; of equal scores, the smaller id first.
 
         Raises:
-            UserError: The query is not among them, a score of it is NaN, or there are fewer than `k` samples.
+            UserError: The query is not among them, a score of it is NaN, or there are fewer than ``k`` samples.
         """
         return [sample for sample, _ in self.ranked(query_id, k)]
 
     def of_queries(self, ids: Collection[int]) -> Scores:
-        """Scores of those of the queries that are among `ids`."""
+        """Return the scores of those of the queries that are among ``ids``."""
         rows = [row for row, query in enumerate(self.query_id.tolist()) if query in ids]
         return Scores(self.scores[rows], self.query_id[rows], self.sample_id, self.method, self.settings)
 
     @classmethod
     def stack(cls, parts: Sequence[Scores]) -> Scores:
-        """Rows of several scores over the same samples, which must agree in method and settings.
+        """Stack the rows of several scores over the same samples, which must agree in method and settings.
 
         Raises:
             UserError: There are none, or they do not fit together.
@@ -107,7 +110,7 @@ class Scores:
 
         Raises:
             UserError: The file is missing, damaged, or holds no scores, scores of another sign, or only those of the
-            highest-scored samples.
+                highest-scored samples.
         """
         scores = load_scores(path)
         if isinstance(scores, TopScores):
@@ -120,9 +123,9 @@ class TopScores:
     """The highest-scored samples of each query; what remains of scores where queries by samples is too large.
 
     Args:
-        index: int64 [Q, K], ids of the samples, best first; of equal scores, the smaller id first.
-        value: float32 [Q, K], their scores.
-        query_id: int64 [Q].
+        index: Int64 [Q, K], ids of the samples, best first; of equal scores, the smaller id first.
+        value: Float32 [Q, K], their scores.
+        query_id: Int64 [Q].
         method: Name of the method that made them.
         settings: What else they depend on; anything that JSON can hold.
 
@@ -154,20 +157,20 @@ class TopScores:
 
     @property
     def depth(self) -> int:
-        """How many samples of each query are ranked."""
+        """Return how many samples of each query are ranked."""
         return self.index.shape[1]
 
     def ranked(self, query_id: int, k: int) -> list[tuple[int, float]]:
-        """Ids and scores of the `k` highest-scored samples of a query, best first.
+        """Return the ids and scores of a query's ``k`` highest-scored samples, best first.
 
         Raises:
-            UserError: The query is not among them, or fewer than `k` samples are ranked.
+            UserError: The query is not among them, or fewer than ``k`` samples are ranked.
         """
         row = _row(self, query_id, k)
         return list(zip(self.index[row, :k].tolist(), self.value[row, :k].tolist(), strict=True))
 
     def top(self, query_id: int, k: int) -> list[int]:
-        """Ids of the `k` highest-scored samples of a query, best first, as :meth:`Scores.top` gives them."""
+        """Return the ids of a query's ``k`` highest-scored samples, best first, as :meth:`Scores.top` gives them."""
         return [sample for sample, _ in self.ranked(query_id, k)]
 
     def save(self, path: str | Path) -> None:
@@ -211,7 +214,7 @@ KINDS: Mapping[str, type[Scores] | type[TopScores]] = {"scores": Scores, "top sc
 
 
 def _row(scores: Scores | TopScores, query_id: int, k: int) -> int:
-    """Row of a query of which `k` samples are asked for."""
+    """Return the row of a query of which ``k`` samples are asked for."""
     rows = (scores.query_id == query_id).nonzero().flatten()
     if len(rows) == 0:
         raise UserError(f"scores: found no query {query_id}, expected one of {_shown(scores.query_id)}")

@@ -123,10 +123,16 @@ def read_header(path: str | Path) -> Header:
     """Read what a file of tensors says of itself, unchecked, and without the tensors.
 
     Raises:
-        UserError: The file is missing or not a safetensors file.
+        UserError: The file is missing, not a safetensors file, or its header is damaged.
     """
     with _opened(path) as file:
-        return Header.of(file.metadata() or {}, list(file.keys()))
+        metadata, names = dict(file.metadata() or {}), list(file.keys())
+    if not _is_ours(metadata):
+        return Header("unknown", {}, {})
+    try:
+        return Header.of(metadata, names)
+    except ValueError as error:
+        raise UserError(f"{path}: damaged, its settings are not JSON ({error})") from error
 
 
 def load_tensors(path: str | Path, *kinds: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -146,16 +152,20 @@ def load_tensors(path: str | Path, *kinds: str) -> tuple[dict[str, Tensor], dict
 def load_artifact(path: str | Path, *kinds: str) -> tuple[dict[str, Tensor], Header]:
     """Load what :func:`save_tensors` saved, as :func:`load_tensors` does, with the whole header."""
     tensors, metadata = read_safetensors(path)
-    if "checksum" not in metadata or "settings" not in metadata:
+    if not _is_ours(metadata):
         raise UserError(f"{path}: found no checksum in its header, expected an artefact of lightning-attr")
+    if (found := metadata.get("format", FORMAT)) != FORMAT:  # of which the checksum may be another one
+        raise UserError(f"{path}: found format {found}, expected {FORMAT}")
     if _checksum(tensors, metadata) != metadata["checksum"]:
         raise UserError(f"{path}: damaged, its checksum does not match its contents")
-    if (found := metadata.get("format", FORMAT)) != FORMAT:
-        raise UserError(f"{path}: found format {found}, expected {FORMAT}")
     header = Header.of(metadata, tensors)
     if kinds and header.kind not in kinds:
         raise UserError(f"{path}: found {header.kind}, expected {' or '.join(kinds)}")
     return tensors, header
+
+
+def _is_ours(metadata: Mapping[str, str]) -> bool:
+    return {"checksum", "settings"} <= metadata.keys()
 
 
 def _checksum(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:

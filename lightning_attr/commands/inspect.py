@@ -28,7 +28,7 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def _describe(path: Path, store: Store) -> None:
-    """Counts, size, digest and encoders."""
+    """Print counts, size, digest and encoders."""
     per_sample = Counter(int(count) for count in store.caption_counts)
     rows: list[tuple[str, object]] = [
         ("samples", len(store)),
@@ -46,7 +46,7 @@ def _describe(path: Path, store: Store) -> None:
 
 
 def _show_fields(store: Store) -> None:
-    """Shape, type and bytes of each field."""
+    """Print the shape, type and bytes of each field."""
     table = Table("field", "shape", "type", "bytes a sample", title="fields", title_justify="left")
     for name, field in store.schema.fields.items():
         size = store.read(name, [0]).nbytes if len(store) else 0
@@ -55,7 +55,7 @@ def _show_fields(store: Store) -> None:
 
 
 def _show_captions(store: Store, count: int) -> None:
-    """Captions of samples evenly spread over the store."""
+    """Print the captions of samples evenly spread over the store."""
     shown = min(count, len(store))
     for i in range(shown):
         meta = store.meta(i * len(store) // shown)
@@ -65,7 +65,7 @@ def _show_captions(store: Store, count: int) -> None:
 
 
 def _verify(store: Store) -> None:
-    """Check every checksum; damage is raised as a `StoreError`."""
+    """Check every checksum; damage is raised as a ``StoreError``."""
     with progress("records") as bar:
         task = bar.add_task("verify", total=None)
         store.verify(lambda done, total: bar.update(task, completed=done, total=total))

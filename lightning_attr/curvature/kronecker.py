@@ -9,7 +9,7 @@ g x^T``: the best diagonal in that basis.
 
 Where a layer has a bias among the weights, its input has a one appended, and the bias is the last column of its weight.
 
-Shapes: B samples, L tokens, I inputs, O outputs of a layer.
+Shapes: B samples, L tokens, I inputs, O outputs of a layer; C x H x W the kernel of a convolution.
 """
 
 from __future__ import annotations

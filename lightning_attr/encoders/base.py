@@ -11,18 +11,18 @@ from torch import Tensor
 
 
 class Encoder(Protocol):
-    """A frozen map that a store can name: `config()` and `state()` are enough to build it again."""
+    """A frozen map that a store can name: ``config()`` and ``state()`` are enough to build it again."""
 
     def config(self) -> dict[str, Any]:
-        """JSON-ready: the name of the class under "class", and its arguments."""
+        """Return the name of the class under "class", and its arguments, JSON-ready."""
         ...
 
     def state(self) -> bytes | None:
-        """Fitted numbers as safetensors bytes; None where the arguments alone determine the encoder."""
+        """Return the fitted numbers as safetensors bytes; None where the arguments alone determine the encoder."""
         ...
 
     def to(self, device: torch.device | str, /) -> Self:
-        """Move to `device`, where the results will be."""
+        """Move to ``device``, where the results will be."""
         ...
 
 
@@ -30,19 +30,19 @@ class ImageEncoder(Encoder, Protocol):
     """Images to latents and back."""
 
     def latent_shape(self, image_size: int) -> tuple[int, int, int]:
-        """(C, h, w) of the latent of a square image of `image_size` pixels.
+        """Return (C, h, w) of the latent of a square image of ``image_size`` pixels.
 
         Raises:
-            UserError: the encoder cannot take that size.
+            UserError: The encoder cannot take that size.
         """
         ...
 
     def encode(self, images: Tensor) -> Tensor:
-        """Uint8 images [B, H, W, 3] to float32 latents [B, C, h, w]."""
+        """Encode uint8 images [B, H, W, 3] to float32 latents [B, C, h, w]."""
         ...
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Float latents [B, C, h, w] to uint8 images [B, H, W, 3]."""
+        """Decode float latents [B, C, h, w] to uint8 images [B, H, W, 3]."""
         ...
 
 
@@ -51,9 +51,9 @@ class TextEncoder(Encoder, Protocol):
 
     @property
     def conditions(self) -> Mapping[str, tuple[int, ...]]:
-        """Shapes of the conditions of a text, by name."""
+        """Return the shapes of the conditions of a text, by name."""
         ...
 
     def encode(self, texts: list[str]) -> dict[str, Tensor]:
-        """Texts to float32 conditions [B, ...] by name; "" is the null caption of classifier-free guidance."""
+        """Encode texts to float32 conditions [B, ...] by name; "" is the null caption of classifier-free guidance."""
         ...

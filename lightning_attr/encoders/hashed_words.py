@@ -1,4 +1,7 @@
-"""`HashedWords`: a frozen random embedding per word, with nothing to download or to store."""
+"""``HashedWords``: a frozen random embedding per word, with nothing to download or to store.
+
+Shapes: B texts.
+"""
 
 import math
 import re
@@ -23,12 +26,12 @@ class HashedWords:
 
     A word's embedding is Gaussian noise seeded by the word's hash: two words are nearly orthogonal, and the same word
     is the same vector on every machine and in every process. Words are lower-cased; a text with more than
-    `tokens - 2` of them is cut. The null caption "" is begin, end and pads.
+    ``tokens - 2`` of them is cut. The null caption "" is begin, end and pads.
 
     Args:
-        tokens: tokens of an encoded text, begin and end included.
-        dim: width of an embedding; even, as positions are pairs of sine and cosine.
-        seed: another seed is another set of embeddings.
+        tokens: Tokens of an encoded text, begin and end included.
+        dim: Width of an embedding; even, as positions are pairs of sine and cosine.
+        seed: Another seed is another set of embeddings.
     """
 
     def __init__(self, tokens: int = 16, dim: int = 64, seed: int = 0) -> None:
@@ -38,32 +41,32 @@ class HashedWords:
         self._positions = _sinusoids(tokens, dim)
 
     def config(self) -> dict[str, Any]:
-        """The class and its arguments."""
+        """Return the class and its arguments."""
         return {"class": "HashedWords", "tokens": self.tokens, "dim": self.dim, "seed": self.seed}
 
     def state(self) -> bytes | None:
-        """Nothing: the arguments determine every embedding."""
+        """Return None: the arguments determine every embedding."""
         return None
 
     def to(self, device: torch.device | str, /) -> Self:
-        """Encode onto `device`."""
+        """Encode onto ``device``."""
         self._positions = self._positions.to(device)
         return self
 
     @property
     def conditions(self) -> Mapping[str, tuple[int, ...]]:
-        """Shape of the text states."""
+        """Return the shape of the text states."""
         return {"text": (self.tokens, self.dim)}
 
     def encode(self, texts: list[str]) -> dict[str, Tensor]:
-        """Texts to float32 states, ``text`` [B, tokens, dim]."""
+        """Encode texts to float32 states, ``text`` [B, tokens, dim]."""
         if not texts:
             return {"text": self._positions.new_empty(0, self.tokens, self.dim)}
         words = [self._embed(text) for text in texts]
         return {"text": torch.from_numpy(np.stack(words)).to(self._positions.device) + self._positions}
 
     def _embed(self, text: str) -> np.ndarray[Any, np.dtype[np.float32]]:
-        """One text to embeddings [tokens, dim], without positions."""
+        """Turn one text into embeddings [tokens, dim], without positions."""
         words = [_BEGIN, *_WORD.findall(text.lower())[: self.tokens - 2], _END]
         words += [_PAD] * (self.tokens - len(words))
         return np.stack([_embedding(word, self.dim, self.seed) for word in words])
@@ -71,9 +74,9 @@ class HashedWords:
 
 @lru_cache(maxsize=65_536)
 def _embedding(word: str, dim: int, seed: int) -> np.ndarray[Any, np.dtype[np.float32]]:
-    """Standard normal vector [dim] that belongs to the word.
+    """Return the standard normal vector [dim] that belongs to the word.
 
-    NumPy's legacy `RandomState` is used because its stream is frozen by policy: a store written today and a prompt
+    NumPy's legacy ``RandomState`` is used because its stream is frozen by policy: a store written today and a prompt
     encoded years from now agree.
     """
     digest = xxhash.xxh3_64_intdigest(f"{seed} {word}".encode())
@@ -82,7 +85,7 @@ def _embedding(word: str, dim: int, seed: int) -> np.ndarray[Any, np.dtype[np.fl
 
 
 def _sinusoids(tokens: int, dim: int) -> Tensor:
-    """Sine and cosine positions [tokens, dim] of "Attention is all you need", section 3.5."""
+    """Return the sine and cosine positions [tokens, dim] of "Attention is all you need", section 3.5."""
     frequencies = torch.exp(torch.arange(0, dim, 2) * (-math.log(10_000.0) / dim))
     angles = torch.arange(tokens)[:, None] * frequencies
     return torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(1)

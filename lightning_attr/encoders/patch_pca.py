@@ -1,4 +1,4 @@
-"""`PatchPCA`: an orthonormal linear autoencoder of image patches, fitted in seconds.
+"""``PatchPCA``: an orthonormal linear autoencoder of image patches, fitted in seconds.
 
 Shape suffixes: B images, H and W pixels, C latent channels, h = H / patch, w = W / patch,
 P = 3 * patch * patch numbers of a patch, M patches.
@@ -21,8 +21,8 @@ class PatchPCA(nn.Module):
     same noise to all of them.
 
     Args:
-        patch: side of a patch in pixels; an image's sides must be multiples of it.
-        channels: principal components kept, at most 3 * patch * patch.
+        patch: Side of a patch in pixels; an image's sides must be multiples of it.
+        channels: Principal components kept, at most 3 * patch * patch.
     """
 
     mean: Tensor  # [P], of a patch
@@ -43,7 +43,7 @@ class PatchPCA(nn.Module):
 
     @property
     def fitted(self) -> bool:
-        """Whether `fit` or `load_state` has been called."""
+        """Return whether ``fit`` or ``load_state`` has been called."""
         return bool(self.basis.any())
 
     def fit(self, images: Iterable[Tensor]) -> None:
@@ -53,7 +53,7 @@ class PatchPCA(nn.Module):
         result does not depend on how the images are batched or ordered.
 
         Raises:
-            UserError: no images.
+            UserError: There are no images.
         """
         mean, covariance = _moments(self._patches(batch).double() for batch in images)
         variances, vectors = torch.linalg.eigh(covariance)  # ascending
@@ -66,18 +66,18 @@ class PatchPCA(nn.Module):
         self.deviation.copy_(variances.flip(0)[: self.channels].clamp(min=1.0).sqrt())
 
     def config(self) -> dict[str, Any]:
-        """The class and its arguments."""
+        """Return the class and its arguments."""
         return {"class": "PatchPCA", "patch": self.patch, "channels": self.channels}
 
     def state(self) -> bytes:
-        """Means, basis and deviations as safetensors bytes."""
+        """Return means, basis and deviations as safetensors bytes."""
         return save({name: buffer.cpu().contiguous() for name, buffer in self.state_dict().items()})
 
     def load_state(self, state: bytes) -> None:
-        """Take the numbers of `state()`.
+        """Take the numbers of ``state()``.
 
         Raises:
-            UserError: they belong to an encoder with other arguments.
+            UserError: They belong to an encoder with other arguments.
         """
         tensors = load(state)
         found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
@@ -87,7 +87,7 @@ class PatchPCA(nn.Module):
         self.load_state_dict(tensors)
 
     def latent_shape(self, image_size: int) -> tuple[int, int, int]:
-        """(C, image_size / patch, image_size / patch)."""
+        """Return (C, image_size / patch, image_size / patch)."""
         if image_size % self.patch:
             raise UserError(f"PatchPCA: image size {image_size} is not a multiple of patch {self.patch}")
         side = image_size // self.patch
@@ -95,7 +95,7 @@ class PatchPCA(nn.Module):
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
-        """Uint8 images [B, H, W, 3] to float32 latents [B, C, h, w], each channel of mean 0 and deviation 1."""
+        """Encode uint8 images [B, H, W, 3] to float32 latents [B, C, h, w], each channel of mean 0 and deviation 1."""
         b, height, width, _ = images.shape
         x_MP = self._patches(images.to(self.mean.device)).float()
         z_MC = (x_MP - self.mean) @ self.basis.T / self.deviation
@@ -104,7 +104,7 @@ class PatchPCA(nn.Module):
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
-        """Latents [B, C, h, w] to uint8 images [B, H, W, 3]."""
+        """Decode latents [B, C, h, w] to uint8 images [B, H, W, 3]."""
         b, _, h, w = latents.shape
         p = self.patch
         z_BhwC = latents.to(self.mean.device).float().permute(0, 2, 3, 1)
@@ -113,7 +113,7 @@ class PatchPCA(nn.Module):
         return pixels.round().clamp(0, 255).to(torch.uint8)
 
     def _patches(self, images: Tensor) -> Tensor:
-        """Images [B, H, W, 3] to patches [M, P], M = B * h * w."""
+        """Cut images [B, H, W, 3] into patches [M, P], M = B * h * w."""
         b, height, width, _ = images.shape
         p = self.patch
         if height % p or width % p:
@@ -123,7 +123,7 @@ class PatchPCA(nn.Module):
 
 
 def _moments(batches: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
-    """Mean [P] and covariance [P, P] of float64 batches [M, P]."""
+    """Return the mean [P] and covariance [P, P] of float64 batches [M, P]."""
     count, total, products = 0, torch.tensor(0.0), torch.tensor(0.0)
     for x_MP in batches:
         count += len(x_MP)

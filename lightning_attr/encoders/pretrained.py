@@ -1,7 +1,9 @@
-"""Real encoders: any `AutoencoderKL` of diffusers, any CLIP text encoder and any vision transformer of transformers.
+"""Real encoders: any ``AutoencoderKL`` of diffusers, any CLIP text encoder and any vision transformer of transformers.
 
 They are loaded by hub name or from a local folder, and only from safetensors files, which cannot run code.
-Their weights stay outside the store; a digest of the weights in `config()` tells when others lie under the same name.
+Their weights stay outside the store; a digest of the weights in ``config()`` tells when others lie under the same name.
+
+Shapes: B images or texts, H x W pixels, C x h x w a latent, F features.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -24,9 +26,9 @@ class AutoencoderKLEncoder:
     """The variational autoencoder of a latent diffusion model; an image's latent is the mean of its posterior.
 
     Args:
-        source: hub name or local folder.
-        pipeline: whether `source` is a whole diffusers pipeline; its folder `vae` is then meant.
-        weights: expected digest of the weights; None takes what is found.
+        source: Hub name or local folder.
+        pipeline: Whether ``source`` is a whole diffusers pipeline, whose folder ``vae`` is meant.
+        weights: Expected digest of the weights; None takes what is found.
     """
 
     def __init__(self, source: str, pipeline: bool = False, weights: str | None = None) -> None:
@@ -42,7 +44,7 @@ class AutoencoderKLEncoder:
         self.shift = float(self._vae.config.get("shift_factor") or 0.0)
 
     def config(self) -> dict[str, Any]:
-        """The class and its arguments, weights digest included."""
+        """Return the class and its arguments, weights digest included."""
         return {
             "class": "AutoencoderKLEncoder",
             "source": self.source,
@@ -51,16 +53,16 @@ class AutoencoderKLEncoder:
         }
 
     def state(self) -> bytes | None:
-        """Nothing: the weights are found under `source`."""
+        """Return None: the weights are found under ``source``."""
         return None
 
     def to(self, device: torch.device | str, /) -> Self:
-        """Move the autoencoder to `device`."""
+        """Move the autoencoder to ``device``."""
         self._vae.to(device)
         return self
 
     def latent_shape(self, image_size: int) -> tuple[int, int, int]:
-        """(latent channels, h, w); every level but the last halves the side."""
+        """Return (latent channels, h, w); every level but the last halves the side."""
         factor = 2 ** (len(self._vae.config.block_out_channels) - 1)
         if image_size % factor:
             raise UserError(f"{self.source}: image size {image_size} is not a multiple of {factor}")
@@ -68,14 +70,14 @@ class AutoencoderKLEncoder:
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
-        """Uint8 images [B, H, W, 3] to float32 latents [B, C, h, w], scaled as the model's own pipeline does."""
+        """Encode uint8 images [B, H, W, 3] to float32 latents [B, C, h, w], scaled as the model's own pipeline does."""
         pixels = images.to(self._vae.device).permute(0, 3, 1, 2) / 127.5 - 1.0
         latents: Tensor = self._vae.encode(pixels).latent_dist.mode()
         return (latents - self.shift) * self.scale
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
-        """Latents [B, C, h, w] to uint8 images [B, H, W, 3]."""
+        """Decode latents [B, C, h, w] to uint8 images [B, H, W, 3]."""
         latents = latents.to(self._vae.device).float() / self.scale + self.shift
         pixels: Tensor = self._vae.decode(latents).sample
         pixels = ((pixels + 1.0) * 127.5).round().clamp(0, 255).to(torch.uint8)
@@ -88,12 +90,12 @@ class CLIPText:
     Pad tokens are not masked, as in Stable Diffusion.
 
     Args:
-        source: hub name or local folder that holds the text model and its tokenizer.
-        pipeline: whether `source` is a whole diffusers pipeline; its `text_encoder` and `tokenizer` are then meant.
-        weights: expected digest of the weights; None takes what is found.
+        source: Hub name or local folder that holds the text model and its tokenizer.
+        pipeline: Whether ``source`` is a whole diffusers pipeline, whose ``text_encoder`` and ``tokenizer`` are meant.
+        weights: Expected digest of the weights; None takes what is found.
 
     Raises:
-        UserError: transformers is not installed.
+        UserError: Transformers is not installed.
     """
 
     def __init__(self, source: str, pipeline: bool = False, weights: str | None = None) -> None:
@@ -116,35 +118,35 @@ class CLIPText:
 
     @property
     def tokens(self) -> int:
-        """Tokens of an encoded text: all that the model has positions for."""
+        """Return the tokens of an encoded text: all that the model has positions for."""
         return int(self._model.config.max_position_embeddings)
 
     @property
     def dim(self) -> int:
-        """Width of a token's state."""
+        """Return the width of a token's state."""
         return int(self._model.config.hidden_size)
 
     def config(self) -> dict[str, Any]:
-        """The class and its arguments, weights digest included."""
+        """Return the class and its arguments, weights digest included."""
         return {"class": "CLIPText", "source": self.source, "pipeline": self.pipeline, "weights": self.weights}
 
     def state(self) -> bytes | None:
-        """Nothing: the weights are found under `source`."""
+        """Return None: the weights are found under ``source``."""
         return None
 
     def to(self, device: torch.device | str, /) -> Self:
-        """Move the text model to `device`."""
+        """Move the text model to ``device``."""
         self._model.to(device)
         return self
 
     @property
     def conditions(self) -> Mapping[str, tuple[int, ...]]:
-        """Shape of the text states."""
+        """Return the shape of the text states."""
         return {"text": (self.tokens, self.dim)}
 
     @torch.no_grad()
     def encode(self, texts: list[str]) -> dict[str, Tensor]:
-        """Texts to float32 states, ``text`` [B, tokens, dim]."""
+        """Encode texts to float32 states, ``text`` [B, tokens, dim]."""
         if not texts:
             return {"text": torch.empty(0, self.tokens, self.dim, device=self._model.device)}
         batch = self._tokenizer(
@@ -161,10 +163,10 @@ class VisionFeatures:
     Pillow on every machine: other resizing would give other features.
 
     Args:
-        source: hub name or local folder that holds the model and its preprocessing.
+        source: Hub name or local folder that holds the model and its preprocessing.
 
     Raises:
-        UserError: transformers is not installed, or the model cannot be loaded or lacks weights.
+        UserError: Transformers is not installed, or the model cannot be loaded or lacks weights.
     """
 
     def __init__(self, source: str) -> None:
@@ -184,13 +186,13 @@ class VisionFeatures:
         self.weights = _checked_digest(self._model, source, None)
 
     def to(self, device: torch.device | str, /) -> Self:
-        """Move the model to `device`."""
+        """Move the model to ``device``."""
         self._model.to(device)
         return self
 
     @torch.no_grad()
     def encode(self, images: Sequence[Image]) -> Tensor:
-        """RGB images to float32 features [B, F]."""
+        """Encode RGB images to float32 features [B, F]."""
         pixels = self._processor(images=list(images), return_tensors="pt").pixel_values.to(self._model.device)
         if not hasattr(self._model, "get_image_features"):
             states: Tensor = self._model(pixel_values=pixels).last_hidden_state
@@ -204,7 +206,7 @@ def _transformers(what: str, source: str) -> Any:
     """Import transformers, which is slow and optional.
 
     Raises:
-        UserError: it is not installed.
+        UserError: It is not installed.
     """
     try:
         return import_module("transformers")
@@ -248,10 +250,10 @@ def _loading(kind: str, source: str) -> Iterator[None]:
 
 
 def _checked_digest(model: nn.Module, source: str, expected: str | None) -> str:
-    """Digest of the model's weights.
+    """Return the digest of the model's weights.
 
     Raises:
-        UserError: it is not the expected one.
+        UserError: It is not the expected one.
     """
     digest = xxhash.xxh3_64()
     for name, tensor in sorted(model.state_dict().items()):

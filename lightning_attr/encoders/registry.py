@@ -15,10 +15,10 @@ _TEXT: tuple[type, ...] = (HashedWords, CLIPText)
 
 
 def image_encoder(config: Mapping[str, Any], state: bytes | None) -> ImageEncoder:
-    """Rebuild a store's image encoder: `image_encoder(store.schema.encoders["image"], store.encoder_state("image"))`.
+    """Rebuild a store's image encoder: ``image_encoder(store.schema.encoders["image"], store.encoder_state("image"))``.
 
     Raises:
-        UserError: the config names no encoder of ours, or its state is missing or does not fit.
+        UserError: The config names no encoder of ours, or its state is missing or does not fit.
     """
     encoder = _rebuild(config, _IMAGE, "image encoder")
     if isinstance(encoder, PatchPCA):
@@ -32,7 +32,7 @@ def text_encoder(config: Mapping[str, Any], state: bytes | None) -> TextEncoder:
     """Rebuild a store's text encoder; none of them has a state so far, which must then be None.
 
     Raises:
-        UserError: the config names no encoder of ours, or there is a state that nothing can take.
+        UserError: The config names no encoder of ours, or there is a state that nothing can take.
     """
     if state is not None:
         raise UserError(f"text encoder {config.get('class')}: found a state of {len(state)} bytes, expected none")
@@ -40,7 +40,7 @@ def text_encoder(config: Mapping[str, Any], state: bytes | None) -> TextEncoder:
 
 
 def _rebuild(config: Mapping[str, Any], known: Sequence[type], what: str) -> object:
-    """Call the class that `config` names with the rest of `config`."""
+    """Call the class that ``config`` names with the rest of ``config``."""
     by_class = {cls.__name__: cls for cls in known}
     name = config.get("class")
     if name not in by_class:
@@ -51,7 +51,7 @@ def _rebuild(config: Mapping[str, Any], known: Sequence[type], what: str) -> obj
 
 
 def _check_names(arguments: Mapping[str, Any], cls: type, what: str) -> None:
-    """Refuse arguments that `cls` does not have and the lack of those that it needs."""
+    """Refuse arguments that ``cls`` does not have and the lack of those that it needs."""
     parameters = signature(cls).parameters
     unknown = [key for key in arguments if key not in parameters]
     missing = [name for name, p in parameters.items() if p.default is Parameter.empty and name not in arguments]

@@ -1,4 +1,7 @@
-"""The encoders that a store was made with."""
+"""The encoders that a store was made with.
+
+Shapes: B samples, H x W pixels.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Figures of an evaluation. They are plain ``Figure`` objects: no pyplot, no global state, no window."""
+"""Figures of an evaluation. They are plain ``Figure`` objects: no pyplot, no global state, no window.
+
+Shapes: M retrained models.
+"""
 
 from __future__ import annotations
 
@@ -26,17 +29,17 @@ INCHES_PER_LETTER = 0.08
 
 
 def loss_change_figure(points: Sequence[LossChangePoint], noise_floor: Interval | None = None) -> Figure:
-    """Loss change Delta L against K: a line per method in the band of its interval, random removal in grey.
+    """Draw the loss change Delta L against K: a line per method in its interval's band, random removal in grey.
 
     Each is the mean over queries and its 95% interval (see ``intervals.mean_interval``). Several points of one method,
     K and query (the models of random removal) are averaged first. NaN is left out, and a single query has no band.
 
     Args:
-        points: the measured loss changes, in any order; methods appear in the legend in the order given.
-        noise_floor: the loss change of models that were trained on all samples, with other seeds.
+        points: The measured loss changes, in any order; methods appear in the legend in the order given.
+        noise_floor: The loss change of models that were trained on all samples, with other seeds.
 
     Raises:
-        ValueError: if there are no points, or a K is below 1.
+        ValueError: There are no points, or a K is below 1.
 
     >>> figure = loss_change_figure([LossChangePoint("ekfac", 100, 7, 0.02), LossChangePoint("ekfac", 200, 7, 0.03)])
     >>> figure.axes[0].get_xlabel()
@@ -100,14 +103,14 @@ def _draw_curve(axes: Axes, curve: Mapping[int, Interval], label: str, **style: 
 
 
 def lds_figure(rows: Mapping[str, Interval], ceiling: Interval | None = None) -> Figure:
-    """Linear datamodelling scores: a point with its interval per row, the ceiling as a line in its band.
+    """Draw linear datamodelling scores: a point with its interval per row, the ceiling as a line in its band.
 
     Args:
-        rows: name and LDS of each method, drawn from the top in the order given; an unknown one is an empty row.
-        ceiling: what a perfect method would reach, if known.
+        rows: Name and LDS of each method, drawn from the top in the order given; an unknown one is an empty row.
+        ceiling: What a perfect method would reach, if known.
 
     Raises:
-        ValueError: if there are no rows.
+        ValueError: There are no rows.
 
     >>> figure = lds_figure({"ekfac": Interval(0.3, 0.2, 0.4), "random": Interval(0.0, -0.1, 0.1)})
     >>> [label.get_text() for label in figure.axes[0].get_yticklabels()]
@@ -134,12 +137,12 @@ def lds_figure(rows: Mapping[str, Interval], ceiling: Interval | None = None) ->
 
 
 def prediction_figure(predicted: Tensor, measured: Tensor, title: str) -> Figure:
-    r"""What an attribution predicts for each retrained model against what was measured, for one query.
+    r"""Draw what an attribution predicts for each retrained model against what was measured, for one query.
 
     Args:
-        predicted: sum of the query's scores over each model's subset, ``[M]`` (see ``functional.subset_sums``).
-        measured: loss of the query under each model, ``[M]``.
-        title: what is shown; the LDS of the query, which is Spearman's rho of the sum and the negative loss, follows.
+        predicted: Sum of the query's scores over each model's subset, ``[M]`` (see ``functional.subset_sums``).
+        measured: Loss of the query under each model, ``[M]``.
+        title: What is shown; the LDS of the query, which is Spearman's rho of the sum and the negative loss, follows.
 
     >>> figure = prediction_figure(torch.tensor([1.0, 2.0, 3.0]), torch.tensor([0.3, 0.2, 0.1]), title="query 7")
     >>> figure.axes[0].get_title()

@@ -54,8 +54,8 @@ class Pack:
     Args:
         models: The retrained models.
         masks: What each of them was trained on, bool [M, N].
-        sample_id: int64 [N], ascending.
-        query_id: int64 [Q], ascending.
+        sample_id: Int64 [N], ascending.
+        query_id: Int64 [Q], ascending.
         losses: The queries' losses under each of them, float32 [M, Q, D]; NaN where a query was not measured.
         original_losses: The same under the original model, on the same draws, [Q, D].
         deviations: Generation deviation Delta G of the latents, float64 [M, Q]; NaN likewise.
@@ -83,7 +83,7 @@ class Pack:
 
     @property
     def loss_changes(self) -> Tensor:
-        """Loss change Delta L of each model and query, float64 [M, Q]."""
+        """Return the loss change Delta L of each model and query, float64 [M, Q]."""
         return loss_change(self.original_losses.expand_as(self.losses), self.losses)
 
     def rows(self, method: str) -> list[int]:

@@ -1,4 +1,7 @@
-"""Building the pack of a sweep from the folders of its finished entries."""
+"""Building the pack of a sweep from the folders of its finished entries.
+
+Shapes: Q queries, D draws.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +17,7 @@ from torch import Tensor
 
 from datamodules.store import Store
 from lightning_attr.artifacts import load_tensors
+from lightning_attr.artifacts.before import found
 from lightning_attr.artifacts.provenance import check_made_from
 from lightning_attr.digests import file_digest
 from lightning_attr.errors import UserError
@@ -90,14 +94,14 @@ class _Entry(NamedTuple):
 def _check_finished(folders: Sequence[Path]) -> None:
     if not folders:
         raise UserError("entries: found none, expected the folders of a sweep's entries")
-    missing = [folder for folder in folders if not (folder / "retraining.safetensors").is_file()]
+    missing = [folder for folder in folders if not found(folder / "retraining.safetensors").is_file()]
     if missing:
         more = f", nor are {len(missing) - 1} others" if len(missing) > 1 else ""
         raise UserError(f"{missing[0]}/retraining.safetensors: no such file, the entry is not finished{more}")
 
 
 def _read_entry(folder: Path, digests: Mapping[str, str]) -> _Entry:
-    path = folder / "retraining.safetensors"
+    path = found(folder / "retraining.safetensors")
     tensors, settings = load_tensors(path, "retraining")
     for role, digest in digests.items():
         check_made_from(str(path), settings, role, digest, "the sweep")

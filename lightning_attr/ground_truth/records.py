@@ -1,4 +1,7 @@
-"""What an evaluation against a pack says: records that JSON and tables are made of."""
+"""What an evaluation against a pack says: records that JSON and tables are made of.
+
+Shapes: M retrained models.
+"""
 
 from __future__ import annotations
 

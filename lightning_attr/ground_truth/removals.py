@@ -1,6 +1,6 @@
 """Leave-K-out: what the removals that a sweep retrained without do to the queries.
 
-Shapes: Q queries, M retrained models.
+Shapes: Q queries, M retrained models, K removal sizes, R random removals.
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ def tables(evaluated: Evaluated) -> Iterator[Table]:
 
 
 def lds_table(evaluated: Evaluated) -> Table:
-    """LDS of every method, the best first, and the ceiling."""
+    """Return the LDS of every method, the best first, and the ceiling."""
     title = "LDS, mean over queries [95% interval], and its share of the ceiling"
     table = _table(title, "method", "LDS", "share", "queries")
     for each in sorted(evaluated.scored, key=lambda each: _order(each.lds.interval.estimate)):
@@ -42,7 +42,7 @@ def lds_table(evaluated: Evaluated) -> Table:
 
 
 def removal_table(evaluated: Evaluated) -> Table:
-    """Loss change and generation deviation for each K, and what chance and other seeds do."""
+    """Return the loss change and generation deviation for each K, and what chance and other seeds do."""
     columns = ("removed by", "K", "loss change", "generation deviation", "models", "queries")
     table = _table("Leave-K-out, mean over queries [95% interval]", *columns)
     decimals = [
@@ -76,7 +76,7 @@ def _compared(compared: Compared, decimals: int) -> str:
 
 
 def attributability_table(evaluated: Evaluated) -> Table:
-    """For every query the smallest removal that matters, by either measure of noise."""
+    """Return for every query the smallest removal that matters, by either measure of noise."""
     title = "Attributability, smallest K whose removal moves the loss"
     table = _table(title, "query", "beyond other seeds", "beyond random removal", "noise floor")
     for each in evaluated.attributability:
@@ -90,7 +90,7 @@ def _smallest(k: Smallest) -> str:
 
 
 def ground_truth_table(evaluated: Evaluated) -> Table:
-    """How much there is to check against, and how noisy it is."""
+    """Return how much there is to check against, and how noisy it is."""
     table = _table("The ground truth", "what", "value")
     table.add_row("queries", str(evaluated.queries))
     table.add_row("random subsets x training seeds", f"{evaluated.subsets} x {evaluated.repeats}")

@@ -1,4 +1,7 @@
-"""Score every sample of a store for many queries: ``attribute``, and the steps that a run takes in the same way."""
+"""Score every sample of a store for many queries: ``attribute``, and the steps that a run takes in the same way.
+
+Shapes: Q queries, B samples of a chunk.
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """The interface of an attribution method that scores many queries in one pass over the store.
 
-Shapes: Q queries, B samples, V views, K captions, R numbers kept of a sample; a batch is what ``LatentDataModule``
-gives to ``predict``.
+Shapes: Q queries, B samples, V views, K captions, C x H x W a latent, R numbers kept of a sample; a batch is what
+``LatentDataModule`` gives to ``predict``.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class Method(ABC):
 
     @property
     def name(self) -> str:
-        """What tables and figures call it."""
+        """Return what tables and figures call it."""
         return type(self).__name__.lower()
 
     def settings(self) -> dict[str, Any]:

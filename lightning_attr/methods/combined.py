@@ -1,4 +1,7 @@
-"""Several methods at once: the sum of their standardised scores."""
+"""Several methods at once: the sum of their standardised scores.
+
+Shapes: Q queries, N samples in all, B samples of a batch, R numbers kept of a sample.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +29,7 @@ class Combined(Method):
 
     @property
     def name(self) -> str:
-        """The methods' names, joined by ``+``."""
+        """Return the methods' names, joined by ``+``."""
         return "+".join(method.name for method in self.methods)
 
     def inputs(self) -> dict[str, str]:

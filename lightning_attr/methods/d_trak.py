@@ -25,5 +25,5 @@ class DTrak(Trak):
 
     @property
     def base_name(self) -> str:
-        """``d-trak``."""
+        """Return ``d-trak``."""
         return "d-trak"

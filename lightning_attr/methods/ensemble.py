@@ -1,4 +1,7 @@
-"""One method on several models: the mean of its scores (TRAK, section 3)."""
+"""One method on several models: the mean of its scores (TRAK, section 3).
+
+Shapes: Q queries, B samples, R numbers that a member keeps of a sample.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +33,7 @@ class Ensemble(Method):
 
     @property
     def name(self) -> str:
-        """Name of the method."""
+        """Return the name of the method."""
         return self._method.name
 
     def settings(self) -> dict[str, Any]:

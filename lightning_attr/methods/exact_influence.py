@@ -14,7 +14,7 @@ class ExactInfluence(Trak):
     than the store is large, the N x N matrix of their inner products must fit memory.
 
     Args:
-        regularisation: lambda, as a fraction of the samples' mean squared norm.
+        regularisation: Lambda, as a fraction of the samples' mean squared norm.
         settings: The arguments of ``GradientMethod``.
     """
 
@@ -23,5 +23,5 @@ class ExactInfluence(Trak):
 
     @property
     def base_name(self) -> str:
-        """``influence-exact``."""
+        """Return ``influence-exact``."""
         return "influence-exact"

@@ -1,4 +1,7 @@
-"""What the methods have in common that compare per-sample gradients with those of queries."""
+"""What the methods have in common that compare per-sample gradients with those of queries.
+
+Shapes: Q queries, B samples, H x W places of a latent.
+"""
 
 from __future__ import annotations
 
@@ -73,12 +76,12 @@ class GradientMethod(Method):
 
     @property
     def base_name(self) -> str:
-        """What the method is called when gradients' means are compared."""
+        """Return what the method is called when gradients' means are compared."""
         return type(self).__name__.lower()
 
     @property
     def name(self) -> str:
-        """The base name, followed by ``-per-draw`` where gradients are compared draw by draw."""
+        """Return the base name, followed by ``-per-draw`` where gradients are compared draw by draw."""
         return f"{self.base_name}-per-draw" if self.per_draw else self.base_name
 
     def prepare(self, context: Context) -> None:

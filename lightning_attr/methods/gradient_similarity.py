@@ -1,4 +1,7 @@
-"""Inner product or cosine of gradients: influence without a curvature."""
+"""Inner product or cosine of gradients: influence without a curvature.
+
+Shapes: Q queries, B samples.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +29,7 @@ class GradientSimilarity(GradientMethod):
 
     @property
     def base_name(self) -> str:
-        """``gradient-dot`` or ``gradient-cosine``."""
+        """Return ``gradient-dot`` or ``gradient-cosine``."""
         return f"gradient-{self.kind}"
 
     def prepare_queries(self, context: Context) -> None:

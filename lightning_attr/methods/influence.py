@@ -1,4 +1,7 @@
-"""One-pass influence: unlearning to first order, for all queries at once."""
+"""One-pass influence: unlearning to first order, for all queries at once.
+
+Shapes: Q queries, B samples.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +44,7 @@ class Influence(GradientMethod):
 
     @property
     def base_name(self) -> str:
-        """``influence-diagonal``, ``influence-kfac`` or ``influence-ekfac``."""
+        """Return ``influence-diagonal``, ``influence-kfac`` or ``influence-ekfac``."""
         return f"influence-{self._fitted[0].curvature.kind}"
 
     def settings(self) -> dict[str, Any]:
@@ -89,7 +92,7 @@ class _Fitted(NamedTuple):
 
     @property
     def checkpoint(self) -> str | None:
-        """Digest of the checkpoint that it was fitted on."""
+        """Return the digest of the checkpoint that it was fitted on."""
         return digest_of(self.curvature.settings, "checkpoint")
 
     def settings(self) -> dict[str, Any]:

@@ -34,7 +34,7 @@ class JourneyTrak(Trak):
 
     @property
     def base_name(self) -> str:
-        """``journey-trak``."""
+        """Return ``journey-trak``."""
         return "journey-trak"
 
     def prepare(self, context: Context) -> None:

@@ -28,7 +28,7 @@ def ridge_scores(query_DQR: Tensor, chunks: Sequence[Tensor], regularisation: fl
     Args:
         query_DQR: Features of the queries, [D, Q, R].
         chunks: Features of the samples, [B, D * R] each, draw by draw.
-        regularisation: lambda as a fraction of the mean squared norm of the samples' features at a draw.
+        regularisation: Lambda as a fraction of the mean squared norm of the samples' features at a draw.
 
     Raises:
         UserError: Features are not finite, or depend on each other, and the regularisation is too small to tell them

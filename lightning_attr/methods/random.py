@@ -1,4 +1,7 @@
-"""Random scores: what chance gives."""
+"""Random scores: what chance gives.
+
+Shapes: Q queries, B samples.
+"""
 
 from __future__ import annotations
 

@@ -60,7 +60,7 @@ class Similarity(Method):
 
     @property
     def name(self) -> str:
-        """Such as ``similarity-latent``."""
+        """Return a name such as ``similarity-latent``."""
         return f"similarity-{self.feature}"
 
     def prepare(self, context: Context) -> None:
@@ -92,7 +92,7 @@ class VisionSimilarity(Method):
 
     @property
     def name(self) -> str:
-        """``similarity-`` and the last part of the model's name."""
+        """Return ``similarity-`` and the last part of the model's name."""
         return f"similarity-{Path(self.model).name}"
 
     def settings(self) -> dict[str, Any]:

@@ -23,7 +23,7 @@ class Trak(GradientMethod):
 
     Args:
         projection: How many numbers are kept of a sample's gradient; None is the whole gradient.
-        regularisation: lambda, as a fraction of the samples' mean squared norm.
+        regularisation: Lambda, as a fraction of the samples' mean squared norm.
         projection_seed: Another seed is another projection.
         settings: The arguments of ``GradientMethod``.
     """

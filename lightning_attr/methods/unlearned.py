@@ -1,4 +1,7 @@
-"""Methods that compare losses before and after a query was unlearned: loss deltas, and the skew of MUCS."""
+"""Methods that compare losses before and after a query was unlearned: loss deltas, and the skew of MUCS.
+
+Shapes: Q queries, B samples, V views, D draws.
+"""
 
 from __future__ import annotations
 
@@ -76,7 +79,7 @@ class Unlearned(Method):
             header = read_header(path)
             if header.kind != self.kind:
                 raise UserError(f"{path}: found {header.kind}, expected {self.kind}")
-            settings, query = header.settings, int(header.settings["query"])
+            settings, query = header.settings, header.settings.get("query", -1)
             if query not in queries:
                 continue
             if differs(made_from := digest_of(settings, "checkpoint"), model.digest):

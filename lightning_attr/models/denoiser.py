@@ -50,12 +50,12 @@ class Denoiser(ABC):
     @property
     @abstractmethod
     def latent_shape(self) -> tuple[int, int, int]:
-        """C, H, W of the latents that the network takes."""
+        """Return C, H, W of the latents that the network takes."""
 
     @property
     @abstractmethod
     def conditions(self) -> Mapping[str, tuple[int | None, ...]]:
-        """Shapes of the conditions that the network needs of a sample, by name; None is a size that may be any."""
+        """Return the shapes of the conditions that the network needs, by name; None is a size that may be any."""
 
     def null(self, encode: Callable[[list[str]], Conditions]) -> dict[str, Tensor]:
         """Return the conditions of no caption, without the batch axis: of this family those of the empty one.

@@ -30,7 +30,7 @@ class Inputs(NamedTuple):
     Attributes:
         latent: Clean latents, [B, C, H, W].
         conditions: By name, [B, ...] each.
-        timesteps: int64 [B].
+        timesteps: Int64 [B].
         noise: [B, C, H, W].
     """
 
@@ -62,12 +62,12 @@ class Model:
 
     @property
     def network(self) -> nn.Module:
-        """The network, whose parameters are the model's weights."""
+        """Return the network, whose parameters are the model's weights."""
         return self.denoiser.network
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
-        """C, H, W of the latents."""
+        """Return C, H, W of the latents."""
         return self.denoiser.latent_shape
 
     def over(self, network: nn.Module) -> Model:
@@ -118,7 +118,7 @@ class Model:
         Args:
             latent: Clean latents, [B, C, H, W].
             conditions: By name, [B, ...] each.
-            timesteps: int64 [B].
+            timesteps: Int64 [B].
             noise: [B, C, H, W].
             region: How much each place counts, [H, W]; the mean is weighted by it. None is all alike.
         """

@@ -105,5 +105,5 @@ class Diffusion:
 
     @property
     def name(self) -> str:
-        """Class of the scheduler."""
+        """Return the class of the scheduler."""
         return type(self._scheduler).__name__

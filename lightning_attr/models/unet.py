@@ -1,4 +1,7 @@
-"""UNets of Stable Diffusion 1.x and 2.x: cross-attention to text states."""
+"""UNets of Stable Diffusion 1.x and 2.x: cross-attention to text states.
+
+Shapes: B samples, L tokens of E features.
+"""
 
 from __future__ import annotations
 
@@ -46,14 +49,14 @@ class UNet(Denoiser):
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
-        """C, H, W of the latents that the network was made for."""
+        """Return C, H, W of the latents that the network was made for."""
         size = self._config.sample_size
         height, width = (size, size) if isinstance(size, int) else size
         return int(self._config.in_channels), int(height), int(width)
 
     @property
     def conditions(self) -> Mapping[str, tuple[int | None, ...]]:
-        """The text states [L, E], of any number of tokens."""
+        """Return the shape of the text states [L, E], of any number of tokens."""
         return {"text": (None, int(self._config.cross_attention_dim))}
 
     @property

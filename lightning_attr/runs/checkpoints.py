@@ -78,7 +78,7 @@ class RunCheckpoint(Checkpoint):
             trainer.training = True
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """What follows the training has files of its own."""
+        """Mark the training's end: what follows it has files of its own."""
         self._training = False
 
     def on_train_batch_end(

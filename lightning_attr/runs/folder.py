@@ -14,6 +14,7 @@ from typing import Any
 import yaml
 
 from lightning_attr.artifacts import read_json, write_atomically, write_json
+from lightning_attr.artifacts.before import renamed
 from lightning_attr.artifacts.inputs import input_paths
 from lightning_attr.digests import file_digest
 from lightning_attr.errors import UserError
@@ -55,10 +56,11 @@ class RunFolder:
         Raises:
             UserError: The folder holds a run of another config or of other inputs; the message shows the difference.
         """
+        config = renamed(config)
         inputs = {path: file_digest(path) for path in sorted(set(input_files(config)))}
         new = self._describe(verb, config, inputs)
         if self._manifest.exists():
-            old = read_json(self._manifest)
+            old = renamed(read_json(self._manifest))
             if self._has_results():
                 self._check(old, new)
             if self.finished(config):

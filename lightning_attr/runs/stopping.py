@@ -34,7 +34,7 @@ class GracefulStop(Callback):
         trainer._signal_connector._sigterm_notifier_fn = self._stop  # type: ignore[method-assign,assignment]
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """From here on, wait for the end of the batch."""
+        """Wait for the end of the batch from here on."""
         self._training = True
 
     def on_train_batch_end(self, trainer: pl.Trainer, *args: Any) -> None:
@@ -47,7 +47,7 @@ class GracefulStop(Callback):
             self._agree(trainer)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """From here on, stop at once."""
+        """Stop at once from here on."""
         self._agree(trainer)
         self._training = False
         if trainer.received_sigterm:  # after Lightning looked for the last time

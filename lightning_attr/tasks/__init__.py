@@ -1,5 +1,8 @@
 """The LightningModules: each is a stage that ``lightning-attr`` runs from a config."""
 
+from typing import Any
+
+from lightning_attr.artifacts.before import CLASSES
 from lightning_attr.tasks.attribution import Attribution
 from lightning_attr.tasks.curvature import Curvature
 from lightning_attr.tasks.evaluation import Evaluation
@@ -21,3 +24,10 @@ __all__ = [
     "Sampler",
     "Unlearning",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Return a class that configs of before call otherwise: a sweep that was half done then goes on."""
+    if (now := CLASSES.get(f"{__name__}.{name}")) is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return globals()[now.rpartition(".")[2]]

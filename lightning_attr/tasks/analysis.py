@@ -53,7 +53,7 @@ class AnalysisTask(pl.LightningModule):
 
     @property
     def run(self) -> Path:
-        """The folder of this run."""
+        """Return the folder of this run."""
         return Path(self.trainer.default_root_dir)
 
     def digests(self) -> dict[str, str]:

@@ -87,12 +87,12 @@ class Attribution(pl.LightningModule):
 
     @property
     def run(self) -> Path:
-        """The folder of this run."""
+        """Return the folder of this run."""
         return Path(self.trainer.default_root_dir)
 
     @property
     def scores_path(self) -> Path:
-        """The file that this run writes."""
+        """Return the file that this run writes."""
         return self.run / "scores.safetensors"
 
     def on_predict_start(self) -> None:

@@ -1,4 +1,7 @@
-"""What the tasks share that change a model's weights to unlearn a query."""
+"""What the tasks share that change a model's weights to unlearn a query.
+
+Shapes: D draws, C x H x W a latent.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Fit the curvature of a trained model: a ``fit`` without an optimizer."""
+"""Fit the curvature of a trained model: a ``fit`` without an optimizer.
+
+Shapes: B samples, C x H x W a latent.
+"""
 
 from __future__ import annotations
 
@@ -77,7 +80,7 @@ class Curvature(AnalysisTask):
 
     @property
     def data(self) -> LatentDataModule:
-        """The data of this run, which must come in stored order."""
+        """Return the data of this run, which must come in stored order."""
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         if not isinstance(data, LatentDataModule) or data.order != "stored":
             raise UserError("data: the curvature needs LatentDataModule with order: stored")
@@ -123,7 +126,7 @@ class Curvature(AnalysisTask):
         return timesteps, torch.from_numpy(noise)
 
     def configure_optimizers(self) -> None:
-        """Nothing is optimised."""
+        """Optimise nothing."""
         return
 
     def on_fit_end(self) -> None:

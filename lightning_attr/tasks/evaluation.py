@@ -1,4 +1,7 @@
-"""Check attributions: against retrained models, a sweep's pack of them, and samples known to be relevant."""
+"""Check attributions: against retrained models, a sweep's pack of them, and samples known to be relevant.
+
+Shapes: Q queries, N samples.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +18,7 @@ from torchmetrics import MetricCollection
 
 from datamodules.store import Store
 from lightning_attr.artifacts import load_tensors, write_json
+from lightning_attr.artifacts.before import found
 from lightning_attr.artifacts.inputs import InputPath
 from lightning_attr.artifacts.scores import Scores
 from lightning_attr.errors import UserError
@@ -92,7 +96,7 @@ class Evaluation(pl.LightningModule):
         require_one_rank(self)
 
     def test_dataloader(self) -> DataLoader[Item]:
-        """One item for each leave-K-out run and scores file, and one for the pack."""
+        """Return one item for each leave-K-out run and scores file, and one for the pack."""
         items: list[Item] = [read_retraining(folder) for folder in self.retrained]
         if self.relevant is not None:
             store = Store(self.relevant.store)
@@ -181,7 +185,7 @@ def read_retraining(folder: str) -> Item:
     Raises:
         UserError: The run is not finished, or its file is damaged.
     """
-    path = Path(folder) / "retraining.safetensors"
+    path = found(Path(folder) / "retraining.safetensors")
     if not path.exists():
         raise UserError(f"{path}: no such file; has the Retraining run in {folder} finished?")
     tensors, settings = load_tensors(path, "retraining")

@@ -79,7 +79,7 @@ class GroupedRetraining(LatentDiffusion):
 
     @property
     def data(self) -> GroupedLatents:
-        """The data of this group."""
+        """Return the data of this group."""
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         if not isinstance(data, GroupedLatents) or len(data.members) != len(self.members):
             found = f"{len(data.members)} members" if isinstance(data, GroupedLatents) else type(data).__name__
@@ -88,7 +88,7 @@ class GroupedRetraining(LatentDiffusion):
 
     @property
     def store(self) -> Store:
-        """The store that all members train on."""
+        """Return the store that all members train on."""
         return Store(self.data.members[0].store)
 
     def setup(self, stage: str) -> None:
@@ -122,7 +122,7 @@ class GroupedRetraining(LatentDiffusion):
         """Return the sum of the members' mean losses, which gives each member the gradient of its own."""
         noise, timesteps, uniform = (part.to(self.device) for part in self._added(batch))
         conditions = self.model.with_null(self.model.conditions_of(batch), uniform < self.caption_dropout)
-        means = real_means(self.losses(Inputs(batch["latent"], conditions, timesteps, noise)), batch["size"])
+        means = real_means(self.losses(Inputs(batch["latent"], conditions, timesteps, noise)), batch["batch_size"])
         for folder, loss in zip(self.folders, means.tolist(), strict=True):
             if not abs(loss) < float("inf"):
                 raise UserError(
@@ -134,7 +134,7 @@ class GroupedRetraining(LatentDiffusion):
         return means.sum()
 
     def _added(self, batch: dict[str, Tensor]) -> Iterator[Tensor]:
-        """Noises [G, B, C, H, W], timesteps [G, B] and uniform numbers [G, B], each member's from its own seed."""
+        """Yield noises [G, B, C, H, W], timesteps and uniform numbers [G, B], each member's from its own seed."""
         shape, levels = batch["latent"].shape[2:], self.model.process.levels
         keys = zip(self.members, batch["epoch"].tolist(), batch["id"].tolist(), strict=True)
         added = [training_noise(member.seed, epoch, ids, shape, levels) for member, epoch, ids in keys]
@@ -159,7 +159,7 @@ class GroupedRetraining(LatentDiffusion):
         del checkpoint["trained_model"]
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Nothing: the run's folder has compared the configs."""
+        """Do nothing: the run's folder has compared the configs."""
 
     def on_fit_end(self) -> None:
         """Write into each member's folder what its own run would have left."""
@@ -173,7 +173,7 @@ class GroupedRetraining(LatentDiffusion):
                 run.finish()
 
     def _member_checkpoint(self, checkpoint: Mapping[str, Any], index: int) -> dict[str, Any]:
-        """What :func:`~lightning_attr.models.load` needs, and what Lightning needs to open it at all."""
+        """Return what :func:`~lightning_attr.models.load` needs, and what Lightning needs to open it at all."""
         own = dict(checkpoint["state_dict"])  # buffers are the same for all, and not stacked
         own |= {name: own[name][index].clone() for name, _ in self.named_parameters()}
         return {

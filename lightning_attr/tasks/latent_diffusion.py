@@ -67,7 +67,7 @@ class LatentDiffusion(pl.LightningModule):
 
     @property
     def store(self) -> Store:
-        """The store that this run trains on."""
+        """Return the store that this run trains on."""
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         if not isinstance(data, LatentDataModule):
             raise UserError(f"data: found {type(data).__name__}, expected LatentDataModule")
@@ -111,7 +111,7 @@ class LatentDiffusion(pl.LightningModule):
         self.log("val/loss", self.validation_loss, prog_bar=True)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """AdamW with a linear warm-up."""
+        """Return AdamW with a linear warm-up."""
         optimizer = torch.optim.AdamW(
             self.denoiser.parameters(), self.learning_rate, weight_decay=self.weight_decay, fused=True
         )

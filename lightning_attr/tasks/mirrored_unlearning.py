@@ -1,4 +1,7 @@
-"""Unlearn one query as MUCS does: training goes on, while the query's loss is driven up to that of knowing nothing."""
+"""Unlearn one query as MUCS does: training goes on, while the query's loss is driven up to that of knowing nothing.
+
+Shapes: D draws, C x H x W a latent.
+"""
 
 from __future__ import annotations
 
@@ -73,7 +76,7 @@ class MirroredUnlearning(ChangedWeights):
 
     @property
     def data(self) -> LatentDataModule:
-        """The data of this run: what to retain."""
+        """Return the data of this run: what to retain."""
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         if not isinstance(data, LatentDataModule):
             raise UserError(f"data: found {type(data).__name__}, expected LatentDataModule with what to retain")
@@ -154,7 +157,7 @@ class MirroredUnlearning(ChangedWeights):
         return self.model.losses(*inputs), mean_square(target)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """AdamW, as in training."""
+        """Return AdamW, as in training."""
         return torch.optim.AdamW(list(self.selected.values()), self.learning_rate, weight_decay=0.0)
 
     def on_fit_end(self) -> None:

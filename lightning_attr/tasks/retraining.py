@@ -1,4 +1,7 @@
-"""Retrain without some samples, as a query's top K, on a subset or by another seed; see what it does to queries."""
+"""Retrain without some samples, as a query's top K, on a subset or by another seed; see what it does to queries.
+
+Shapes: Q queries, D draws, C x H x W a latent; of an image, H x W pixels.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Unlearn one query: natural-gradient ascent on its loss."""
+"""Unlearn one query: natural-gradient ascent on its loss.
+
+Shapes: P selected weights in one row.
+"""
 
 from __future__ import annotations
 
@@ -190,7 +193,7 @@ class Unlearning(ChangedWeights):
         return own_noise(self.draws, [fresh + index for index in indices], shape, of_query(self.query))
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """The natural gradient, or plain gradient ascent without a curvature."""
+        """Return the natural gradient, or plain gradient ascent without a curvature."""
         learning_rate = self.step_size / len(Store(self.store))
         return NaturalGradient(self.selected, learning_rate, self._precondition)
 

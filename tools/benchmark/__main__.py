@@ -1,4 +1,4 @@
-"""`python -m tools.benchmark`."""
+"""``python -m tools.benchmark``."""
 
 from lightning_attr.console import run
 from tools.benchmark.command import main

@@ -3,6 +3,8 @@
 The network is that of the MSCOCO experiment with a quarter of its widths, heads and tokens, at its own depth and size
 of latents: as there, the weights of cross-attention's keys and values are an eighth of all, and a sample's gradient is
 13 times as large as its factors. Weights, latents and text states are random, which changes no time.
+
+Shapes: Q queries, N samples in all, B samples of a batch.
 """
 
 from __future__ import annotations
@@ -48,7 +50,7 @@ class Case:
 
     @cached_property
     def selected(self) -> dict[str, nn.Parameter]:
-        """Keys and values of cross-attention."""
+        """Return the keys and values of cross-attention."""
         return self.model.select("cross_kv")
 
     def batches(self, size: int = BATCH) -> Iterator[Batch]:
@@ -70,7 +72,7 @@ class Case:
 
     @property
     def denoiser(self) -> nn.Module:
-        """The network."""
+        """Return the network."""
         return self.model.network
 
     def losses(self, network: nn.Module, inputs: Inputs) -> Tensor:

@@ -54,7 +54,7 @@ def main(arguments: Sequence[str] | None = None, sizes: Sizes = Sizes()) -> None
 
 
 def _measured(groups: Sequence[str], sizes: Sizes) -> Iterator[Figure]:
-    """Figures of some groups; all that is said meanwhile goes to stderr."""
+    """Yield the figures of some groups; all that is said meanwhile goes to stderr."""
     for name in groups:
         err.print(f"[bold]{name}[/bold]")
         with TemporaryDirectory(prefix="benchmark-") as folder, redirect_stdout(sys.stderr):
@@ -88,7 +88,7 @@ def _number(value: float) -> str:
 
 
 def _processor() -> str:
-    """Model of the processor."""
+    """Return the model of the processor."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

@@ -49,13 +49,13 @@ class Load:
 
 
 def measure(device: torch.device) -> Iterator[Figure]:
-    """The network of the MSCOCO experiment at its own size."""
+    """Measure the network of the MSCOCO experiment at its own size."""
     case = build_case(samples=1024, queries=110, timesteps=2, config=mscoco_config(), tokens=TOKENS)
     yield from figures(Load(case), device)
 
 
 def figures(load: Load, device: torch.device) -> Iterator[Figure]:
-    """Speed, share of the peak of matrix products, hours for MSCOCO, and agreement with float32."""
+    """Yield speed, share of the peak of matrix products, hours for MSCOCO, and agreement with float32."""
     scores: dict[str, Tensor] = {}
     for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
         for compiled in (False, True):

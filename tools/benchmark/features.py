@@ -1,4 +1,4 @@
-"""Features of samples for TRAK: ours, against `traker`'s and against ``vmap(grad)`` with our projection.
+"""Features of samples for TRAK: ours, against ``traker``'s and against ``vmap(grad)`` with our projection.
 
 All take the mean over the same draws of the gradients by the same weights of the same losses, and keep as many numbers
 of it. traker's own parts are called: its gradient computer once per draw, its block-wise projector once on the mean.
@@ -6,6 +6,8 @@ of it. traker's own parts are called: its gradient computer once per draw, its b
 
 The memory of features is the peak of what torch allocates meanwhile, less the peak of a bare backward pass on the same
 batch, which none can do without. The network and the batch do not count.
+
+Shapes: B samples, R numbers kept of a sample.
 """
 
 from __future__ import annotations
@@ -43,7 +45,7 @@ Features = Callable[[Batch], Tensor]
 
 
 def measure(folder: Path, sizes: Sizes) -> Iterator[Figure]:
-    """One batch of samples: each side does the same for every batch."""
+    """Measure one batch of samples: each side does the same for every batch."""
     case = small_case(sizes.featured, 1, sizes.timesteps)
     (batch,) = case.batches(sizes.featured)
     ours, functional = Ours(case), FunctionalFeatures(case)

@@ -1,4 +1,4 @@
-"""What becomes of a run of attribution when the store grows by a factor of eight: `lightning-attr predict` with `topk`.
+"""What becomes of a run of attribution when the store grows eightfold: ``lightning-attr predict`` with ``topk``.
 
 Both runs are processes of their own. What counts is the pass over the store and the scores that are made of it, with
 all reading and writing; the start of the process and the gradients of the queries do not. Memory is what the pass takes
@@ -54,13 +54,13 @@ class PassClock(Callback):
         self._watch = Thread(target=self._look, daemon=True)
 
     def on_predict_batch_start(self, *_: Any, **__: Any) -> None:
-        """Begin."""
+        """Begin to measure."""
         if self._start is None:
             self._start, self._begun = perf_counter(), _anonymous_bytes()
             self._watch.start()
 
     def on_predict_end(self, trainer: pl.Trainer, *_: Any) -> None:
-        """End: the scores are written."""
+        """Stop measuring: the scores are written."""
         assert self._start is not None
         taken = perf_counter() - self._start
         self._ended.set()
@@ -81,7 +81,7 @@ def _anonymous_bytes() -> int:
 
 
 def measure(folder: Path, sizes: Sizes) -> Iterator[Figure]:
-    """Influence by the demo's network for 64 queries over two stores."""
+    """Measure influence by the demo's network for 64 queries over two stores."""
     counts = sizes.grown, FACTOR * sizes.grown
     stores = [folder / f"store-{count}.lmdb" for count in counts]
     for store, count in zip(stores, counts, strict=True):

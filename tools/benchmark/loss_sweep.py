@@ -25,7 +25,7 @@ DRAWS = Draws()
 
 
 def measure(folder: Path, sizes: Sizes) -> Iterator[Figure]:
-    """All captions of the shapes set at ten draws, with the demo's network."""
+    """Measure all captions of the shapes set at ten draws, with the demo's network."""
     path = folder / "swept.lmdb"
     prepare_shapes(["--out", str(path), "--count", str(sizes.swept), "--planted", "0"])
     model = yaml.safe_load(CONFIG.read_text())["model"]["init_args"]
@@ -39,7 +39,7 @@ def measure(folder: Path, sizes: Sizes) -> Iterator[Figure]:
 
 
 def _swept(folder: Path, model: Model, store: Store) -> Timed:
-    """A sweep that nothing is there of yet."""
+    """Return a timed sweep that nothing is there of yet."""
     runs = count()
 
     def sweep() -> None:
@@ -63,7 +63,7 @@ class BareSweep:
 
     @torch.no_grad()
     def __call__(self) -> Sequence[Tensor]:
-        """One sweep."""
+        """Run one sweep."""
         return [
             self._losses(latent, text, draw)
             for batch in self.batches

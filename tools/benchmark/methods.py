@@ -12,7 +12,7 @@ from tools.benchmark.timing import Figure, Sizes
 
 
 def measure(folder: Path, sizes: Sizes) -> Iterator[Figure]:
-    """All on the CPU; with a GPU, how fast that is as well."""
+    """Measure all on the CPU; with a GPU, how fast that is as well."""
     for part in (one_pass, pairwise, features, growth):
         place = folder / part.__name__.rpartition(".")[2]
         place.mkdir()

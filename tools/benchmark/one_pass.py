@@ -20,7 +20,7 @@ MANY = 100
 
 
 def measure(folder: Path, sizes: Sizes) -> Iterator[Figure]:
-    """Influence by EK-FAC, the queries' own gradients included.
+    """Measure influence by EK-FAC, the queries' own gradients included.
 
     A sweep takes as long for every query, so that one is measured and counted once per query and once for the losses
     before.

@@ -3,6 +3,8 @@
 kronfluence scores rows of one forward pass each, so that a sample is as many rows as there are draws, and its score is
 their mean. A query's loss is the mean over draws in one measurement, so that it keeps no more preconditioned gradients
 than there are queries. All of them fit in one of its batches: it goes through the samples once, too.
+
+Shapes: Q queries, N samples.
 """
 
 from __future__ import annotations
@@ -32,7 +34,7 @@ TOLERANCE = 1e-3
 
 
 def measure(folder: Path, sizes: Sizes) -> Iterator[Figure]:
-    """Both from the same factors, samples, queries and draws."""
+    """Measure both from the same factors, samples, queries and draws."""
     if find_spec("kronfluence") is None:
         yield Figure(KEY, None, "kronfluence is not installed (extra: peers)", AIM)
         return

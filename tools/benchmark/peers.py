@@ -26,7 +26,7 @@ RECORDS_PER_SHARD = 1024
 
 
 def measure(folder: Path, sizes: Sizes) -> Iterator[Figure]:
-    """Records of id, latents and short text states: 14 kB."""
+    """Measure records of id, latents and short text states: 14 kB."""
     records = write_records(folder / "peers", {"latent": LATENT, "text": SHORT_TEXT}, sizes.records)
     keys = Keys(records.store.ids, np.arange(len(records)), BATCH, "stored")
     ours = LatentLoader(PredictBatches(records.store), keys)
@@ -66,7 +66,7 @@ def _items(records: Records) -> Iterator[dict[str, Any]]:
 
 
 def _litdata(folder: Path, records: Records) -> Iterable[Any]:
-    """Chunks of 64 MB, as in its documentation, read by its own loader."""
+    """Write chunks of 64 MB, as in its documentation, and return its own loader of them."""
     from litdata import StreamingDataLoader, StreamingDataset
     from litdata.streaming import Cache
 
@@ -80,7 +80,7 @@ def _litdata(folder: Path, records: Records) -> Iterable[Any]:
 
 
 def _webdataset(folder: Path, records: Records) -> Iterable[Any]:
-    """Tar shards with a .npy member per array, read by its own loader."""
+    """Write tar shards with a .npy member per array, and return its own loader of them."""
     import webdataset
 
     folder.mkdir()

@@ -18,7 +18,7 @@ REPEATS = 3
 
 
 def measure(folder: Path, sizes: Sizes) -> Iterator[Figure]:
-    """Images per second of the whole command, from the captions file to the finished store."""
+    """Measure images per second of the whole command, from the captions file to the finished store."""
     images = folder / "images"
     captions = _write_images(images, sizes.images)
 

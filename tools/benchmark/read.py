@@ -26,7 +26,7 @@ LOADER_EPOCHS = 4
 
 
 def measure(folder: Path, sizes: Sizes) -> Iterator[Figure]:
-    """Whole records in stored and in random order; then training batches through loaders with workers."""
+    """Measure whole records in stored and in random order; then training batches through loaders with workers."""
     latents = write_records(folder / "latents", {"latent": LATENT}, sizes.latents)
     texts = write_records(folder / "texts", {"latent": LATENT, "text": TEXT}, sizes.texts)
     yield Figure(
@@ -98,7 +98,7 @@ def _from_store(store: Store, batches: Sequence[Ints]) -> Timed:
 
 
 def _loaders(records: Records, workers: int, repeats: int) -> Spread:
-    """Batches in float32 of one view and one caption a sample, in the same shuffled order, on both sides."""
+    """Compare batches in float32 of one view and one caption a sample, in the same shuffled order on both sides."""
     positions = np.tile(np.arange(len(records)), LOADER_EPOCHS)
     keys = Keys(records.store.ids[positions], positions, TEXT_BATCH, "shuffled")
     ours = LatentLoader(TrainBatches(records.store, seed=0), keys, workers)
@@ -118,6 +118,6 @@ class MemmapBatches(Dataset[Batch]):
         self.arrays = records.arrays
 
     def __getitem__(self, key: Key) -> Batch:
-        """Batch of a key."""
+        """Return the batch of a key."""
         _, positions = key
         return {name: torch.from_numpy(array[positions, 0]).float() for name, array in self.arrays.items()}

@@ -1,4 +1,7 @@
-"""The same random records as a store and as raw arrays in memory-mapped files."""
+"""The same random records as a store and as raw arrays in memory-mapped files.
+
+Shapes: N records.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +42,7 @@ class Records:
 
 
 def write_records(folder: Path, fields: Mapping[str, Field], count: int) -> Records:
-    """Write `count` records with as many captions as their text has rows."""
+    """Write ``count`` records with as many captions as their text has rows."""
     folder.mkdir()
     generator = np.random.default_rng(0)
     captions = ("a caption",) * (fields["text"].shape[0] if "text" in fields else 1)
@@ -61,5 +64,5 @@ def write_records(folder: Path, fields: Mapping[str, Field], count: int) -> Reco
 
 
 def _mapped(folder: Path, name: str, written: NDArray[Any]) -> NDArray[Any]:
-    """Read-only memory map of a file, as a plain array: numpy's own class slows down every small access."""
+    """Return a read-only memory map of a file, as a plain array: numpy's own class slows down every small access."""
     return np.asarray(np.memmap(folder / f"{name}.bin", written.dtype, "r", shape=written.shape))

@@ -1,9 +1,11 @@
-"""Retraining many models: `lightning-attr sweep` against one `lightning-attr fit` after the other, as a shell loop.
+"""Retraining many models: ``lightning-attr sweep`` against one ``lightning-attr fit`` after the other, as a shell loop.
 
 Both sides train the demo's network on the same entries, as long as the demo trains, and measure what became of the
 queries. Each side counts from its first command to the end of its last, the start of processes included: that is what
 is waited for. The loop leaves the number of torch's threads at its default; the sweep runs one thread in each of two
 workers. A second figure is the gain of training together alone, where it is to be expected: at a small batch.
+
+Shapes: G models of a group, B samples.
 """
 
 from __future__ import annotations
@@ -39,7 +41,7 @@ TIMESTEPS = 50
 
 
 def measure(folder: Path, sizes: Sizes) -> Iterator[Figure]:
-    """A small sweep as a whole, and the steps of a group."""
+    """Measure a small sweep as a whole, and the steps of a group."""
     yield Figure(
         "grouped_vs_separate",
         _sweep_ratio(folder, sizes),
@@ -54,7 +56,7 @@ def measure(folder: Path, sizes: Sizes) -> Iterator[Figure]:
 
 
 def _sweep_ratio(folder: Path, sizes: Sizes) -> Spread:
-    """Models per hour of the sweep over those of the loop. Minutes on either side, so each is measured once."""
+    """Return models per hour of the sweep over those of the loop. Minutes on either side, so each is measured once."""
     sweep = _prepared(folder, sizes)
     config = folder / "sweep.yaml"
     random = {"k": [REMOVED], "count": sizes.retrained}
@@ -72,7 +74,7 @@ def _sweep_ratio(folder: Path, sizes: Sizes) -> Spread:
 
 
 def _prepared(folder: Path, sizes: Sizes) -> Sweep:
-    """A sweep of random removals; its original is hardly trained, which takes nothing from the cost of the others."""
+    """Prepare a sweep of random removals; its original is hardly trained, which makes the others no cheaper."""
     store, training = folder / "train.lmdb", folder / "training.yaml"
     prepare_shapes(["--out", str(store), "--count", str(sizes.trained), "--planted", "0"])
     data = {"init_args": {"store": str(store), "val_store": None}}
@@ -102,7 +104,7 @@ def _prepared(folder: Path, sizes: Sizes) -> Sweep:
 
 
 def _loop(folder: Path, sweep: Sweep) -> None:
-    """The entries of a sweep as commands of their own, one after the other."""
+    """Run the entries of a sweep as commands of their own, one after the other."""
     for index, entry in enumerate(entries(sweep)):
         path = folder / f"entry-{index}.yaml"
         root = {"trainer": {"default_root_dir": str(folder / f"entry-{index}")}}
@@ -122,7 +124,7 @@ def command(*words: str, environment: Mapping[str, str] | None = None) -> None:
 
 
 def _group_ratio(sizes: Sizes) -> Spread:
-    """Seconds of a step of one model over those of a group, divided by its size."""
+    """Return the seconds of a step of one model over those of a group, divided by its size."""
     config = yaml.safe_load(CONFIG.read_text())
     model = {name: config["model"]["init_args"][name] for name in ("denoiser", "scheduler", "learning_rate")}
     clip = config["trainer"]["gradient_clip_val"]
@@ -148,14 +150,14 @@ def _group_ratio(sizes: Sizes) -> Spread:
 
 
 def _inputs(denoiser: dict[str, Any]) -> Inputs:
-    """What the losses of a step are measured on, [G, B, ...]."""
+    """Return what the losses of a step are measured on, [G, B, ...]."""
     latent = torch.randn(GROUP, BATCH, denoiser["in_channels"], denoiser["sample_size"], denoiser["sample_size"])
     text = torch.randn(GROUP, BATCH, 16, denoiser["cross_attention_dim"])
     return Inputs(latent, {"text": text}, torch.randint(1000, (GROUP, BATCH)), torch.randn_like(latent))
 
 
 def _steps(task: torch.nn.Module, loss: Callable[[], Tensor], clip: Callable[[], None]) -> Timed:
-    """So many training steps with the optimizer of the task."""
+    """Return the timing of so many training steps with the optimizer of the task."""
     optimizer = torch.optim.AdamW(task.parameters(), fused=True)
 
     def run() -> None:

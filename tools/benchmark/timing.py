@@ -22,7 +22,7 @@ class Spread:
 
     @classmethod
     def of(cls, values: Sequence[float]) -> Spread:
-        """Spread of at least one value."""
+        """Return the spread of at least one value."""
         lower, middle, upper = np.quantile(values, (0.25, 0.5, 0.75)).tolist()
         return cls(middle, lower, upper)
 
@@ -90,7 +90,7 @@ class Sizes:
 
 
 def seconds(work: Callable[[], object]) -> Timed:
-    """All of `work` counts."""
+    """Return the timing of ``work``, all of which counts."""
 
     def timed() -> float:
         start = perf_counter()
@@ -101,7 +101,7 @@ def seconds(work: Callable[[], object]) -> Timed:
 
 
 def ratio(a: Timed, b: Timed, repeats: int) -> Spread:
-    """How many times as fast as `b` is `a`: b's seconds over a's.
+    """Return how many times as fast as ``b`` is ``a``: b's seconds over a's.
 
     They alternate, after one round that does not count. A slow moment of the machine then falls on neighbours that are
     divided by each other, or on one of the pairs, which the median passes over.

@@ -1,4 +1,4 @@
-"""Training steps of `LatentDiffusion` as the command line runs them, against a bare loop of the same steps.
+"""Training steps of ``LatentDiffusion`` as the command line runs them, against a bare loop of the same steps.
 
 The bare loop has all that changes the weights or their average: the same network, optimizer, warm-up, noise, caption
 dropout, clipping of gradients, and moving average, on batches of the same loader. It has no Trainer, no callbacks, no
@@ -34,7 +34,7 @@ CONFIG = Path(__file__).parents[2] / "configs" / "demo" / "train.yaml"
 
 
 def measure(folder: Path, sizes: Sizes) -> Iterator[Figure]:
-    """Whole epochs of the demo's training."""
+    """Measure whole epochs of the demo's training."""
     store = folder / "train.lmdb"
     prepare_shapes(["--out", str(store), "--count", str(sizes.trained), "--planted", "0"])
     config = yaml.safe_load(CONFIG.read_text())
@@ -59,7 +59,7 @@ class EpochClock(Callback):
 
 
 def _lightning(folder: Path, store: Path, config: dict[str, Any], epochs: int) -> Timed:
-    """So many epochs of a run after its first."""
+    """Return the timing of so many epochs of a run after its first."""
     runs = count()
     batch_size = config["data"]["init_args"]["batch_size"]
     steps = -(-len(Store(store)) // batch_size) * (epochs + 1)
@@ -86,7 +86,7 @@ def _lightning(folder: Path, store: Path, config: dict[str, Any], epochs: int) -
 
 
 def _bare(path: Path, config: dict[str, Any], epochs: int) -> Timed:
-    """So many epochs of the bare loop."""
+    """Return the timing of so many epochs of the bare loop."""
     store = Store(path)
     positions = np.arange(len(store))
     keys = Keys(store.ids, positions, config["data"]["init_args"]["batch_size"], "shuffled")
@@ -124,7 +124,7 @@ class BareSteps:
         self.clip = config["trainer"]["gradient_clip_val"]
 
     def __call__(self, batch: Batch) -> None:
-        """One step."""
+        """Take one step."""
         latent = batch["latent"]
         noise = torch.randn_like(latent)
         timesteps = torch.randint(self.model.process.levels, (len(latent),))

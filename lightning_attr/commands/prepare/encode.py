@@ -1,4 +1,7 @@
-"""Turn images and captions into what a store holds: views and captions, encoded, in half precision."""
+"""Turn images and captions into what a store holds: views and captions, encoded, in half precision.
+
+Shapes: B images, C x h x w a latent.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,11 +26,11 @@ class Recipe:
     """How a store is made of images and captions.
 
     Args:
-        image: image encoder.
-        text: text encoder.
-        size: side of the square images in pixels.
-        captions: captions kept per image; an image may have fewer.
-        flips: whether the horizontal flip is stored as a second view.
+        image: Image encoder.
+        text: Text encoder.
+        size: Side of the square images in pixels.
+        captions: Captions kept per image; an image may have fewer.
+        flips: Whether the horizontal flip is stored as a second view.
     """
 
     image: ImageEncoder
@@ -38,7 +41,7 @@ class Recipe:
 
     @property
     def schema(self) -> Schema:
-        """Schema of the store."""
+        """Return the schema of the store."""
         views = 2 if self.flips else 1
         return Schema(
             fields={
@@ -52,19 +55,19 @@ class Recipe:
         )
 
     def arrays(self, pixels: Pixels, captions: Sequence[Sequence[str]]) -> list[dict[str, Half]]:
-        """Encode a batch: uint8 pixels [B, size, size, 3] and at most `captions` texts an image to arrays by field."""
+        """Encode uint8 pixels [B, size, size, 3] and at most ``captions`` texts an image to arrays by field."""
         arrays = {"latent": self._latents(pixels), **self._conditions(captions)}
         return [{name: values[row] for name, values in arrays.items()} for row in range(len(pixels))]
 
     def _latents(self, pixels: Pixels) -> Half:
-        """Pixels to latents [B, views, C, h, w]."""
+        """Encode pixels to latents [B, views, C, h, w]."""
         images = torch.from_numpy(pixels)
         views = [images, images.flip(2)] if self.flips else [images]
         latents = torch.stack([self.image.encode(view) for view in views], dim=1)
         return _half(latents, "image")
 
     def _conditions(self, captions: Sequence[Sequence[str]]) -> dict[str, Half]:
-        """Captions to conditions [B, captions, ...] by name, zero where an image has fewer captions."""
+        """Encode captions to conditions [B, captions, ...] by name, zero where an image has fewer captions."""
         has_caption = np.arange(self.captions) < np.array([len(texts) for texts in captions])[:, None]
         arrays = {}
         for name, encoded in self.text.encode([text for texts in captions for text in texts]).items():
@@ -74,7 +77,7 @@ class Recipe:
 
 
 def _half(values: torch.Tensor, encoder: str) -> Half:
-    """To float16, refusing what it cannot hold."""
+    """Convert to float16, refusing what it cannot hold."""
     half = values.to("cpu", torch.float16)
     if not half.isfinite().all():
         largest = values.abs().max().item()
@@ -89,10 +92,10 @@ def encoders_of(path: Path) -> tuple[ImageEncoder, TextEncoder]:
 
 
 def finished(path: Path, schema: Schema) -> bool:
-    """Whether a complete store lies at `path` already.
+    """Return whether a complete store lies at ``path`` already.
 
     Raises:
-        UserError: there is one, of another schema.
+        UserError: There is one, of another schema.
     """
     if not path.exists():
         return False
@@ -105,10 +108,10 @@ def finished(path: Path, schema: Schema) -> bool:
 
 
 def device(name: str) -> torch.device:
-    """Device by name.
+    """Return a device by name.
 
     Raises:
-        UserError: torch knows no such device, or it is not there.
+        UserError: Torch knows no such device, or it is not there.
     """
     try:
         found = torch.device(name)

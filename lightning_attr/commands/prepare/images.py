@@ -30,10 +30,10 @@ class Decoded:
     """An image ready to encode.
 
     Args:
-        pixels: uint8 [size, size, 3].
-        thumb: JPEG of the same crop, at most `THUMB_SIDE` pixels a side and never enlarged.
-        converted: the kind of image it was where it was not RGB, else "".
-        turned: whether EXIF asks viewers to turn it; pixels are kept as stored.
+        pixels: Uint8 [size, size, 3].
+        thumb: JPEG of the same crop, at most ``THUMB_SIDE`` pixels a side and never enlarged.
+        converted: The kind of image it was where it was not RGB, else "".
+        turned: Whether EXIF asks viewers to turn it; pixels are kept as stored.
     """
 
     pixels: Pixels
@@ -76,14 +76,14 @@ def decode(path: Path, size: int) -> Decoded | Undecoded:
 
 
 def thumbnail(image: Image.Image) -> bytes:
-    """Small JPEG of the centre square of an RGB image."""
+    """Return a small JPEG of the centre square of an RGB image."""
     buffer = io.BytesIO()
     _square(image, min(THUMB_SIDE, *image.size)).save(buffer, "JPEG", quality=85)
     return buffer.getvalue()
 
 
 def _square(image: Image.Image, size: int) -> Image.Image:
-    """Centre square, resized with antialiasing."""
+    """Return the centre square, resized with antialiasing."""
     width, height = image.size
     side = min(width, height)
     left, top = (width - side) // 2, (height - side) // 2
@@ -92,7 +92,7 @@ def _square(image: Image.Image, size: int) -> Image.Image:
 
 
 def end_with_parent() -> None:
-    """In a worker: exit when the parent is gone, even by SIGKILL; it would wait for work for ever otherwise."""
+    """Let this worker exit when its parent is gone, even by SIGKILL; it would wait for work for ever otherwise."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes of a terminal; the parent ends this one
     parent = multiprocessing.parent_process()
     assert parent is not None

@@ -38,7 +38,7 @@ _SUPERSAMPLING = 8
 
 
 def _polygon(corners: int, turn: float, inner: float = 1.0) -> Points:
-    """Corners on the unit circle; with `inner` < 1, every second one lies on a smaller circle."""
+    """Return corners on the unit circle; with ``inner`` < 1, every second one lies on a smaller circle."""
     angles = [turn + 2 * math.pi * i / corners for i in range(corners)]
     radii = [inner if i % 2 else 1.0 for i in range(corners)]
     return [(r * math.cos(a), r * math.sin(a)) for r, a in zip(radii, angles, strict=True)]
@@ -76,12 +76,12 @@ class Scene:
 
     @property
     def planted(self) -> bool:
-        """Whether this is the rare concept."""
+        """Return whether this is the rare concept."""
         return self.shape == PLANTED_SHAPE
 
     @property
     def position(self) -> str:
-        """Row and column in words."""
+        """Return the row and column in words."""
         return "centre" if self.row == self.column == "middle" else f"{self.row} {self.column}"
 
 
@@ -101,14 +101,14 @@ def draw_scene(seed: int, id: int, planted: bool) -> Scene:
 
 
 def planted_ids(seed: int, ids: range, planted: int) -> set[int]:
-    """Ids of the rare concept: one at a random place in each of `planted` equal stretches of `ids`."""
+    """Return the rare concept's ids: one at a random place in each of ``planted`` equal stretches of ``ids``."""
     generator = np.random.default_rng([seed, len(ids), planted])
     edges = np.linspace(ids.start, ids.stop, planted + 1).astype(int)
     return {int(generator.integers(low, high)) for low, high in pairwise(edges)}
 
 
 def captions(scene: Scene) -> tuple[str, str, str]:
-    """Three phrasings, from the fullest to the shortest; none is longer than 12 words."""
+    """Return three phrasings, from the fullest to the shortest; none is longer than 12 words."""
     subject = f"{'an' if scene.colour[0] in 'aeiou' else 'a'} {scene.colour} {scene.shape}"
     return (
         f"a {scene.size} {scene.colour} {scene.shape} in the {scene.position} on a {scene.background} background",
@@ -118,7 +118,7 @@ def captions(scene: Scene) -> tuple[str, str, str]:
 
 
 def render(scene: Scene, size: int) -> Image.Image:
-    """Draw a scene as an RGB image of `size` pixels a side, antialiased."""
+    """Draw a scene as an RGB image of ``size`` pixels a side, antialiased."""
     side = size * _SUPERSAMPLING
     points = _STAR if scene.planted else SHAPES[scene.shape]
     colour = _PURPLE if scene.planted else COLOURS[scene.colour]

@@ -68,13 +68,13 @@ def _check(args: Namespace) -> None:
 
 
 def _scenes(seed: int, ids: range, planted: int) -> dict[int, Scene]:
-    """Scenes by id."""
+    """Return scenes by id."""
     rare = planted_ids(seed, ids, planted)
     return {id: draw_scene(seed, id, id in rare) for id in ids}
 
 
 def _rendered(scenes: dict[int, Scene], size: int) -> Iterator[tuple[list[int], Pixels]]:
-    """Batches of ids and uint8 images [B, size, size, 3]."""
+    """Yield batches of ids and uint8 images [B, size, size, 3]."""
     ids = list(scenes)
     for start in range(0, len(ids), BATCH):
         batch = ids[start : start + BATCH]
@@ -122,7 +122,7 @@ def _check_same(path: Path, metas: dict[int, Meta]) -> None:
     """Refuse a finished store of other images.
 
     Raises:
-        UserError: its ids or what its records say are not what would be written.
+        UserError: Its ids or what its records say are not what would be written.
     """
     with Store(path) as store:
         if list(store.ids) != list(metas) or any(store.meta(i) != meta for i, meta in enumerate(metas.values())):

@@ -40,7 +40,7 @@ def agreement(rankings: Sequence[Ranking]) -> Agreement | None:
 
 
 def _tops(ranking: Ranking) -> dict[int, set[int]]:
-    """The first images of every query that has enough of them."""
+    """Return the first images of every query that has enough of them."""
     ranked = {query: row.ranked().sample_id[:DEPTH].tolist() for query, row in ranking.rows.items()}
     return {query: set(samples) for query, samples in ranked.items() if len(samples) == DEPTH}
 

@@ -1,7 +1,7 @@
 """Make one self-contained HTML page of what a run found: ``lightning-attr report RUN``.
 
-RUN is a folder such as `runs/demo`. Every folder in it, at any depth, that has a `manifest.json` is a stage. What is
-missing or unfinished is named on the page.
+RUN is a folder such as ``runs/demo``. Every folder in it, at any depth, that has a ``manifest.json`` is a stage. What
+is missing or unfinished is named on the page.
 """
 
 from collections.abc import Sequence

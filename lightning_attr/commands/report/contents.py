@@ -1,4 +1,7 @@
-"""What a run found: its stages, stores, rankings, retrained models and metrics, by what is there."""
+"""What a run found: its stages, stores, rankings, retrained models and metrics, by what is there.
+
+Shapes: Q queries, N samples, H x W pixels.
+"""
 
 from __future__ import annotations
 
@@ -31,8 +34,8 @@ class Row:
     """What a method says of one query.
 
     Args:
-        sample_id: int64 [N].
-        score: float32 [N].
+        sample_id: Int64 [N].
+        score: Float32 [N].
         whole: Whether these are all samples, or the highest-scored only.
     """
 
@@ -47,7 +50,7 @@ class Row:
         return Row(self.sample_id[order], self.score[order], self.whole)
 
     def agrees(self, other: Row) -> bool:
-        """Whether both say the same."""
+        """Return whether both say the same."""
         same = torch.equal(self.sample_id, other.sample_id)
         return same and torch.equal(self.score.nan_to_num(), other.score.nan_to_num())
 
@@ -91,7 +94,7 @@ class Retrained:
 
     @property
     def label(self) -> str:
-        """Method and K, such as "top 16"."""
+        """Return the method and K, such as "top 16"."""
         return f"{self.method} {self.k}"
 
 
@@ -123,7 +126,7 @@ class Run:
 
     @property
     def query_ids(self) -> list[int]:
-        """Ids of all queries that anything is known of."""
+        """Return the ids of all queries that anything is known of."""
         known = {query for ranking in self.rankings for query in ranking.rows}
         known |= {query for model in self.retrained for query in model.query_id}
         known |= set(self.queries.ids.tolist()) if self.queries is not None else set()
@@ -164,7 +167,7 @@ def collect(path: Path) -> Run:
 
 
 def _read_files(run: Path) -> tuple[list[_File], list[_File]]:
-    """All files of scores and of retrainings."""
+    """Read all files of scores and of retrainings."""
     scores: list[_File] = []
     retrained: list[_File] = []
     for path in without_entries(run, sorted(run.rglob("*.safetensors"))):
@@ -177,7 +180,7 @@ def _read_files(run: Path) -> tuple[list[_File], list[_File]]:
 
 
 def _choose_store(run: Run, files: list[_File], role: str) -> tuple[Store | None, list[_File]]:
-    """The store that most files were made from, and these files. The ids of other stores mean other images."""
+    """Return the store that most files were made from, and these files. The ids of other stores mean other images."""
     found = find_stores(run.path, run.stages, role)
     named = Counter(digest for file in files if (digest := digest_of(file.settings, role)))
     what = "query store" if role == "queries" else "store of training images"
@@ -191,7 +194,7 @@ def _choose_store(run: Run, files: list[_File], role: str) -> tuple[Store | None
 
 
 def _rankings(run: Run, files: Sequence[_File]) -> list[Ranking]:
-    """Rows of the same method and settings together; a row that is in several files counts once."""
+    """Bring rows of the same method and settings together; a row that is in several files counts once."""
     named = [ScoreFile(str(file.path.relative_to(run.path).with_suffix("")), file.content) for file in files]
     rankings = [Ranking(label, group[0].scores.method, _rows(run, group)) for label, group in ScoreTable(named)]
     return sorted(rankings, key=lambda ranking: (ranking.method != LOSS_DELTAS, ranking.method == "random"))
@@ -212,7 +215,7 @@ def _rows(run: Run, group: Sequence[ScoreFile]) -> dict[int, Row]:
 
 
 def _scored(scores: Scores | TopScores) -> Tensor:
-    """Ids of the samples that were scored, as far as the file names them."""
+    """Return the ids of the samples that were scored, as far as the file names them."""
     return scores.sample_id if isinstance(scores, Scores) else torch.empty(0)
 
 
@@ -248,7 +251,7 @@ def _read_metrics(path: Path) -> dict[str, Any]:
 
 
 def _missing(run: Run) -> list[str]:
-    """What a whole run has and this one has not."""
+    """Return what a whole run has and this one has not."""
     notes = [f"The stage {stage.name} is not finished." for stage in run.stages if not stage.finished]
     if not run.query_ids:
         notes.append("There are no queries yet: no finished query store was found.")

@@ -1,4 +1,7 @@
-"""Images inside the page, and the credit that is due to them."""
+"""Images inside the page, and the credit that is due to them.
+
+Shapes: H x W pixels.
+"""
 
 from __future__ import annotations
 
@@ -60,6 +63,6 @@ class Credit:
 
     @classmethod
     def source(cls, text: str) -> Credit:
-        """An address is called "source"; other texts stay as they are."""
+        """Call an address "source"; other texts stay as they are."""
         address = _ADDRESS.fullmatch(text)
         return cls("source", text) if address else cls(text, None)

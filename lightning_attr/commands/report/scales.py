@@ -1,4 +1,7 @@
-"""The numbers behind the figures: positions in per cent of a figure's width, and how values are written."""
+"""The numbers behind the figures: positions in per cent of a figure's width, and how values are written.
+
+Shapes: N scores, K of them marked.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +39,7 @@ class Scale:
 
     @property
     def unit(self) -> str:
-        """The factor to print beside a heading, such as "× 10⁻³"; empty for 1."""
+        """Return the factor to print beside a heading, such as "× 10⁻³"; empty for 1."""
         digits = str(self.exponent).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
         return f"× 10{digits}" if self.exponent else ""
 
@@ -110,13 +113,13 @@ class Axis:
 
     @classmethod
     def around(cls, values: Sequence[float]) -> Axis:
-        """An axis that holds zero and all finite values, with some room at both ends."""
+        """Return an axis that holds zero and all finite values, with some room at both ends."""
         finite = [0.0, *(value for value in values if math.isfinite(value))]
         room = 0.06 * (max(finite) - min(finite)) or 1.0
         return cls(min(finite) - room, max(finite) + room)
 
     def at(self, value: float) -> float:
-        """Where a value lies, in per cent of the width."""
+        """Return where a value lies, in per cent of the width."""
         return 100 * (value - self.low) / (self.high - self.low)
 
 

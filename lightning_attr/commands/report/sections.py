@@ -1,4 +1,7 @@
-"""What the page shows of a run: every number is chosen here, the template only sets it."""
+"""What the page shows of a run: every number is chosen here, the template only sets it.
+
+Shapes: Q queries.
+"""
 
 from __future__ import annotations
 
@@ -56,7 +59,7 @@ class RankingView:
 
     @property
     def word(self) -> str:
-        """What its scores are."""
+        """Return what its scores are."""
         return "loss delta" if self.is_loss_delta else "score"
 
 
@@ -236,7 +239,7 @@ def _labels(models: Sequence[Retrained]) -> list[str]:
 
 
 def _per_query(models: Sequence[Retrained], label: str, what: str) -> Tensor:
-    """One value per query, float64 [Q]: several models of one label, such as random removals, are averaged first."""
+    """Return a value per query, float64 [Q]. Models of one label, such as random removals, are averaged first."""
     values: dict[int, list[float]] = {}
     for model in models:
         if model.label == label:
@@ -298,7 +301,7 @@ def retrievals(metrics: Mapping[str, Mapping[str, Any]]) -> Iterator[Retrieval]:
 
 
 def _column_order(column: str) -> tuple[bool, int, str]:
-    """Recall by ascending K, then mAP."""
+    """Order recall by ascending K, then mAP."""
     return column == "mAP", len(column), column
 
 

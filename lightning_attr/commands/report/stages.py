@@ -30,17 +30,17 @@ class Stage:
 
     @property
     def finished(self) -> bool:
-        """Whether it ran to its end."""
+        """Return whether it ran to its end."""
         return bool(self.manifest["status"] == "finished")
 
     @property
     def task(self) -> str:
-        """The class of its LightningModule, such as ``Unlearning``."""
+        """Return the class of its LightningModule, such as ``Unlearning``."""
         return str(self.manifest["settings"].get("model.class_path", "")).rpartition(".")[2]
 
     @property
     def run(self) -> dict[str, Any]:
-        """When, how far and with which seed it ran."""
+        """Return when, how far and with which seed it ran."""
         manifest = self.manifest
         limits = {key: value for key, value in manifest.get("limits", {}).items() if value is not None}
         times = {key: manifest[key] for key in ("started", "finished") if key in manifest}
@@ -48,7 +48,7 @@ class Stage:
 
     @property
     def versions(self) -> dict[str, str]:
-        """Versions of Python and the libraries."""
+        """Return the versions of Python and the libraries."""
         return {"python": self.manifest["python"], **self.manifest["versions"]}
 
 

@@ -169,7 +169,7 @@ def _stoppable() -> Iterator[None]:
     previous = signal.signal(signal.SIGTERM, stop)
     try:
         yield
-    except SystemExit:  # from `stop`; Ray passes it on as its base class
+    except SystemExit:  # from ``stop``; Ray passes it on as its base class
         err.print("stopped and saved; the same command goes on from here", markup=False)
         sys.exit(STOPPED)
     finally:

@@ -16,6 +16,7 @@ from typing import Any, Literal, TextIO
 import yaml
 
 from lightning_attr.artifacts import read_json, write_atomically, write_json
+from lightning_attr.artifacts.before import renamed
 from lightning_attr.commands.sweep.plan import Entry, Sweep, entry_folder, matching, store_path, training_config
 from lightning_attr.digests import file_digest
 from lightning_attr.errors import UserError
@@ -91,7 +92,7 @@ class SweepFolder:
 
     def _extend(self, path: Path, new: dict[str, Any]) -> None:
         if path.exists():
-            old = read_json(path)
+            old = renamed(read_json(path))
             if changed := list(_differences(old, new)):
                 raise UserError(
                     f"{self.path}: holds a sweep of another config; choose another folder or delete this one. "
@@ -210,12 +211,11 @@ def timed_status(folder: Path, log: str = "") -> Iterator[None]:
 
 def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[str]:
     """Yield what changed; scores and entries that are only in one of the two do not count."""
-    parts = [("", old["settings"], new["settings"])]
-    for part in EXTENSIBLE:
-        both = sorted(old[part].keys() & new[part].keys())
-        parts += [(f"{part}.{name}", {"": old[part][name]}, {"": new[part][name]}) for name in both]
-    for prefix, before, after in parts:
-        was, now = dict(flatten(before)), dict(flatten(after))
-        for key in sorted(was.keys() | now.keys()):
-            if was.get(key) != now.get(key):
-                yield f"{prefix}{key}: {was.get(key)} -> {now.get(key)}"
+    both = {part: old[part].keys() & new[part].keys() for part in EXTENSIBLE}
+    was, now = (
+        dict(flatten({**each["settings"], **{part: {name: each[part][name] for name in both[part]} for part in both}}))
+        for each in (old, new)
+    )
+    for key in sorted(was.keys() | now.keys()):
+        if was.get(key) != now.get(key):
+            yield f"{key}: {was.get(key)} -> {now.get(key)}"

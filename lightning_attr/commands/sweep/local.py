@@ -59,7 +59,7 @@ def _is_lost(killed: Counter[Job], job: Job) -> bool:
 
 @contextmanager
 def _workers(count: int) -> Iterator[ProcessPoolExecutor]:
-    """Processes that take jobs; at the end they save their checkpoints, and are gone."""
+    """Start processes that take jobs; at the end they save their checkpoints, and are gone."""
     # Threads of torch do not survive a fork, and forked processes share LMDB environments that they must not use.
     context = multiprocessing.get_context("spawn")
     # A pipe and no event or lock: those that wait for them hang when a process is killed that holds its part of them.

@@ -15,6 +15,7 @@ from typing import NoReturn
 import torch
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+from lightning_attr.artifacts.before import found
 from lightning_attr.cli import FinishedError, run_stage
 from lightning_attr.commands.sweep.folder import PATIENCE, locked, read_status, timed_status, write_status
 from lightning_attr.errors import UserError
@@ -73,7 +74,7 @@ def run_job(job: Job, log: str = "", patience: float = PATIENCE) -> None:
         with suppress(FinishedError):
             run_stage(list(job.arguments))
         for folder in job.folders:
-            if not (folder / RESULT).exists():
+            if not found(folder / RESULT).exists():
                 raise UserError(f"{folder}: the run is finished, but {RESULT} is missing; delete the folder")
 
 

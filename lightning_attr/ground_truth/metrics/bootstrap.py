@@ -32,11 +32,11 @@ def draw_counts(units: int, resamples: int, generator: torch.Generator) -> Tenso
 
 
 def resampled_means(values: Tensor, counts: Tensor) -> Tensor:
-    """Mean of each resample, leaving out NaN.
+    """Return the mean of each resample, leaving out NaN.
 
     Args:
-        values: one value per unit ``[units]``, or one per resample and unit ``[R, units]``.
-        counts: how often each resample drew each unit, ``[R, units]``.
+        values: One value per unit ``[units]``, or one per resample and unit ``[R, units]``.
+        counts: How often each resample drew each unit, ``[R, units]``.
 
     Returns:
         The means, ``[R]``; NaN where nothing that was drawn is known.
@@ -50,11 +50,11 @@ def resampled_means(values: Tensor, counts: Tensor) -> Tensor:
 
 
 def resampled_ranks(values: Tensor, counts: Tensor) -> Tensor:
-    """Centred average ranks of the models in each resample: half of how many more lie below than above.
+    """Return the models' centred average ranks in each resample: half of how many more lie below than above.
 
     Args:
-        values: one value per model, ``[M]``.
-        counts: how often each resample drew each model, ``[R, M]``; a model drawn twice ties with itself.
+        values: One value per model, ``[M]``.
+        counts: How often each resample drew each model, ``[R, M]``; a model drawn twice ties with itself.
 
     Returns:
         The ranks minus their mean, ``[R, M]``, exact; NaN if a value is.
@@ -69,7 +69,7 @@ def resampled_ranks(values: Tensor, counts: Tensor) -> Tensor:
 
 
 def resampled_correlation(a: Tensor, b: Tensor, counts: Tensor) -> Tensor:
-    """Spearman's rank correlation in each resample, ``[R]``, of centred ranks ``[R, M]``; 0 / 0 = NaN."""
+    """Return Spearman's rank correlation in each resample, ``[R]``, of centred ranks ``[R, M]``; 0 / 0 = NaN."""
     return (counts * a * b).sum(1) / ((counts * a.square()).sum(1) * (counts * b.square()).sum(1)).sqrt()
 
 
@@ -93,12 +93,12 @@ def interval_over_queries_and_models(
     97% for 20 or 40 queries, and 90% to 93% for six.
 
     Args:
-        statistic: maps counts of the models ``[R, M]`` to one value per resample and query ``[R, Q]``.
+        statistic: Maps counts of the models ``[R, M]`` to one value per resample and query ``[R, Q]``.
         models: M.
-        level: the probability that the interval shall cover.
+        level: The probability that the interval shall cover.
         resamples: R.
-        seed: seed of the resamples.
-        of_mean: what is reported, as an increasing function of the mean.
+        seed: Seed of the resamples.
+        of_mean: What is reported, as an increasing function of the mean.
 
     Returns:
         The interval over the queries whose statistic is known; its ends are NaN for fewer than two of them.

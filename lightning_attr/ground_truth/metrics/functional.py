@@ -7,7 +7,7 @@ Diffusion Models" (ICLR 2024).
 A value that is not defined, or that is measured on NaN, is NaN: it says "unknown", and never passes for a good or a bad
 result. Tensors of the wrong shape or dtype raise ``ValueError``.
 
-Shape suffixes: Q queries, N samples, M retrained models, D draws.
+Shape suffixes: Q queries, N samples, M retrained models, D draws, F features.
 """
 
 import torch
@@ -15,14 +15,14 @@ from torch import Tensor
 
 
 def loss_change(original: Tensor, retrained: Tensor) -> Tensor:
-    """Loss change Delta L: how much worse a model retrained without the influential samples denoises the query.
+    """Return loss change Delta L: how much worse a model retrained without the influential samples denoises the query.
 
     The mean over draws of the retrained model's loss minus the original's, both on the same draws (AbU, the
     leave-K-out evaluation). Higher is better: the removed samples mattered.
 
     Args:
-        original: losses under the original model, ``[..., D]``.
-        retrained: losses under the retrained model on the same draws, ``[..., D]``.
+        original: Losses under the original model, ``[..., D]``.
+        retrained: Losses under the retrained model on the same draws, ``[..., D]``.
 
     Returns:
         The loss change, ``[...]``, in the units of the loss.
@@ -41,8 +41,8 @@ def generation_deviation(original: Tensor, regenerated: Tensor) -> Tensor:
     The mean squared error between the query and its regeneration (AbU, the leave-K-out evaluation). Higher is better.
 
     Args:
-        original: the queries, ``[Q, ...]``.
-        regenerated: their regenerations by the retrained model, ``[Q, ...]``.
+        original: The queries, ``[Q, ...]``.
+        regenerated: Their regenerations by the retrained model, ``[Q, ...]``.
 
     Returns:
         The deviation, ``[Q]``, in squared units of the images.
@@ -61,8 +61,8 @@ def feature_similarity(original: Tensor, regenerated: Tensor) -> Tensor:
     Lower is better: the regeneration no longer resembles the query (AbU, the leave-K-out evaluation).
 
     Args:
-        original: features of the queries, ``[Q, ...]``.
-        regenerated: features of their regenerations, ``[Q, ...]``.
+        original: Features of the queries, ``[Q, ...]``.
+        regenerated: Features of their regenerations, ``[Q, ...]``.
 
     Returns:
         The cosine, ``[Q]``, in [-1, 1]; NaN where one of the two vectors is zero.
@@ -76,15 +76,15 @@ def feature_similarity(original: Tensor, regenerated: Tensor) -> Tensor:
 
 
 def recall_at_k(scores: Tensor, relevant: Tensor, k: int) -> Tensor:
-    """Recall@K: relevant samples among the K highest-scored ones / relevant samples (AbC, the retrieval metrics).
+    """Return recall@K: relevant samples among the K highest-scored ones / relevant samples (AbC, retrieval metrics).
 
     The divisor is the number of relevant samples even where it exceeds K, as in the paper: the value can then not
     reach 1. Of samples with equal scores the one with the lower index ranks higher.
 
     Args:
-        scores: influence scores, higher = more influential, ``[Q, N]``.
-        relevant: whether the sample is known to have influenced the query (an exemplar), bool ``[Q, N]``.
-        k: how many samples are retrieved, at least 1; more than N retrieves all.
+        scores: Influence scores, higher = more influential, ``[Q, N]``.
+        relevant: Whether the sample is known to have influenced the query (an exemplar), bool ``[Q, N]``.
+        k: How many samples are retrieved, at least 1; more than N retrieves all.
 
     Returns:
         The recall, ``[Q]``, in [0, 1]; NaN for a query with no relevant sample or with a NaN score.
@@ -104,15 +104,15 @@ def recall_at_k(scores: Tensor, relevant: Tensor, k: int) -> Tensor:
 
 
 def average_precision(scores: Tensor, relevant: Tensor) -> Tensor:
-    """Average precision, whose mean over queries is mAP (AbC, the retrieval metrics).
+    """Return average precision, whose mean over queries is mAP (AbC, the retrieval metrics).
 
     Each relevant sample's own score is taken as the threshold; the precision among all samples that reach it is
     averaged over the relevant samples. Equal scores thus enter together, whatever their order: this equals
     scikit-learn's sum of (R_n - R_{n-1}) P_n over distinct thresholds.
 
     Args:
-        scores: influence scores, higher = more influential, ``[Q, N]``.
-        relevant: whether the sample is known to have influenced the query (an exemplar), bool ``[Q, N]``.
+        scores: Influence scores, higher = more influential, ``[Q, N]``.
+        relevant: Whether the sample is known to have influenced the query (an exemplar), bool ``[Q, N]``.
 
     Returns:
         The average precision, ``[Q]``, in [0, 1]; NaN for a query with no relevant sample or with a NaN score.
@@ -137,8 +137,8 @@ def subset_sums(scores: Tensor, masks: Tensor) -> Tensor:
     """Predict what each training subset is worth to each query: the sum of the scores of its samples.
 
     Args:
-        scores: influence scores, ``[Q, N]``.
-        masks: which samples each model was trained on, bool ``[M, N]``.
+        scores: Influence scores, ``[Q, N]``.
+        masks: Which samples each model was trained on, bool ``[M, N]``.
 
     Returns:
         The sums, ``[Q, M]``; NaN for a query with a NaN score.
@@ -154,7 +154,7 @@ def subset_sums(scores: Tensor, masks: Tensor) -> Tensor:
 
 
 def rank_correlation(a: Tensor, b: Tensor) -> Tensor:
-    """Spearman's rank correlation between the rows of two ``[Q, M]``. Equal values share their average rank.
+    """Return Spearman's rank correlation between the rows of two ``[Q, M]``. Equal values share their average rank.
 
     Returns:
         The correlation, ``[Q]``, in [-1, 1]; NaN for fewer than two columns, a row of equal values, or NaN in a row.
@@ -168,15 +168,15 @@ def rank_correlation(a: Tensor, b: Tensor) -> Tensor:
 
 
 def linear_datamodelling_score(scores: Tensor, masks: Tensor, losses: Tensor) -> Tensor:
-    """Linear datamodelling score (LDS): how well summed scores predict which training subsets serve the query.
+    """Return linear datamodelling scores (LDS): how well summed scores predict which training subsets serve the query.
 
     Spearman's rank correlation over models between the sum of the scores in the model's subset and the *negative* loss
     of the query under that model (D-TRAK, the LDS protocol). Equal values share their average rank.
 
     Args:
-        scores: influence scores, higher = more influential, ``[Q, N]``.
-        masks: which samples each model was trained on, bool ``[M, N]``.
-        losses: loss of each query under each model, ``[Q, M]``.
+        scores: Influence scores, higher = more influential, ``[Q, N]``.
+        masks: Which samples each model was trained on, bool ``[M, N]``.
+        losses: Loss of each query under each model, ``[Q, M]``.
 
     Returns:
         The rank correlation, ``[Q]``, in [-1, 1]; NaN with fewer than two models, where all sums or all losses are
@@ -194,7 +194,7 @@ def linear_datamodelling_score(scores: Tensor, masks: Tensor, losses: Tensor) ->
 
 
 def _centred_ranks(values: Tensor) -> Tensor:
-    """Ranks within each row of ``[Q, M]``, average ranks for ties, minus their mean (M + 1) / 2."""
+    """Return the ranks within each row of ``[Q, M]``, average ranks for ties, minus their mean (M + 1) / 2."""
     values = values.contiguous()
     ascending = values.sort(dim=1).values
     below = torch.searchsorted(ascending, values)
@@ -204,7 +204,7 @@ def _centred_ranks(values: Tensor) -> Tensor:
 
 
 def _cosine(a: Tensor, b: Tensor) -> Tensor:
-    """Cosine between the rows of ``[Q, F]``; 0 / 0 = NaN for a zero row, where torch's would say 0."""
+    """Return the cosine between the rows of ``[Q, F]``; 0 / 0 = NaN for a zero row, where torch's would say 0."""
     return (a * b).sum(1) / (a.square().sum(1) * b.square().sum(1)).sqrt()
 
 

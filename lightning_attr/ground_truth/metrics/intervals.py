@@ -3,7 +3,7 @@
 All are bootstrap intervals, drawn by a generator of their own: equal inputs give equal intervals. They come out a
 little narrow for few queries: with twenty, a 95% interval of a mean covers about 93%.
 
-Shape suffixes: Q queries, N samples, M retrained models, S training seeds.
+Shape suffixes: Q queries, N samples, M retrained models, S training seeds, R resamples.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from lightning_attr.ground_truth.metrics.functional import expect, subset_sums
 
 
 def mean_interval(values: Tensor, *, level: float = 0.95, resamples: int = 2000, seed: int = 0) -> Interval:
-    """Mean over queries and its interval, leaving out NaN.
+    """Return the mean over queries and its interval, leaving out NaN.
 
     Args:
-        values: one value per query, ``[Q]``.
-        level: the probability that the interval shall cover.
-        resamples: number of bootstrap resamples.
-        seed: seed of the resamples.
+        values: One value per query, ``[Q]``.
+        level: The probability that the interval shall cover.
+        resamples: Number of bootstrap resamples.
+        seed: Seed of the resamples.
 
     Returns:
         The interval, in the units of the values; its ends are NaN for fewer than two known values.
@@ -42,17 +42,17 @@ def mean_interval(values: Tensor, *, level: float = 0.95, resamples: int = 2000,
 
 
 def difference_interval(a: Tensor, b: Tensor, *, level: float = 0.95, resamples: int = 2000, seed: int = 0) -> Interval:
-    """Mean over queries of a - b and its interval; the two tie if it contains 0.
+    """Return the mean over queries of a - b and its interval; the two tie if it contains 0.
 
     The pairs stay together, which takes out how much the queries differ among themselves: far narrower than comparing
     two intervals of means.
 
     Args:
-        a: one value per query, ``[Q]``.
-        b: the values of the same queries, ``[Q]``.
-        level: the probability that the interval shall cover.
-        resamples: number of bootstrap resamples.
-        seed: seed of the resamples.
+        a: One value per query, ``[Q]``.
+        b: The values of the same queries, ``[Q]``.
+        level: The probability that the interval shall cover.
+        resamples: Number of bootstrap resamples.
+        seed: Seed of the resamples.
 
     Returns:
         The interval over the queries known in both; its ends are NaN for fewer than two of them.
@@ -69,15 +69,15 @@ def difference_interval(a: Tensor, b: Tensor, *, level: float = 0.95, resamples:
 def lds_interval(
     scores: Tensor, masks: Tensor, losses: Tensor, *, level: float = 0.95, resamples: int = 2000, seed: int = 0
 ) -> Interval:
-    """Linear datamodelling score, mean over queries, and its interval over queries and models.
+    """Return the linear datamodelling score, mean over queries, and its interval over queries and models.
 
     Args:
-        scores: influence scores, higher = more influential, ``[Q, N]``.
-        masks: which samples each model was trained on, bool ``[M, N]``.
-        losses: loss of each query under each model, ``[Q, M]``.
-        level: the probability that the interval shall cover.
-        resamples: number of bootstrap resamples.
-        seed: seed of the resamples.
+        scores: Influence scores, higher = more influential, ``[Q, N]``.
+        masks: Which samples each model was trained on, bool ``[M, N]``.
+        losses: Loss of each query under each model, ``[Q, M]``.
+        level: The probability that the interval shall cover.
+        resamples: Number of bootstrap resamples.
+        seed: Seed of the resamples.
 
     Returns:
         The interval over the queries whose score is known (see ``functional.linear_datamodelling_score``); its ends
@@ -110,18 +110,18 @@ def lds_difference_interval(
     resamples: int = 2000,
     seed: int = 0,
 ) -> Interval:
-    """LDS of method a minus that of method b, mean over queries, and its interval; a tie if it contains 0.
+    """Return LDS of method a minus that of b, mean over queries, and its interval; a tie if it contains 0.
 
     Both are resampled to the same queries and models, which takes out what these have in common.
 
     Args:
-        scores_a: influence scores of method a, ``[Q, N]``.
-        scores_b: those of method b for the same queries and samples, ``[Q, N]``.
-        masks: which samples each model was trained on, bool ``[M, N]``.
-        losses: loss of each query under each model, ``[Q, M]``.
-        level: the probability that the interval shall cover.
-        resamples: number of bootstrap resamples.
-        seed: seed of the resamples.
+        scores_a: Influence scores of method a, ``[Q, N]``.
+        scores_b: Those of method b for the same queries and samples, ``[Q, N]``.
+        masks: Which samples each model was trained on, bool ``[M, N]``.
+        losses: Loss of each query under each model, ``[Q, M]``.
+        level: The probability that the interval shall cover.
+        resamples: Number of bootstrap resamples.
+        seed: Seed of the resamples.
 
     Returns:
         The interval over the queries known in both; its ends are NaN for fewer than two of them.
@@ -145,7 +145,7 @@ def _predicted_and_measured(scores: Tensor, masks: Tensor, losses: Tensor) -> tu
 
 
 def _resampled_lds(predicted: Tensor, measured: Tensor, counts: Tensor) -> Tensor:
-    """LDS ``[R, Q]`` from two ``[Q, M]``, query by query: memory is that of some ``[R, M]`` and ``[M, M]``."""
+    """Return LDS ``[R, Q]`` from two ``[Q, M]``, query by query: memory is that of some ``[R, M]`` and ``[M, M]``."""
     columns = [
         resampled_correlation(resampled_ranks(sums, counts), resampled_ranks(losses, counts), counts)
         for sums, losses in zip(predicted, measured, strict=True)

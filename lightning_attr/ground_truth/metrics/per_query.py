@@ -1,4 +1,7 @@
-"""The state that all metrics of attributions share: one value per query, and its mean over queries."""
+"""The state that all metrics of attributions share: one value per query, and its mean over queries.
+
+Shapes: Q queries in all, B queries of a batch.
+"""
 
 from typing import Any, NamedTuple
 
@@ -22,10 +25,10 @@ class Summary(NamedTuple):
 
 
 def summarise(values: Tensor) -> Summary:
-    """Mean and standard error over queries, leaving out NaN.
+    """Return the mean and standard error over queries, leaving out NaN.
 
     Args:
-        values: one value per query, ``[Q]``.
+        values: One value per query, ``[Q]``.
 
     >>> summary = summarise(torch.tensor([1.0, 3.0, torch.nan]))
     >>> summary.mean.item(), summary.standard_error.item(), summary.known.item(), summary.unknown.item()
@@ -49,10 +52,10 @@ class PerQuery(Metric):
     disagree for one query are reported by a warning.
 
     Args:
-        measure: what is measured, an identifier such as ``loss_change``. It names the state, because
+        measure: What is measured, an identifier such as ``loss_change``. It names the state, because
             ``MetricCollection`` merges metrics whose states have equal names and equal values after the first batch:
             recall@5 and recall@10 could become one.
-        **kwargs: those of ``torchmetrics.Metric``.
+        **kwargs: Those of ``torchmetrics.Metric``.
 
     """
 
@@ -97,7 +100,7 @@ class PerQuery(Metric):
         return ids[first], values[first]
 
     def compute(self) -> Summary:
-        """Mean and standard error over the queries seen by all ranks."""
+        """Return the mean and standard error over the queries seen by all ranks."""
         return summarise(self.values()[1])
 
     def _append(self, query_id: Tensor, values: Tensor) -> None:

@@ -1,4 +1,7 @@
-"""Metrics that check a ranking against known exemplars: recall@K and mean average precision."""
+"""Metrics that check a ranking against known exemplars: recall@K and mean average precision.
+
+Shapes: B queries of a batch, N samples.
+"""
 
 from typing import Any
 
@@ -14,8 +17,8 @@ class RecallAtK(PerQuery):
     Queries without a relevant sample are left out and counted as unknown.
 
     Args:
-        k: how many of the highest-scored samples are retrieved, at least 1.
-        **kwargs: those of ``torchmetrics.Metric``.
+        k: How many of the highest-scored samples are retrieved, at least 1.
+        **kwargs: Those of ``torchmetrics.Metric``.
 
     >>> import torch
     >>> metric = RecallAtK(k=1)

@@ -1,6 +1,6 @@
 """How good is the ground truth itself? What retraining with other seeds says about the noise of retrained models.
 
-Shape suffixes: Q queries, M models (training subsets), S training seeds, K removal sizes.
+Shape suffixes: Q queries, M models (training subsets), S training seeds, K removal sizes, R resamples.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from lightning_attr.ground_truth.metrics.functional import expect
 
 
 def lds_ceiling(losses: Tensor, *, level: float = 0.95, resamples: int = 2000, seed: int = 0) -> Interval:
-    """Ceiling of the LDS: what the true expected losses would score against losses of this noise.
+    """Return the ceiling of the LDS: what the true expected losses would score against losses of this noise.
 
     A measured loss is the expected loss of its subset plus noise of the training seed. The agreement of two seeds over
     subsets, rho, is the share of the first in the variance of a loss; that share in the mean of S seeds, its
@@ -36,17 +36,17 @@ def lds_ceiling(losses: Tensor, *, level: float = 0.95, resamples: int = 2000, s
     such as the draws on which the losses are measured, counts as signal.
 
     Args:
-        losses: loss of each query under each of the same models, trained with each seed, ``[S, Q, M]``.
-        level: the probability that the interval shall cover.
-        resamples: number of bootstrap resamples of queries and models.
-        seed: seed of the resamples.
+        losses: Loss of each query under each of the same models, trained with each seed, ``[S, Q, M]``.
+        level: The probability that the interval shall cover.
+        resamples: Number of bootstrap resamples of queries and models.
+        seed: Seed of the resamples.
 
     Returns:
         The ceiling of LDS against the mean over all S seeds, in [0, 1], with its interval over the queries known under
         all seeds and models; the ends are NaN for fewer than two of them.
 
     Raises:
-        ValueError: if there are fewer than two seeds.
+        ValueError: There are fewer than two seeds.
 
     >>> lds_ceiling(torch.tensor([[[1.0, 2.0, 3.0]] * 2, [[1.0, 2.0, 3.0]] * 2])).estimate
     1.0
@@ -68,7 +68,7 @@ def lds_ceiling(losses: Tensor, *, level: float = 0.95, resamples: int = 2000, s
 
 
 def _agreement(losses: Tensor, counts: Tensor) -> Tensor:
-    """Mean rank correlation over pairs of seeds in each resample, ``[R, Q]``."""
+    """Return the mean rank correlation over pairs of seeds in each resample, ``[R, Q]``."""
     columns = []
     for of_query in losses.unbind(1):
         ranks = [resampled_ranks(of_seed, counts) for of_seed in of_query]
@@ -95,7 +95,7 @@ def variance_components(losses: Tensor) -> Variances:
     expectations. Such estimates can fall below 0 by chance; a negative mean over queries counts as 0.
 
     Args:
-        losses: loss of each query under each of the same subsets, trained with each seed, ``[S, Q, M]``.
+        losses: Loss of each query under each of the same subsets, trained with each seed, ``[S, Q, M]``.
 
     Returns:
         The three components over the queries known under all seeds and subsets; NaN if there is none, and with fewer
@@ -119,19 +119,19 @@ def variance_components(losses: Tensor) -> Variances:
 
 
 def attributability(ks: Sequence[int], loss_changes: Tensor, floor: Tensor) -> list[int | None]:
-    """Smallest K whose removal moves a query's loss beyond the noise floor.
+    """Return the smallest K whose removal moves a query's loss beyond the noise floor.
 
     Args:
-        ks: how many samples were removed, ascending.
-        loss_changes: loss change of each query at each K, ``[Q, K]``; NaN, not measured, never counts.
-        floor: the loss change of each query that noise alone reaches, ``[Q]``, or ``[Q, K]`` where it differs between
+        ks: How many samples were removed, ascending.
+        loss_changes: Loss change of each query at each K, ``[Q, K]``; NaN, not measured, never counts.
+        floor: The loss change of each query that noise alone reaches, ``[Q]``, or ``[Q, K]`` where it differs between
             the Ks; NaN, not known, is never exceeded.
 
     Returns:
         A K of each query; None where no removal that was measured exceeds the floor.
 
     Raises:
-        ValueError: if the Ks do not ascend.
+        ValueError: The Ks do not ascend.
 
     >>> attributability([10, 40], torch.tensor([[0.3, 0.2], [0.0, 0.2], [0.0, 0.1]]), torch.tensor([0.1, 0.1, 0.1]))
     [10, 40, None]

@@ -1,4 +1,7 @@
-"""Metrics that check an attribution against retrained models: leave-K-out and the linear datamodelling score."""
+"""Metrics that check an attribution against retrained models: leave-K-out and the linear datamodelling score.
+
+Shapes: B queries of a batch, N samples, M retrained models, D draws.
+"""
 
 from typing import Any
 

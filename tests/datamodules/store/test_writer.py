@@ -187,6 +187,9 @@ def test_wrong_schemas(tmp_path: Path) -> None:
         Schema({"code": Field((1, 4), "float16", "latent")}, {})
     with pytest.raises(StoreError, match="2 rows of pooled, expected 3, one a caption, or 1"):
         Schema({"text": Field((3, 4), "float16", "condition"), "pooled": Field((2, 4), "float16", "condition")}, {})
+    with pytest.raises(StoreError, match="condition 'epoch', expected another name"):
+        Schema({"epoch": Field((1, 4), "float16", "condition")}, {})
+    assert Schema({"epoch": Field((1, 4), "float16")}, {}).inputs == ()
 
 
 def test_the_map_grows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

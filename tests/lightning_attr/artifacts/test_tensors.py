@@ -8,7 +8,15 @@ import torch
 from safetensors.torch import save_file
 from xxhash import xxh3_128_hexdigest
 
-from lightning_attr.artifacts import Header, load_tensors, read_header, save_tensors, tensors_digest, write_atomically
+from lightning_attr.artifacts import (
+    Header,
+    load_tensors,
+    read_header,
+    read_safetensors,
+    save_tensors,
+    tensors_digest,
+    write_atomically,
+)
 from lightning_attr.digests import file_digest
 from lightning_attr.errors import UserError
 
@@ -81,9 +89,16 @@ def test_what_a_file_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
         load_tensors(path, "scores", "curvature")
     save_file(TENSORS, path)
     assert read_header(path).kind == "unknown"
+    save_file(TENSORS, path, {"settings": "of another program", "kind": "scores"})
+    assert read_header(path) == Header("unknown", {}, {})
+    save_file(TENSORS, path, {"settings": "{", "checksum": ""})
+    with pytest.raises(UserError, match=r"x\.safetensors: damaged, its settings are not JSON"):
+        read_header(path)
     monkeypatch.setattr("lightning_attr.artifacts.tensors.FORMAT", "2")
     save_tensors(path, "losses", TENSORS, {})
     monkeypatch.undo()
+    tensors, metadata = read_safetensors(path)
+    save_file(tensors, path, {**metadata, "checksum": "of another kind"})
     with pytest.raises(UserError, match="found format 2, expected 1"):
         load_tensors(path)
 

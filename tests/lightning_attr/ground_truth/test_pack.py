@@ -227,6 +227,13 @@ def test_every_entry_must_be_finished(project: Project, copied: list[Path]) -> N
     assert_says(refusal([], project), "entries", "found none")
 
 
+def test_entries_of_before_their_file_had_this_name(project: Project, copied: list[Path]) -> None:
+    expected = collect(copied, *files(project), {})
+    (copied[2] / "retraining.safetensors").rename(copied[2] / "leave_k_out.safetensors")
+    found = collect(copied, *files(project), {})
+    torch.testing.assert_close(found.losses, expected.losses, rtol=0, atol=0, equal_nan=True)
+
+
 def test_a_damaged_entry(project: Project, copied: list[Path]) -> None:
     path = copied[1] / "retraining.safetensors"
     flipped(path, path, 0.8)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from datamodules import Field, Meta, Sample, Schema, Store, StoreWriter
+from datamodules.grouped import stacked
 from datamodules.loading import TrainBatches, whole_samples
 from lightning_attr.curvature.sums import EKFACSums, layers_on, linear_layers
 from lightning_attr.errors import UserError
@@ -21,6 +23,7 @@ from lightning_attr.gradients import (
     captured,
     captured_gradients,
     functional_gradients,
+    rows_of,
     sample_gradients,
     squared_norms,
 )
@@ -156,6 +159,24 @@ def test_gradients_of_layers_on_any_condition(model: Model, store: Store) -> Non
     for name, gradient in expected.items():
         torch.testing.assert_close(named[name], gradient, rtol=1e-9, atol=1e-12)
     torch.testing.assert_close(squared_norms(found), found.flat().square().sum(1))
+
+
+def test_rows_of_conditions_of_any_number_of_axes() -> None:
+    shapes = {"number": (6,), "vector": (6, 3), "states": (6, 4, 3), "grid": (6, 2, 2, 3)}
+    rows = rows_of({name: torch.arange(math.prod(s)).reshape(s) for name, s in shapes.items()})
+    assert {name: value.shape[1:] for name, value in rows.items()} == {
+        "number": (1, 1), "vector": (1, 3), "states": (4, 3), "grid": (4, 3)
+    }  # fmt: skip
+    assert rows["number"].flatten().tolist() == list(range(6))
+
+
+def test_stacks_of_groups_keep_all_conditions(store: Store) -> None:
+    batch = TrainBatches(store, 0)[0, np.arange(6)]
+    stack = stacked([batch, {name: value[:4] for name, value in batch.items()}], [0, 1])
+    assert stack["batch_size"].tolist() == [6, 4]
+    for name in ("words", "mask", "size"):
+        assert torch.equal(stack[name][0], batch[name])
+        assert torch.equal(stack[name][1], batch[name][[0, 1, 2, 3, 3, 3]])
 
 
 def test_means_norms_and_projections(model: Model, store: Store) -> None:

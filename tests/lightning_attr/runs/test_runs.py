@@ -1,8 +1,10 @@
 """The folder of a run: what may change between two starts, and what may not."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import yaml
@@ -11,6 +13,9 @@ from lightning_attr.artifacts import read_json
 from lightning_attr.artifacts.inputs import InputPath, input_paths
 from lightning_attr.errors import UserError
 from lightning_attr.runs.folder import RunFolder, declared_inputs, flatten, input_files
+
+if TYPE_CHECKING:
+    from os import PathLike
 
 CONFIGS = Path(__file__).parents[3] / "configs"
 
@@ -46,6 +51,25 @@ def test_a_finished_run_is_finished_until_its_limits_change(folder: RunFolder) -
     folder.finish()
     assert not folder.start("fit", config())
     assert folder.start("fit", config(max_steps=20))
+
+
+def test_a_run_whose_task_had_another_name_goes_on(tmp_path: Path) -> None:
+    names = [f"lightning_attr.tasks.{name}" for name in ("GroupedLeaveKOut", "GroupedRetraining", "LatentDiffusion")]
+    members = [f"lightning_attr.tasks.{name}" for name in ("LeaveKOut", "Retraining", "LeaveKOut")]
+    old, new, other = (
+        {**config(), "model": {"class_path": name, "init_args": {"members": [{"class_path": member}]}}}
+        for name, member in zip(names, members, strict=True)
+    )
+    run = RunFolder(tmp_path / "run")
+    run.start("fit", new)
+    manifest = (run.path / "manifest.json").read_text().replace("Retraining", "LeaveKOut")
+    (run.path / "manifest.json").write_text(manifest)
+    (run.path / "weights.safetensors").touch()
+    assert run.start("fit", new)
+    assert run.start("fit", old)
+    assert yaml.safe_load((run.path / "config.yaml").read_text()) == new
+    with pytest.raises(UserError, match=r"tasks\.GroupedRetraining -> lightning_attr\.tasks\.LatentDiffusion"):
+        run.start("fit", other)
 
 
 def test_what_does_not_change_results_may_change(folder: RunFolder) -> None:
@@ -174,6 +198,15 @@ def test_inputs_are_those_that_are_declared(tmp_path: Path, monkeypatch: pytest.
         "curvature.0": "d",
         "curvature.1": "e",
     }
+
+
+class Guarded:
+    def __init__(self, other: PathLike[str], path: PathLike[str] | InputPath, paths: list[InputPath]) -> None: ...
+
+
+def test_arguments_whose_types_are_imported_for_type_checkers_alone() -> None:
+    found = input_paths(Guarded, {"other": "a", "path": "b", "paths": ["c"]})
+    assert dict(found) == {"path": "b", "paths.0": "c"}
 
 
 def test_all_files_that_shipped_configs_read_are_declared() -> None:

@@ -15,6 +15,7 @@ from lightning_attr.artifacts import load_tensors, read_json, save_tensors
 from lightning_attr.cli import run_stage
 from lightning_attr.ground_truth.metrics import Interval, mean_interval
 from lightning_attr.ground_truth.records import compare
+from lightning_attr.tasks.evaluation import read_retraining
 
 
 def test_every_mean_has_an_interval(project: Project) -> None:
@@ -73,6 +74,14 @@ def test_a_retraining_counts_for_the_query_whose_top_it_went_without(project: Pr
     run_stage(project.args("evaluate", tmp_path / "run", model__init_args__retrained=retrained))
     content = read_json(tmp_path / "run/metrics.json")
     assert [point["query_id"] for point in content["loss_changes"]] == [0, 1]
+
+
+def test_a_retraining_of_before_its_file_had_this_name(project: Project, tmp_path: Path) -> None:
+    ours = project.root / "leave_k_out/retraining.safetensors"
+    shutil.copy(ours, tmp_path / "leave_k_out.safetensors")
+    found, expected = read_retraining(str(tmp_path)), read_retraining(str(ours.parent))
+    assert found.keys() == expected.keys()
+    assert torch.equal(found["retrained_losses"], expected["retrained_losses"])
 
 
 def test_queries_that_were_not_sampled_are_refused_before_the_training(

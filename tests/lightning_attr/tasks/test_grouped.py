@@ -309,14 +309,15 @@ def test_members_go_through_their_own_epochs(stores: Project) -> None:
         [1, 2, 1],
         [1, 3, 1],
     ]
-    assert [stack["size"].tolist() for stack in stacks[:5]] == [[8, 8, 8], [8, 6, 8], [8, 8, 8], [8, 6, 8], [4, 8, 8]]
+    sizes = [stack["batch_size"].tolist() for stack in stacks[:5]]
+    assert sizes == [[8, 8, 8], [8, 6, 8], [8, 8, 8], [8, 6, 8], [4, 8, 8]]
     for member, loader in enumerate(loaders(stores.store)):
         own = []
         for epoch in range(6):
             loader.sampler.set_epoch(epoch)
             own += list(loader)
         for stack, batch in zip(stacks, own, strict=False):
-            size = int(stack["size"][member])
+            size = int(stack["batch_size"][member])
             assert size == len(batch["id"])
             for name in ("id", "latent", "text"):
                 assert torch.equal(stack[name][member, :size], batch[name])

@@ -14,7 +14,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class CocoImage:
-    """One entry of `images`, with its captions in ascending order of their annotation ids."""
+    """One entry of ``images``, with its captions in ascending order of their annotation ids."""
 
     id: int
     file_name: str
@@ -24,10 +24,10 @@ class CocoImage:
 
 
 def read_captions(path: Path) -> list[CocoImage]:
-    """All images of a captions file in ascending order of their ids, those without captions included.
+    """Read all images of a captions file in ascending order of their ids, those without captions included.
 
     Raises:
-        UserError: the file is missing, is no JSON, or is not in COCO's captions format.
+        UserError: The file is missing, is no JSON, or is not in COCO's captions format.
     """
     content = _read_json(path)
     licences = {entry.get("id"): _licence(entry) for entry in _entries(content, "licenses", path, optional=True)}
@@ -50,7 +50,7 @@ def read_captions(path: Path) -> list[CocoImage]:
 
 
 def _captions_by_image(content: Mapping[str, Any], path: Path) -> dict[int, list[tuple[int, str]]]:
-    """Image id to its (annotation id, caption) pairs; blank captions are left out."""
+    """Map image ids to their (annotation id, caption) pairs; blank captions are left out."""
     captions: dict[int, list[tuple[int, str]]] = {}
     for entry in _entries(content, "annotations", path):
         image_id = _field(entry, "image_id", int, "annotations", path)
@@ -92,6 +92,6 @@ def _field(entry: Mapping[str, Any], key: str, kind: type[T], where: str, path: 
 
 
 def _licence(entry: Mapping[str, Any]) -> str | None:
-    """Name and address of a licence."""
+    """Return the name and address of a licence."""
     name, url = entry.get("name", ""), entry.get("url", "")
     return f"{name} ({url})" if name and url else name or url or None

@@ -76,7 +76,7 @@ def _parser() -> ArgumentParser:
 
 
 def _recipe(args: Namespace) -> Recipe:
-    """Encoders and shapes that the command line asks for."""
+    """Return the encoders and shapes that the command line asks for."""
     at_least(args, size=1, captions_per_image=1, batch_size=1, limit=1, workers=0)
     if args.encoders_from and (args.image_encoder or args.text_encoder):
         raise UserError("--encoders_from: found --image_encoder or --text_encoder as well, expected one or the other")
@@ -90,7 +90,7 @@ def _recipe(args: Namespace) -> Recipe:
 
 
 def _images(args: Namespace) -> tuple[list[CocoImage], Counter[str]]:
-    """Images that have captions, and the count of those that have none."""
+    """Return the images that have captions, and the count of those that have none."""
     if not args.images.is_dir():
         raise UserError(f"--images {args.images}: expected a folder")
     listed = read_captions(args.captions)
@@ -107,7 +107,7 @@ def _images(args: Namespace) -> tuple[list[CocoImage], Counter[str]]:
 
 
 def _wanted(listed: list[CocoImage], ids: Path, captions: Path) -> list[CocoImage]:
-    """Images whose ids a file names."""
+    """Return the images whose ids a file names."""
     if not ids.is_file():
         raise UserError(f"--ids {ids}: no such file")
     lines = ids.read_text().split()
@@ -120,7 +120,7 @@ def _wanted(listed: list[CocoImage], ids: Path, captions: Path) -> list[CocoImag
 
 
 def _report(path: Path, stored: int, counts: Counter[str]) -> None:
-    """Closing table; counts other than the samples are those of this run."""
+    """Print the closing table; counts other than the samples are those of this run."""
     rows: list[tuple[str, object]] = [("samples", stored)]
     rows += [(name, count) for name, count in sorted(counts.items()) if count]
     rows.append(("size", f"{path.stat().st_size / 1e6:,.1f} MB"))

@@ -17,8 +17,8 @@ class Decoder:
     A context manager. Workers are spawned, not forked: a fork would inherit torch's threads in an unknown state.
 
     Args:
-        size: side of the decoded images in pixels.
-        workers: processes; 0 decodes in this one.
+        size: Side of the decoded images in pixels.
+        workers: Processes; 0 decodes in this one.
     """
 
     AHEAD = 3  # batches decoded or being decoded: enough to hide the parent's encoding, bounded in memory
@@ -41,7 +41,7 @@ class Decoder:
         """Decode batch by batch, in order.
 
         Raises:
-            UserError: a worker process was killed, mostly for want of memory.
+            UserError: A worker process was killed, mostly for want of memory.
         """
         if self._pool is None:
             yield from ([decode(path, self.size) for path in batch] for batch in batches)

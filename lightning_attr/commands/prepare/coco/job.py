@@ -1,4 +1,7 @@
-"""One run of ``prepare coco``: fit, decode, encode, write; go on where a killed run stopped."""
+"""One run of ``prepare coco``: fit, decode, encode, write; go on where a killed run stopped.
+
+Shapes: B images of H x W pixels.
+"""
 
 import math
 from collections import Counter
@@ -41,7 +44,7 @@ class Job:
         """Refuse to go on with a killed run of other images.
 
         Raises:
-            UserError: the partial store cannot come from these images.
+            UserError: The partial store cannot come from these images.
         """
         last = self.writer.last_id
         if last is None:
@@ -57,7 +60,7 @@ class Job:
         """Fit the image encoder where it needs that, or take its state from the run that this one goes on with.
 
         Raises:
-            UserError: that run had other encoders.
+            UserError: That run had other encoders.
         """
         encoder, saved = self.recipe.image, self.writer.encoder_state("image")
         if isinstance(encoder, PatchPCA) and not encoder.fitted:
@@ -87,7 +90,7 @@ class Job:
                 bar.advance(task, len(batch))
 
     def _fit_batches(self) -> Iterator[torch.Tensor]:
-        """Images evenly spread over all of them, in batches [B, H, W, 3]."""
+        """Yield images evenly spread over all of them, in batches [B, H, W, 3]."""
         spread = self.images[:: math.ceil(len(self.images) / FIT_IMAGES)]
         with progress("images") as bar:
             task = bar.add_task("fit encoder", total=len(spread))
@@ -104,7 +107,7 @@ class Job:
         return self.decoder.batches([self.folder / image.file_name for image in batch] for batch in batches)
 
     def _accepts(self, item: Decoded | Undecoded) -> TypeGuard[Decoded]:
-        """Whether an image was decoded; where not, it is left out, or the run fails."""
+        """Return whether an image was decoded; where not, it is left out, or the run fails."""
         if isinstance(item, Undecoded) and not self.skip:
             raise UserError(f"{item.path}: {item.reason} (see --on_error)")
         return isinstance(item, Decoded)

@@ -164,7 +164,17 @@ def test_another_config_is_refused_with_the_difference(
     assert_says(refused(other.args()), finished.folder, "another config", "evaluation.timesteps: 4 -> 5")
     other = Miniature(finished.project, finished.root, steps=13)
     assert_says(refused(other.args("--index", "0")), "training.trainer.max_steps: 12 -> 13")
+    other = Miniature(finished.project, finished.root, settings={"subsets": {"count": 1, "fraction": 0.25}})
+    assert_says(refused(other.args()), "entries.subset/0/seed-0.data.init_args.subset.fraction: 0.5 -> 0.25")
     assert snapshot(finished.folder) == before
+
+
+def test_a_sweep_of_before_its_task_had_this_name_goes_on(finished: Miniature) -> None:
+    record = finished.folder / "sweep.json"
+    text = record.read_text()
+    record.write_text(text.replace("tasks.Retraining", "tasks.LeaveKOut"))
+    main(finished.args())  # refuses a record of other settings
+    record.write_text(text)
 
 
 @pytest.mark.usefixtures("in_process")
