@@ -8,6 +8,8 @@ import lightning.pytorch as pl
 from lightning.pytorch.callbacks import WeightAveraging
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
+from lightning_attr.errors import expect_within
+
 
 class EMA(WeightAveraging):
     """Lightning's weight averaging with a fused update: checkpoints hold the average as ``state_dict``.
@@ -19,6 +21,7 @@ class EMA(WeightAveraging):
     """
 
     def __init__(self, decay: float = 0.999) -> None:
+        expect_within("callbacks.EMA.decay", decay, 0, 1)
         super().__init__(use_buffers=False, multi_avg_fn=get_ema_multi_avg_fn(decay))  # type: ignore[no-untyped-call]
         self._swapped = False
 

@@ -168,6 +168,8 @@ def _top_ids(store: Store, paths: Sequence[str], query: int | list[int] | None, 
 
 def _one_way(name: str, **ways: object) -> None:
     given = [way for way, value in ways.items() if value is not None]
+    if empty := [way for way in given if ways[way] == []]:
+        raise UserError(f"{name}.{empty[0]}: found none, expected at least one")
     if len(given) != 1:
         raise UserError(f"{name}: found {' and '.join(given) or 'nothing'}, expected exactly one of {', '.join(ways)}")
 

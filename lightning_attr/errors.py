@@ -1,5 +1,7 @@
 """Errors that a user can act on: one message, which names the file or key, what was found and what was expected."""
 
+import math
+
 
 class UserError(ValueError):
     """A user's mistake. The command line prints its one message, without a traceback, and exits with status 1."""
@@ -7,6 +9,17 @@ class UserError(ValueError):
 
 class StoreError(UserError):
     """A store cannot be read or written: it is missing, unfinished, damaged, in use, or lacks what is asked of it."""
+
+
+def expect_within(key: str, value: float, low: float, high: float = math.inf) -> None:
+    """Check a number that a user has set.
+
+    Raises:
+        UserError: It is below ``low``, above ``high``, infinite, or not a number.
+    """
+    if not (low <= value <= high and math.isfinite(value)):
+        expected = f"at least {low:g}" if high == math.inf else f"{low:g} to {high:g}"
+        raise UserError(f"{key}: found {value}, expected {expected}")
 
 
 def one_line(error: BaseException) -> str:

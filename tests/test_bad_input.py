@@ -132,7 +132,27 @@ def test_store_replaced_under_a_run(project: Project, tmp_path: Path, refused: R
         ("train", {"model__init_args__scheduler__prediction_type": "score"}, ["prediction_type", "score", "epsilon"]),
         ("train", {"trainer__max_step": 1}, ["max_step"]),
         ("train", {"trainer__max_time": "00:01:00:00"}, ["trainer.max_time", "SIGTERM"]),
-        ("unlearn", {"trainer__limit_train_batches": 1}, ["trainer.limit_train_batches", "1", "all of its draws"]),
+        ("unlearn", {"trainer__limit_train_batches": 1}, ["trainer.limit_train_batches", "found 1", "count as done"]),
+        ("curvature", {"trainer__limit_train_batches": 0.5}, ["trainer.limit_train_batches", "0.5", "count as done"]),
+        ("sample", {"trainer__limit_predict_batches": 1}, ["trainer.limit_predict_batches: found 1", "count as done"]),
+        ("evaluate", {"trainer__limit_test_batches": 0.5}, ["trainer.limit_test_batches", "0.5", "count as done"]),
+        ("train", {"trainer__fast_dev_run": "true"}, ["trainer.fast_dev_run", "count as finished"]),
+        ("train", {"trainer__max_steps": 0}, ["trainer: found {'max_steps': 0", "at least one step"]),
+        ("train", {"trainer__max_steps": -1, "trainer__max_epochs": -1}, ["'max_epochs': -1", "an end"]),
+        ("train", {"model__init_args__learning_rate": -0.1}, ["model.learning_rate: found -0.1, expected at least 0"]),
+        ("train", {"model__init_args__learning_rate": ".nan"}, ["model.learning_rate: found nan"]),
+        ("train", {"model__init_args__caption_dropout": 1.5}, ["caption_dropout: found 1.5, expected 0 to 1"]),
+        ("train", {"model__init_args__warmup_steps": -3}, ["model.warmup_steps: found -3"]),
+        (
+            "train",
+            {"trainer__callbacks": "[{class_path: callbacks.EMA, init_args: {decay: .nan}}]"},
+            ["callbacks.EMA.decay: found nan, expected 0 to 1"],
+        ),
+        ("sample", {"model__init_args__batch_size": -1}, ["model.batch_size: found -1, expected at least 1"]),
+        ("sample", {"model__init_args__steps": -1}, ["model.steps: found -1, expected 1 to 10000"]),
+        ("sample", {"model__init_args__guidance": "1e30"}, ["model.guidance: found 1e+30, expected 0 to 1000"]),
+        ("unlearn", {"model__init_args__step_size": ".inf"}, ["model.step_size: found inf"]),
+        ("leave_k_out", {"data__init_args__exclude__scores": "[]"}, ["exclude.scores: found none"]),
         ("train", {"trainer__max_steps": "many"}, ["trainer.max_steps", "many"]),
         ("train", {"trainer__accelerator": "abacus"}, ["abacus"]),
         ("train", {"model": "NoTask"}, ["model: found 'NoTask'", "Attribution, Curvature", "another LightningModule"]),
@@ -248,7 +268,7 @@ def test_a_failed_start_may_be_repaired(project: Project, tmp_path: Path, refuse
     assert (tmp_path / "run/scores.safetensors").exists()
 
 
-@pytest.mark.parametrize("rate", ["1e30", ".inf"])
+@pytest.mark.parametrize("rate", ["1e30", "1e200"])
 def test_a_loss_that_is_not_finite_keeps_the_last_checkpoint(
     project: Project, tmp_path: Path, refused: Refused, rate: str
 ) -> None:

@@ -6,9 +6,10 @@ Their weights stay outside the store; a digest of the weights in ``config()`` te
 Shapes: B images or texts, H x W pixels, C x h x w a latent, F features.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib import import_module
+from pathlib import Path
 from typing import Any, Self
 
 import torch
@@ -17,6 +18,7 @@ from PIL.Image import Image
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from lightning_attr.artifacts import read_json
 from lightning_attr.errors import UserError
 
 
@@ -100,11 +102,17 @@ class CLIPText:
         transformers = _transformers("text encoder", source)
         self.source, self.pipeline = source, pipeline
         model_folder, tokenizer_folder = ("text_encoder", "tokenizer") if pipeline else ("", "")
+        what = f"CLIP text encoder {source}"
         with _loading("CLIP text encoder", source):
+            _check_text_pipeline(Path(source), what)
+            found = transformers.AutoConfig.from_pretrained(source, subfolder=model_folder).model_type
+            if found not in ("clip", "clip_text_model"):
+                raise UserError(f"{what}: found a model of type {found!r}, expected CLIP's")
             self._tokenizer = transformers.AutoTokenizer.from_pretrained(source, subfolder=tokenizer_folder)
-            self._model = transformers.CLIPTextModel.from_pretrained(
-                source, subfolder=model_folder, use_safetensors=True, dtype=torch.float32
+            self._model, loading = transformers.CLIPTextModel.from_pretrained(
+                source, subfolder=model_folder, use_safetensors=True, dtype=torch.float32, output_loading_info=True
             )
+        _check_weights(what, loading["missing_keys"])
         self._model.requires_grad_(False).eval()
         self.weights = _checked_digest(self._model, source, weights)
 
@@ -169,9 +177,9 @@ class VisionFeatures:
             self._model, loading = transformers.AutoModel.from_pretrained(
                 source, use_safetensors=True, dtype=torch.float32, output_loading_info=True
             )
-        # What a file lacks is drawn at random. DINO's files lack the pooler, which is not used here.
-        if missing := sorted(name for name in loading["missing_keys"] if not name.startswith("pooler.")):
-            raise UserError(f"vision model {source}: found no weights {missing[0]}, expected all that the model has")
+        # DINO's files lack the pooler, which is not used here.
+        missing = [name for name in loading["missing_keys"] if not name.startswith("pooler.")]
+        _check_weights(f"vision model {source}", missing)
         if loading["missing_keys"]:
             self._model.pooler = None
         self._model.requires_grad_(False).eval()
@@ -209,11 +217,31 @@ def _transformers(what: str, source: str) -> Any:
         ) from error
 
 
+def _check_weights(what: str, missing: Iterable[str]) -> None:
+    """Refuse a model whose files lack weights, which the libraries draw at random."""
+    if names := sorted(missing):
+        raise UserError(f"{what}: found no weights {names[0]}, expected all that the model has")
+
+
+def _check_text_pipeline(folder: Path, what: str) -> None:
+    """Refuse a folder of a pipeline whose text conditions are not the states of one CLIP alone."""
+    index = folder / "model_index.json"
+    if not index.is_file():
+        return
+    parts = {name: part[1] for name, part in read_json(index).items() if isinstance(part, list) and len(part) == 2}
+    others = sorted(name for name in parts if name.startswith("text_encoder_") and parts[name])
+    if others or parts.get("text_encoder", "CLIPTextModel") != "CLIPTextModel":
+        found = ", ".join([str(parts.get("text_encoder")), *others])
+        raise UserError(f"{what}: found a pipeline with {found}, expected one CLIPTextModel as its only text encoder")
+
+
 @contextmanager
 def _loading(kind: str, source: str) -> Iterator[None]:
     """Turn what the libraries raise for a wrong name, folder or file into one message."""
     try:
         yield
+    except UserError:
+        raise
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(

@@ -11,8 +11,13 @@ import diffusers
 from lightning_attr.errors import UserError, one_line
 
 
-def build_class(key: str, config: Mapping[str, Any]) -> Any:
+def build_class(key: str, config: Mapping[str, Any], base: type) -> Any:
     """Build what ``_class_name`` names, as in a diffusers ``config.json``; private keys are not arguments.
+
+    Args:
+        key: Where the config stands, for messages.
+        config: ``_class_name`` and the arguments.
+        base: What the class must be one of: diffusers has others, which load code or ask the hub.
 
     Raises:
         UserError: The class or one of its arguments does not exist, or it refuses them.
@@ -20,8 +25,8 @@ def build_class(key: str, config: Mapping[str, Any]) -> Any:
     arguments = {name: value for name, value in config.items() if not name.startswith("_")}
     name = config["_class_name"]
     cls = getattr(diffusers, name, None)
-    if not inspect.isclass(cls):
-        raise UserError(f"{key}: found class {name!r}, expected one of diffusers")
+    if not inspect.isclass(cls) or not issubclass(cls, base):
+        raise UserError(f"{key}: found class {name!r}, expected a {base.__name__} of diffusers")
     known = set(inspect.signature(cls.__init__).parameters) - {"self"}
     if unknown := sorted(set(arguments) - known):
         raise UserError(

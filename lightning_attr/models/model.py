@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import torch
+from diffusers import ModelMixin
 from torch import Tensor, nn
 
 from datamodules.store import Store
@@ -220,7 +221,7 @@ def build(denoiser: Mapping[str, Any], scheduler: Mapping[str, Any], seed: int =
     kind = family("model.denoiser", named)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        network = build_class("model.denoiser", named)
+        network = build_class("model.denoiser", named, ModelMixin)
     return Model(kind(network), Diffusion(scheduler), configs={"denoiser": denoiser, "scheduler": scheduler})
 
 

@@ -6,9 +6,11 @@ Shapes: B samples, C x H x W a latent.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from inspect import signature
 from typing import Any
 
 import torch
+from diffusers import SchedulerMixin
 from torch import Tensor
 
 from lightning_attr.errors import UserError
@@ -59,7 +61,9 @@ class Diffusion:
     """
 
     def __init__(self, config: Mapping[str, Any]) -> None:
-        self._scheduler = build_class("model.scheduler", {"_class_name": "DDPMScheduler", **config})
+        self._scheduler = build_class("model.scheduler", {"_class_name": "DDPMScheduler", **config}, SchedulerMixin)
+        if not hasattr(self._scheduler, "alphas_cumprod"):
+            raise UserError(f"model.scheduler: found {self.name}, expected one that noises by a schedule of betas")
         found = self._scheduler.config.get("prediction_type")
         if found not in PREDICTION_TYPES:
             raise UserError(
@@ -85,15 +89,17 @@ class Diffusion:
 
         Args:
             predict: ``(noisy latent, timestep) -> prediction``.
-            latent: The noise to start from.
+            latent: The noise to start from, of variance 1.
             generators: Of the noise that steps add, one for each sample.
             steps: How many.
         """
         scheduler = self._scheduler
         scheduler.set_timesteps(steps)
+        random = {"generator": generators} if "generator" in signature(scheduler.step).parameters else {}
+        latent = latent * scheduler.init_noise_sigma  # some count noise in units of the signal
         for timestep in scheduler.timesteps:
             prediction = predict(scheduler.scale_model_input(latent, timestep), timestep)
-            stepped = scheduler.step(prediction, timestep, latent, generator=generators)
+            stepped = scheduler.step(prediction, timestep, latent, **random)
             latent = stepped.prev_sample
             yield int(timestep), latent, getattr(stepped, "pred_original_sample", None)
 

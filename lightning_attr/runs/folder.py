@@ -46,7 +46,7 @@ class RunFolder:
     """
 
     def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
+        self.path = Path(path).expanduser()  # as Lightning reads it
         self.last_checkpoint = self.path / "checkpoints" / "last.ckpt"
         self._manifest = self.path / "manifest.json"
 
@@ -106,6 +106,16 @@ class RunFolder:
                 f"{self.path}: holds a run of another config; choose another trainer.default_root_dir or delete the "
                 f"folder. Changed: {'; '.join(differences)}"
             )
+
+
+def expect_all_batches(key: str, limit: float | None) -> None:
+    """Check a limit of a trainer's batches, of which an integer is a number, and a fraction a share.
+
+    Raises:
+        UserError: It leaves batches out.
+    """
+    if limit is not None and (isinstance(limit, int) or limit != 1.0):
+        raise UserError(f"{key}: found {limit}, expected all of them, 1.0: the rest would count as done")
 
 
 def limits(config: Config) -> dict[str, Any]:

@@ -143,8 +143,6 @@ class Attribution(pl.LightningModule):
             raise UserError(
                 f"model.topk: found {self.topk}, expected 1 to {len(data.positions)}, the number of samples"
             )
-        if isinstance(limit := self.trainer.limit_predict_batches, int) or limit < 1:
-            raise UserError(f"trainer.limit_predict_batches: found {limit}, expected all samples to be scored")
 
     def _chunk_settings(self, data: LatentDataModule) -> dict[str, Any]:
         return {

@@ -21,6 +21,7 @@ from lightning_attr.errors import UserError
 from lightning_attr.gradients import captured
 from lightning_attr.models import Inputs
 from lightning_attr.noise import keyed_generator
+from lightning_attr.runs.folder import expect_all_batches
 from lightning_attr.tasks.analysis import AnalysisTask
 
 
@@ -88,6 +89,7 @@ class Curvature(AnalysisTask):
     def setup(self, stage: str) -> None:
         """Check the store against the network, and that the epochs divide into the parts of the fit."""
         super().setup(stage)
+        expect_all_batches("trainer.limit_train_batches", self.trainer.limit_train_batches)
         self.model.accepts(Store(self.data.store))
         epochs, parts = self.trainer.max_epochs or 0, self.sums.parts
         if parts > 1 and (epochs < parts or epochs % parts):

@@ -13,7 +13,7 @@ from torchmetrics import MeanMetric
 from datamodules import LatentDataModule
 from datamodules.store import Store
 from lightning_attr.encoders import store_text_encoder
-from lightning_attr.errors import UserError
+from lightning_attr.errors import UserError, expect_within
 from lightning_attr.losses import sample_losses
 from lightning_attr.models import build
 from lightning_attr.models.load import NULL
@@ -50,6 +50,10 @@ class LatentDiffusion(pl.LightningModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
+        expect_within("model.learning_rate", learning_rate, 0)
+        expect_within("model.weight_decay", weight_decay, 0)
+        expect_within("model.warmup_steps", warmup_steps, 0)
+        expect_within("model.caption_dropout", caption_dropout, 0, 1)
         self.configs = {"denoiser": denoiser, "scheduler": scheduler or {}}
         self.learning_rate = learning_rate
         self.weight_decay = weight_decay

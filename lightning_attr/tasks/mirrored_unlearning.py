@@ -17,7 +17,7 @@ from datamodules.store import Store
 from lightning_attr.artifacts import save_tensors
 from lightning_attr.artifacts.inputs import InputPath
 from lightning_attr.digests import file_digest, samples_used
-from lightning_attr.errors import UserError
+from lightning_attr.errors import UserError, expect_within
 from lightning_attr.models import mean_square
 from lightning_attr.noise import Draws, batch_noise, draw_timesteps, keyed_generator, of_query, training_noise
 from lightning_attr.tasks.changed_weights import ChangedWeights
@@ -64,6 +64,8 @@ class MirroredUnlearning(ChangedWeights):
         seed: int = 0,
     ) -> None:
         super().__init__(checkpoint, queries, query, weights)
+        expect_within("model.learning_rate", learning_rate, 0)
+        expect_within("model.query_draws", query_draws, 1)
         self.learning_rate = learning_rate
         self.forget = forget
         self.until = until

@@ -14,7 +14,7 @@ from datamodules.store.records import Field, Meta, Sample, Schema
 from datamodules.store.writer import StoreWriter
 from lightning_attr.artifacts.inputs import InputPath
 from lightning_attr.encoders import ENCODER_STATES, jpeg, store_image_encoder, store_text_encoder
-from lightning_attr.errors import UserError
+from lightning_attr.errors import UserError, expect_within
 from lightning_attr.noise import keyed_generator
 from lightning_attr.runs.ranks import gather
 from lightning_attr.tasks.analysis import AnalysisTask
@@ -63,6 +63,10 @@ class Sampler(AnalysisTask):
         super().__init__(checkpoint)
         if (prompts is None) == (prompt_store is None):
             raise UserError("model: give either prompts or prompt_store")
+        expect_within("model.count", count, 1)
+        expect_within("model.steps", steps, 1, 10_000)
+        expect_within("model.batch_size", batch_size, 1)
+        expect_within("model.guidance", guidance, 0, 1000)
         self.store = store
         texts = prompts if prompts is not None else choose_captions(Store(str(prompt_store)), count, seed)
         if not texts:

@@ -18,10 +18,11 @@ from lightning_attr.artifacts.inputs import InputPath
 from lightning_attr.artifacts.provenance import check_made_from
 from lightning_attr.curvature import Damping, curvature_digest, load_curvature
 from lightning_attr.digests import file_digest
-from lightning_attr.errors import UserError
+from lightning_attr.errors import UserError, expect_within
 from lightning_attr.noise import Draws, draw_timesteps, of_query, own_noise, shared_noise
 from lightning_attr.optim import NaturalGradient
 from lightning_attr.region import read_region
+from lightning_attr.runs.folder import expect_all_batches
 from lightning_attr.tasks.changed_weights import ChangedWeights
 
 
@@ -95,6 +96,8 @@ class Unlearning(ChangedWeights):
     ) -> None:
         super().__init__(checkpoint, queries, query, weights)
         self.store = store
+        expect_within("model.step_size", step_size, 0)
+        expect_within("model.batch_size", batch_size, 1)
         self.step_size = step_size
         self.damping = damping
         self.draws = draws
@@ -132,9 +135,7 @@ class Unlearning(ChangedWeights):
     def setup(self, stage: str) -> None:
         """Read the query and let one epoch be one step."""
         super().setup(stage)
-        limit = self.trainer.limit_train_batches
-        if isinstance(limit, int) or limit != 1.0:  # the integer is a number of batches
-            raise UserError(f"trainer.limit_train_batches: found {limit}, expected 1.0: a step needs all of its draws")
+        expect_all_batches("trainer.limit_train_batches", self.trainer.limit_train_batches)
         self.trainer.accumulate_grad_batches = len(self.train_dataloader())
 
     def train_dataloader(self) -> DrawBatches:

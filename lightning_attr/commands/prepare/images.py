@@ -52,7 +52,7 @@ class Undecoded:
 
 
 def decode(path: Path, size: int) -> Decoded | Undecoded:
-    """Read an image, convert it to RGB, crop its centre square and resize that to ``size`` pixels a side.
+    """Read an image, put it on white where it is transparent, crop its centre square and resize that to ``size``.
 
     EXIF orientation is ignored, as by COCO's own annotations: their widths and heights are those of the stored pixels.
     """
@@ -64,8 +64,11 @@ def decode(path: Path, size: int) -> Decoded | Undecoded:
             if image.mode not in _CONVERTED and image.mode != "RGB":
                 return Undecoded(path, f"mode {image.mode}, expected 8 bits a channel", missing=False)
             turned = image.getexif().get(_ORIENTATION, 1) != 1
-            rgb = image.convert("RGB")
-            return Decoded(np.asarray(_square(rgb, size)), thumbnail(rgb), _CONVERTED.get(image.mode, ""), turned)
+            rgb, was = image.convert("RGB"), _CONVERTED.get(image.mode, "")
+            if image.has_transparency_data:  # what is hidden below transparent pixels is not in the picture
+                white = Image.new("RGBA", image.size, "white")
+                rgb, was = Image.alpha_composite(white, image.convert("RGBA")).convert("RGB"), "transparent"
+            return Decoded(np.asarray(_square(rgb, size)), thumbnail(rgb), was, turned)
     except FileNotFoundError:
         return Undecoded(path, "no such file", missing=True)
     except Exception as error:  # on damaged files Pillow raises OSError, SyntaxError, struct.error, ValueError, ...

@@ -1,4 +1,5 @@
 import json
+import shutil
 import subprocess
 import sys
 from importlib import import_module
@@ -7,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from lightning_attr.encoders import (
@@ -130,6 +132,57 @@ def test_clip_is_rebuilt_from_its_config(clip_folder: Path) -> None:
     again = text_encoder(json.loads(json.dumps(encoder.config())), encoder.state())
     assert torch.equal(again.encode(["a cat"])["text"], encoder.encode(["a cat"])["text"])
     assert encoder.encode([])["text"].shape == (0, 9, 16)
+
+
+OTHERS = {
+    "t5": ("T5Config", "T5EncoderModel", {"d_model": 16, "d_ff": 16, "d_kv": 8, "num_layers": 1, "num_heads": 2}),
+    "roberta": ("RobertaConfig", "RobertaModel", {"num_hidden_layers": 1, "num_attention_heads": 2}),
+    "siglip_text_model": ("SiglipTextConfig", "SiglipTextModel", {"num_hidden_layers": 1, "num_attention_heads": 2}),
+}
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+def test_text_models_that_are_no_clip_are_refused(clip_folder: Path, tmp_path: Path, kind: str) -> None:
+    """Their weights have other names: those of a CLIP would be drawn at random."""
+    import transformers
+
+    config, model, sizes = OTHERS[kind]
+    if kind != "t5":
+        sizes = {**sizes, "hidden_size": 16, "intermediate_size": 16}
+    folder = tmp_path / kind
+    shutil.copytree(clip_folder, folder)
+    getattr(transformers, model)(getattr(transformers, config)(vocab_size=40, **sizes)).save_pretrained(folder)
+    with pytest.raises(UserError, match=f"found a model of type '{kind}', expected CLIP's"):
+        CLIPText(str(folder))
+
+
+def test_a_clip_that_lacks_weights_is_refused(clip_folder: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "clip"
+    shutil.copytree(clip_folder, folder)
+    weights = load_file(folder / "model.safetensors")
+    lost = next(name for name in weights if "q_proj.weight" in name)
+    rest = {name: value for name, value in weights.items() if name != lost}
+    save_file(rest, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(UserError, match=r"found no weights \S*q_proj\.weight, expected all"):
+        CLIPText(str(folder))
+
+
+@pytest.mark.parametrize(
+    ("parts", "words"),
+    [
+        ({"text_encoder_2": ["transformers", "CLIPTextModelWithProjection"]}, "CLIPTextModel, text_encoder_2"),
+        ({"text_encoder": ["transformers", "T5EncoderModel"]}, "T5EncoderModel"),
+    ],
+)
+def test_pipelines_with_other_text_conditions_are_refused(
+    clip_folder: Path, tmp_path: Path, parts: dict[str, list[str]], words: str
+) -> None:
+    """As SDXL, SD3, FLUX and PixArt: one encoder's last layer is not what they were trained on."""
+    shutil.copytree(clip_folder, tmp_path / "text_encoder")
+    index = {"_class_name": "Pipeline", "text_encoder": ["transformers", "CLIPTextModel"], **parts}
+    (tmp_path / "model_index.json").write_text(json.dumps(index))
+    with pytest.raises(UserError, match=f"found a pipeline with {words}, expected one CLIPTextModel"):
+        CLIPText(str(tmp_path), pipeline=True)
 
 
 def test_clip_folder_without_a_model_is_named(tmp_path: Path) -> None:

@@ -2,11 +2,13 @@
 
 from types import SimpleNamespace
 
+import diffusers
 import pytest
 import torch
 from diffusers import DDPMScheduler
 from torch import Tensor, nn
 
+from lightning_attr.errors import UserError
 from lightning_attr.models import Diffusion, Model
 from lightning_attr.models.process import add_noise, prediction_target
 from lightning_attr.models.unet import UNet
@@ -84,3 +86,50 @@ def test_guidance_one_is_the_conditional_model() -> None:
     # Guiding towards the same text changes nothing, whatever the scale.
     guided, _ = model.generate({"text": text}, [1], steps=5, guidance=4.0)
     torch.testing.assert_close(plain, guided)
+
+
+SCHEDULERS = (
+    "DDPMScheduler", "DDIMScheduler", "PNDMScheduler", "EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler",
+    "HeunDiscreteScheduler", "LMSDiscreteScheduler", "DPMSolverMultistepScheduler", "UniPCMultistepScheduler",
+)  # fmt: skip
+
+
+class Knows(nn.Module):
+    """The best network where all data are one latent: it predicts the noise that was added to it."""
+
+    config = SimpleNamespace(sample_size=8, in_channels=4)
+
+    def __init__(self, latent: Tensor, scheduler: str) -> None:
+        super().__init__()
+        self.latent, self.levels = latent, getattr(diffusers, scheduler)().alphas_cumprod
+
+    def forward(self, noisy: Tensor, timesteps: Tensor, encoder_hidden_states: Tensor) -> "Knows":
+        at = timesteps.double().clamp(0, len(self.levels) - 1)
+        low, high = self.levels[at.floor().long()].double(), self.levels[at.ceil().long()].double()
+        ratios = [((1 - level) / level).log() for level in (low, high)]  # between timesteps, as samplers have it
+        variance = ratios[0].lerp(ratios[1], at - at.floor()).exp()
+        level = (1 / (1 + variance)).float().reshape(-1, 1, 1, 1)
+        self.sample = (noisy - level.sqrt() * self.latent) / (1 - level).sqrt()
+        return self
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_every_sampler_arrives(name: str) -> None:
+    """With their own units of noise and of the network's input, and with or without a generator."""
+    torch.manual_seed(0)
+    latent = 2 * torch.rand(1, 4, 8, 8) - 1  # some clip at one
+    model = Model(UNet(Knows(latent, name)), Diffusion({"_class_name": name}))
+    made, noise = model.generate({"text": torch.zeros(2, 5, 6)}, [3, 4], steps=50, guidance=1.0)
+    assert noise.std().item() == pytest.approx(1, abs=0.1)
+    assert all((each - latent[0]).norm() < 0.1 * latent.norm() for each in made)
+
+
+def test_a_sampler_without_a_schedule_of_betas_is_refused() -> None:
+    with pytest.raises(UserError, match="found FlowMatchEulerDiscreteScheduler, expected one that noises by"):
+        Diffusion({"_class_name": "FlowMatchEulerDiscreteScheduler"})
+
+
+@pytest.mark.parametrize("name", ["ModularPipeline", "StableDiffusionPipeline", "UNet2DConditionModel", "nothing"])
+def test_only_schedulers_are_built_as_schedulers(name: str) -> None:
+    with pytest.raises(UserError, match=f"found class '{name}', expected a SchedulerMixin of diffusers"):
+        Diffusion({"_class_name": name})

@@ -111,6 +111,15 @@ def test_a_run_without_results_may_start_with_another_config(tmp_path: Path) -> 
     assert read_json(tmp_path / "manifest.json")["seed"] == 5
 
 
+def test_a_folder_below_the_home_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As Lightning reads it: the manifest and the results lie together."""
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    assert RunFolder("~/runs/x").start("fit", config())
+    assert (tmp_path / "home/runs/x/manifest.json").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["home"]
+
+
 @dataclass
 class Relevant:
     store: InputPath

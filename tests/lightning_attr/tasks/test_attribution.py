@@ -222,7 +222,7 @@ def test_the_top_images_are_in_tensorboard(stores: Project, tmp_path: Path) -> N
         ({"model__init_args__query_ids": "[]"}, r"model.query_ids: found \[\], expected at least one"),
         ({"model__init_args__query_ids": "[99]"}, "val.lmdb: found no sample 99"),
         ({"model__init_args__checkpoints": "[nowhere.ckpt]"}, "checkpoint nowhere.ckpt: no such file"),
-        ({"trainer__limit_predict_batches": 1}, "trainer.limit_predict_batches: found 1, expected all"),
+        ({"trainer__limit_predict_batches": 1}, "trainer.limit_predict_batches: found 1, expected all of them"),
         ({"model__init_args__method": "attribution_methods.TextGradient"}, "model.checkpoints: found none"),
         ({"model__init_args__method__init_args__nan": 12}, "found nan for query 40 and sample 12, expected finite"),
     ],
