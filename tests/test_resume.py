@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -332,3 +333,20 @@ def test_the_installed_command_stopped_from_outside(project: Project, tmp_path: 
     assert process.returncode == 128 + sends, stderr
     assert STOPPED in stderr
     assert "Traceback" not in stderr
+
+
+def test_a_second_ctrl_c_stops_at_once(
+    project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*_: object) -> None:
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGINT)
+        raise AssertionError("the step goes on")
+
+    monkeypatch.setattr("lightning_attr.tasks.LatentDiffusion.training_step", interrupted)
+    with pytest.raises(SystemExit) as ended:
+        main(project.args("train", tmp_path / "run"))
+    assert ended.value.code == 130
+    printed = capfd.readouterr().err
+    assert "interrupted; the same command goes on from the last checkpoint" in printed
+    assert "Traceback" not in printed
