@@ -19,9 +19,11 @@ FEWER = {**LARGEST, "batch_size": 100, "top": 16}  # what is removed stays as it
 @pytest.mark.timeout(900)
 def test_runs_all_stages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.chdir(tmp_path)
-    demo.CONFIGS.mkdir(parents=True)
-    for config in (CONFIGS / "demo").glob("*.yaml"):
-        (demo.CONFIGS / config.name).write_text(yaml.safe_dump(miniature(yaml.safe_load(config.read_text()), FEWER)))
+    for folder in ("demo", "methods"):
+        (Path("configs") / folder).mkdir(parents=True)
+        for config in (CONFIGS / folder).glob("*.yaml"):
+            small = miniature(yaml.safe_load(config.read_text()), FEWER)
+            (Path("configs") / folder / config.name).write_text(yaml.safe_dump(small))
     demo.main([])
     printed = capsys.readouterr().out
     assert all(words in printed for words in demo.METHODS.values())
@@ -30,6 +32,10 @@ def test_runs_all_stages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
     assert all(0 <= summary[f"recall_at_10{name}"] <= 10 / 12 for name in ("", "_influence", "_similarity"))
     assert summary["loss_change"].keys() == {"top", "influence", "similarity", "random"}
     assert (demo.ROOT / "report.html").exists()
-    for stage in (demo.prepare, demo.unlearn, lambda: demo.cli("predict", "attribute")):  # as a second start finds them
+    for stage in (
+        demo.prepare,
+        demo.unlearn,
+        lambda: demo.cli("predict", "attribute", "../methods/default"),
+    ):  # as a second start finds them
         with pytest.raises(FinishedError):
             stage()
