@@ -179,8 +179,8 @@ def draw_gradients(
         region: How much each place of the latent counts, [H, W].
     """
     samples = Samples.of(model, batch, views, captions)
-    counts_B1 = samples.has_caption.sum(1, keepdim=True) * samples.latent.shape[1]
-    share_BK = (samples.has_caption / counts_B1).to(samples.latent)
+    counts_B1 = samples.has_caption.sum(1, keepdim=True) * len(samples.latents)
+    share_BK = (samples.has_caption / counts_B1).to(samples.latents[0])
     gradients = _differentiate(model, selected, output, region)
     for at_draw in samples.at_draws(model, output.draws):
         by_caption = [SampleGradients(rows_of(conditions)) for conditions in samples.conditions]

@@ -35,8 +35,8 @@ def sample_losses(
         captions: Only the first so many captions of each sample.
     """
     samples = Samples.of(model, batch, views, captions)
-    latent, has_caption = samples.latent, samples.has_caption
-    losses = latent.new_zeros(latent.shape[0], latent.shape[1], len(draws), dtype=torch.float32)
+    latents, has_caption = samples.latents, samples.has_caption
+    losses = latents[0].new_zeros(len(samples.ids), len(latents), len(draws), dtype=torch.float32)
     for draw, at_draw in enumerate(samples.at_draws(model, draws)):
         for caption, view, inputs in at_draw:
             losses[:, view, draw] += torch.where(has_caption[:, caption], model.losses(*inputs), 0)

@@ -20,13 +20,13 @@ class Samples:
     """A batch of whole samples.
 
     Attributes:
-        latent: [B, V, C, H, W].
+        latents: Of each view, [B, C, H, W].
         conditions: Of each caption by name, [B, ...] each. The tensors stay the same ones over views and draws.
         has_caption: Bool [B, K].
         ids: Of the samples, which noises are keyed by.
     """
 
-    latent: Tensor
+    latents: Sequence[Tensor]
     conditions: Sequence[Mapping[str, Tensor]]
     has_caption: Tensor
     ids: Sequence[int]
@@ -51,15 +51,16 @@ class Samples:
         ]
         counts = batch["captions"]
         has_caption = torch.arange(count, device=counts.device) < counts[:, None]
-        return cls(batch["latent"][:, :views].to(dtype), conditions, has_caption, batch["id"].tolist())
+        latents = [view.to(dtype).contiguous() for view in batch["latent"][:, :views].unbind(1)]
+        return cls(latents, conditions, has_caption, batch["id"].tolist())
 
     def at_draws(self, model: Model, draws: Draws) -> Iterator[Iterator[tuple[int, int, Inputs]]]:
         """Yield for every draw an iterator over captions and views: their numbers, and what the model is given."""
-        for draw, timestep in enumerate(draw_timesteps(draws, model.process.levels).to(self.latent.device)):
+        for draw, timestep in enumerate(draw_timesteps(draws, model.process.levels).to(self.latents[0].device)):
             yield self._at(draws, draw, timestep.expand(len(self.ids)))
 
     def _at(self, draws: Draws, draw: int, timesteps: Tensor) -> Iterator[tuple[int, int, Inputs]]:
         for caption, conditions in enumerate(self.conditions):
-            for view in range(self.latent.shape[1]):
-                noise = batch_noise(draws, draw, self.latent.shape[2:], self.ids, view, caption).to(self.latent)
-                yield caption, view, Inputs(self.latent[:, view], conditions, timesteps, noise)
+            for view, latent in enumerate(self.latents):
+                noise = batch_noise(draws, draw, latent.shape[1:], self.ids, view, caption).to(latent)
+                yield caption, view, Inputs(latent, conditions, timesteps, noise)
