@@ -21,6 +21,9 @@ from lightning_attr.losses import sample_losses
 from lightning_attr.models import Model
 from lightning_attr.noise import Draws
 
+#: Batches in a chunk, a few seconds' worth: writing one waits for the disk.
+BATCHES_PER_CHUNK = 8
+
 
 class LossSweep:
     """Losses [N, V, D] of the whole store under one model, kept in one file.
@@ -38,7 +41,7 @@ class LossSweep:
     def __init__(self, path: str | Path, settings: Mapping[str, Any], samples: int, batch_size: int = 256) -> None:
         self.path = Path(path)
         folder = self.path.with_name(f"{self.path.name}.chunks")
-        self._chunks = Chunks(folder, settings, np.arange(samples), batch_size)
+        self._chunks = Chunks(folder, settings, np.arange(samples), batch_size, batches=BATCHES_PER_CHUNK)
 
     def cached(self) -> Tensor | None:
         """Return the losses where a file of the same settings is there, else None."""

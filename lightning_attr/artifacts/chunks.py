@@ -38,6 +38,7 @@ class Chunks(Sequence[Tensor]):
         positions: Positions of the samples in their store, [N], ascending.
         batch_size: Samples in a batch.
         device: Where rows go that are read.
+        batches: Batches in a chunk.
     """
 
     def __init__(
@@ -47,10 +48,11 @@ class Chunks(Sequence[Tensor]):
         positions: Ints,
         batch_size: int,
         device: torch.device | str = "cpu",
+        batches: int = BATCHES_PER_CHUNK,
     ) -> None:
         self.folder = folder
         self.settings = json.loads(json.dumps(settings))  # as a file gives it back, which has no tuples
-        self.positions = np.split(positions, range(step := batch_size * BATCHES_PER_CHUNK, len(positions), step))
+        self.positions = np.split(positions, range(step := batch_size * batches, len(positions), step))
         self.batch_size = batch_size
         self.device = device
 
