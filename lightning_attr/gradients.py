@@ -1,11 +1,9 @@
 """True per-sample gradients of the selected weights.
 
-A linear layer sees its input X [B, L, in] and the gradient at its output G [B, L, out]; its per-sample weight gradient
-is the product ``G^T X`` [B, out, in]. So does a convolution, X being the patches under its kernel. Hooks capture both
-in one backward pass, with neither ``vmap`` nor weight gradients. Where the input is a condition itself, such as the
-text states at cross-attention's keys and values, it is the same at every draw: the gradients at the output are summed
-over draws, and one product remains. Where a weight is of another kind, such as a norm's, all go through ``torch.func``,
-which is slower and needs the loss as a function of one sample.
+Hooks capture what linear layers saw (:mod:`lightning_attr.layers`), with neither ``vmap`` nor weight gradients. Where a
+layer's input is a condition itself, such as the text states at cross-attention's keys and values, it is the same at
+every draw: the gradients at the output are summed over draws, and one product remains. Where a weight is of another
+kind, such as a norm's, all go through ``torch.func``, which is slower and needs the loss as a function of one sample.
 
 Under autocast the network runs in low precision; what is made of the gradients afterwards does not.
 
@@ -16,15 +14,16 @@ H x W places of a latent.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
+from lightning_attr.layers import Call, Layer, captured, linear_weights
 from lightning_attr.models import Conditions, Inputs, Model
 from lightning_attr.noise import Draws
+from lightning_attr.precision import outside_autocast
 from lightning_attr.samples import Samples
 
 PerSampleGradients = dict[str, Tensor]
@@ -46,45 +45,6 @@ class Output:
     function: Literal["loss", "squared_output"] = "loss"
     draws: Draws = field(default_factory=Draws)
     normalised: bool = False
-
-
-Layer = nn.Linear | nn.Conv2d
-
-
-class Call(NamedTuple):
-    """One call of a layer: its input [B, ..., in] and, after the backward pass, the gradient at its output.
-
-    The input is as the layer got it; under autocast it may be of low precision. The gradient is of the weight's.
-    """
-
-    layer: Layer
-    input: Tensor
-    gradient: Tensor
-
-    def input_rows(self) -> Tensor:
-        """Return X [B, L, in]: of a convolution the patches under its kernel, one for each place of its output."""
-        x = self.input.detach().to(self.layer.weight.dtype)
-        if isinstance(self.layer, nn.Conv2d):
-            return _patches(self.layer, x).transpose(1, 2)
-        return x.reshape(len(x), -1, x.shape[-1])
-
-    def gradient_rows(self) -> Tensor:
-        """Return G [B, L, out]; ``G^T X`` is the gradient by the weight, flattened."""
-        if isinstance(self.layer, nn.Conv2d):
-            return self.gradient.flatten(2).transpose(1, 2)
-        return self.gradient.reshape(len(self.gradient), -1, self.gradient.shape[-1])
-
-
-def _patches(layer: nn.Conv2d, x: Tensor) -> Tensor:
-    assert not isinstance(layer.padding, str)
-    return nn.functional.unfold(x, layer.kernel_size, layer.dilation, layer.padding, layer.stride)
-
-
-def outside_autocast(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """Let a function compute in the precision of its arguments, also under autocast: bfloat16 scores tie."""
-    for device in ("cpu", "cuda"):
-        function = torch.autocast(device, enabled=False)(function)
-    return function
 
 
 @dataclass
@@ -117,25 +77,6 @@ class SampleGradients:
     def flat(self) -> Tensor:
         """Return the gradients by all weights in one row per sample, [B, P], in the order of :meth:`named`."""
         return torch.cat([gradient.flatten(1) for _, gradient in self.named()], dim=1)
-
-
-def linear_weights(network: nn.Module, names: Mapping[str, nn.Parameter]) -> dict[str, Layer] | None:
-    """Return the layer of every name, or None if one of the parameters is not of a linear map: of a norm, say."""
-    layers: dict[str, Layer] = {}
-    for name in names:
-        layer = network.get_submodule(name.rpartition(".")[0])
-        if not is_linear(layer):
-            return None
-        assert isinstance(layer, Layer)
-        layers[name] = layer
-    return layers
-
-
-def is_linear(layer: nn.Module) -> bool:
-    """Return whether a layer's weight gradient is a product of its input and the gradient at its output."""
-    if type(layer) is nn.Conv2d:
-        return layer.groups == 1 and layer.padding_mode == "zeros" and not isinstance(layer.padding, str)
-    return type(layer) is nn.Linear
 
 
 def sample_gradients(
@@ -241,37 +182,6 @@ def rows_of(conditions: Conditions) -> dict[str, Tensor]:
     """Return the rows of each condition, [B, L, E]; those that have one number or vector a sample have one row."""
     widths = {name: value.shape[-1] if value.ndim > 1 else 1 for name, value in conditions.items()}
     return {name: value.reshape(len(value), -1, widths[name]) for name, value in conditions.items()}
-
-
-def captured(layers: set[Layer], values: Callable[[], Tensor]) -> list[Call]:
-    """Run ``values`` and its backward pass, and return every call of ``layers`` with the gradient at its output."""
-    calls: list[tuple[Layer, Tensor, Tensor]] = []
-
-    def record(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        assert isinstance(layer, Layer)
-        # The output must carry a gradient even where neither the input nor the weight asks for one.
-        output = output if output.requires_grad else output.detach().requires_grad_()
-        calls.append((layer, inputs[0], output))
-        return output
-
-    with _hooked(layers, record), torch.enable_grad():
-        total = values().sum()
-    # An output that the values do not depend on has the gradient zero.
-    gradients = torch.autograd.grad(total, [output for _, _, output in calls], materialize_grads=True)
-    return [
-        Call(layer, x, gradient.to(layer.weight.dtype))
-        for (layer, x, _), gradient in zip(calls, gradients, strict=True)
-    ]
-
-
-@contextmanager
-def _hooked(layers: set[Layer], hook: Callable[..., Tensor]) -> Iterator[None]:
-    handles = [layer.register_forward_hook(hook) for layer in layers]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def linear_gradients(layers: Mapping[str, Layer], values: Callable[[], Tensor]) -> PerSampleGradients:

@@ -17,8 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from lightning_attr.errors import UserError
-from lightning_attr.gradients import SampleGradients, outside_autocast
+from lightning_attr.gradients import SampleGradients
 from lightning_attr.noise import keyed_generator
+from lightning_attr.precision import outside_autocast
 
 
 class Projection:

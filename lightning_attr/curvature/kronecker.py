@@ -26,7 +26,7 @@ from lightning_attr.artifacts import save_tensors
 from lightning_attr.curvature.damping import Damping
 from lightning_attr.curvature.errors import check_shape, missing
 from lightning_attr.errors import UserError
-from lightning_attr.gradients import outside_autocast
+from lightning_attr.precision import outside_autocast
 
 
 class Factor(NamedTuple):

@@ -30,7 +30,8 @@ from lightning_attr.curvature.kronecker import (
     with_one,
 )
 from lightning_attr.errors import UserError
-from lightning_attr.gradients import Call, Layer, captured, is_linear, linear_weights, per_sample_gradients
+from lightning_attr.gradients import per_sample_gradients
+from lightning_attr.layers import Call, Layer, captured, is_linear, linear_weights
 from lightning_attr.models import Conditions, Inputs
 
 Losses = Callable[[nn.Module, Inputs], Tensor]

@@ -16,16 +16,11 @@ from torch import Tensor
 from lightning_attr.artifacts.inputs import InputPath
 from lightning_attr.console import warn
 from lightning_attr.errors import UserError
-from lightning_attr.gradients import (
-    Output,
-    SampleGradients,
-    draw_gradients,
-    linear_weights,
-    outside_autocast,
-    sample_gradients,
-)
+from lightning_attr.gradients import Output, SampleGradients, draw_gradients, sample_gradients
+from lightning_attr.layers import linear_weights
 from lightning_attr.methods.base import Batch, Context, Method, expect_counts
 from lightning_attr.noise import Draws, of_query
+from lightning_attr.precision import outside_autocast
 from lightning_attr.region import read_region
 
 #: Queries whose gradients are computed together.

@@ -18,8 +18,8 @@ from torch import Tensor
 
 from lightning_attr.artifacts.inputs import InputPath
 from lightning_attr.encoders import VisionFeatures, thumb_images
-from lightning_attr.gradients import outside_autocast
 from lightning_attr.methods.base import Batch, Context, Method
+from lightning_attr.precision import outside_autocast
 
 SIDE = 64
 """Pixels a side at which pixels are compared: stores may hold thumbnails of several sizes."""

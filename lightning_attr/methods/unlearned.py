@@ -19,10 +19,10 @@ from lightning_attr.artifacts.inputs import InputPath
 from lightning_attr.artifacts.provenance import check_made_from, differs, digest_of
 from lightning_attr.digests import file_digest
 from lightning_attr.errors import UserError
-from lightning_attr.gradients import outside_autocast
 from lightning_attr.losses import sample_losses
 from lightning_attr.methods.base import Batch, Context, Method, expect_counts
 from lightning_attr.noise import Draws
+from lightning_attr.precision import outside_autocast
 
 
 class Unlearned(Method):

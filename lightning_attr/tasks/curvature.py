@@ -18,7 +18,7 @@ from lightning_attr.curvature import KroneckerCurvature, save_factors
 from lightning_attr.curvature.sums import SUMS, DiagonalSums, Sums, layers_on, linear_layers, not_finite
 from lightning_attr.digests import file_digest, samples_used
 from lightning_attr.errors import UserError
-from lightning_attr.gradients import captured
+from lightning_attr.layers import captured
 from lightning_attr.models import Inputs
 from lightning_attr.noise import keyed_generator
 from lightning_attr.runs.folder import expect_all_batches

@@ -17,12 +17,12 @@ from lightning_attr.gradients import (
     draw_gradients,
     functional_gradients,
     linear_gradients,
-    linear_weights,
     per_sample_gradients,
     sample_gradients,
     scaled,
     squared_norms,
 )
+from lightning_attr.layers import linear_weights
 from lightning_attr.models import Inputs
 from lightning_attr.models.unet import UNet
 from lightning_attr.noise import Draws

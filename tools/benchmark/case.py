@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from lightning_attr.curvature import KroneckerCurvature
 from lightning_attr.curvature.sums import EKFACSums, layers_on, linear_layers
-from lightning_attr.gradients import captured
+from lightning_attr.layers import captured
 from lightning_attr.methods import Context, Method
 from lightning_attr.methods.base import Batch
 from lightning_attr.models import Inputs, Model, build

@@ -22,14 +22,8 @@ import torch
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
-from lightning_attr.gradients import (
-    Output,
-    SampleGradients,
-    captured,
-    functional_gradients,
-    linear_weights,
-    sample_gradients,
-)
+from lightning_attr.gradients import Output, SampleGradients, functional_gradients, sample_gradients
+from lightning_attr.layers import captured, linear_weights
 from lightning_attr.methods import Trak
 from lightning_attr.methods.base import Batch
 from lightning_attr.models import Inputs

@@ -12,7 +12,7 @@ from lightning_attr.curvature import Damping, KroneckerCurvature, load_curvature
 from lightning_attr.curvature.kronecker import decomposed, layer_curvature, second_moment
 from lightning_attr.curvature.sums import EKFACSums, KFACSums, layers_on, linear_layers
 from lightning_attr.errors import UserError
-from lightning_attr.gradients import Call
+from lightning_attr.layers import Call
 from lightning_attr.models import Inputs
 
 

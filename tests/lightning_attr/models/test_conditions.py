@@ -20,13 +20,13 @@ from lightning_attr.curvature.sums import EKFACSums, layers_on, linear_layers
 from lightning_attr.errors import UserError
 from lightning_attr.gradients import (
     Output,
-    captured,
     captured_gradients,
     functional_gradients,
     rows_of,
     sample_gradients,
     squared_norms,
 )
+from lightning_attr.layers import captured
 from lightning_attr.losses import sample_losses
 from lightning_attr.models import Conditions, Denoiser, Diffusion, Inputs, Model
 from lightning_attr.noise import Draws, batch_noise, draw_timesteps

@@ -1,0 +1,15 @@
+"""In which precision something is computed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+
+def outside_autocast(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Let a function compute in the precision of its arguments, also under autocast: bfloat16 scores tie."""
+    for device in ("cpu", "cuda"):
+        function = torch.autocast(device, enabled=False)(function)
+    return function
