@@ -13,7 +13,7 @@ from datamodules.store import Store
 from lightning_attr.artifacts.provenance import check_made_from
 from lightning_attr.artifacts.score_table import ScoreFile, ScoreTable
 from lightning_attr.artifacts.scores import SIGN, load_scores
-from lightning_attr.errors import UserError
+from lightning_attr.errors import expect_within
 from lightning_attr.tasks.evaluation import Evaluation
 
 Tops = dict[int, list[tuple[int, float]]]
@@ -31,9 +31,8 @@ class SideBySide(Callback):
     """
 
     def __init__(self, store: str, queries: str, first: int = 4, top: int = 8) -> None:
-        for name, value in (("first", first), ("top", top)):
-            if value < 1:
-                raise UserError(f"SideBySide.{name}: found {value}, expected at least 1")
+        expect_within("SideBySide.first", first, 1)
+        expect_within("SideBySide.top", top, 1)
         self.store = store
         self.queries = queries
         self.first = first

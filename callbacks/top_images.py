@@ -8,7 +8,7 @@ from lightning.pytorch.callbacks import Callback
 from callbacks.pictures import SampleImage, image_grid, summary_writer
 from datamodules.store import Store
 from lightning_attr.artifacts.scores import SIGN, Scores, TopScores, load_scores
-from lightning_attr.errors import UserError
+from lightning_attr.errors import expect_within
 from lightning_attr.tasks.attribution import Attribution
 
 
@@ -21,9 +21,8 @@ class TopImages(Callback):
     """
 
     def __init__(self, queries: int = 4, top: int = 7) -> None:
-        for name, value in (("queries", queries), ("top", top)):
-            if value < 1:
-                raise UserError(f"TopImages.{name}: found {value}, expected at least 1")
+        expect_within("TopImages.queries", queries, 1)
+        expect_within("TopImages.top", top, 1)
         self.queries = queries
         self.top = top
 

@@ -15,7 +15,7 @@ from datamodules.loading import GivenKeys, Keys, LatentLoader, PredictBatches, S
 from datamodules.selection import Exclude, Subset, kept_positions
 from datamodules.store import Store
 from lightning_attr.artifacts.inputs import InputPath
-from lightning_attr.errors import UserError
+from lightning_attr.errors import UserError, expect_within
 
 
 class LatentDataModule(LightningDataModule):
@@ -51,9 +51,8 @@ class LatentDataModule(LightningDataModule):
         order: Literal["shuffled", "stored"] = "shuffled",
     ) -> None:
         super().__init__()
-        for name, value, least in (("batch_size", batch_size, 1), ("num_workers", num_workers, 0)):
-            if value < least:
-                raise UserError(f"data.{name}: found {value}, expected at least {least}")
+        expect_within("data.batch_size", batch_size, 1)
+        expect_within("data.num_workers", num_workers, 0)
         self.store = store
         self.batch_size = batch_size
         self.seed = seed

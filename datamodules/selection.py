@@ -13,7 +13,7 @@ from datamodules.store import Store
 from lightning_attr.artifacts.inputs import InputPath
 from lightning_attr.artifacts.provenance import check_made_from
 from lightning_attr.artifacts.scores import Scores, TopScores, load_scores
-from lightning_attr.errors import UserError
+from lightning_attr.errors import UserError, expect_within
 
 Ints = NDArray[np.int64]
 
@@ -47,9 +47,8 @@ class Exclude:
             raise UserError(f"exclude: found scores {self.scores} and top {self.top}, expected both or neither")
         if self.scores is None and self.query is not None:
             raise UserError(f"exclude.query: found {self.query} without scores, expected it with scores only")
-        for name, value in (("top", self.top), ("random", self.random)):
-            if value is not None and value < 1:
-                raise UserError(f"exclude.{name}: found {value}, expected at least 1")
+        expect_within("exclude.top", self.top, 1)
+        expect_within("exclude.random", self.random, 1)
 
 
 @dataclass(frozen=True)
@@ -81,9 +80,8 @@ class Subset:
             raise UserError(f"subset: found scores {self.scores} and top {self.top}, expected both or neither")
         if self.fraction is not None and not 0 < self.fraction <= 1:
             raise UserError(f"subset.fraction: found {self.fraction}, expected above 0 and at most 1")
-        for name, value in (("first", self.first), ("top", self.top)):
-            if value is not None and value < 1:
-                raise UserError(f"subset.{name}: found {value}, expected at least 1")
+        expect_within("subset.first", self.first, 1)
+        expect_within("subset.top", self.top, 1)
 
 
 def kept_positions(store: Store, exclude: Exclude | None = None, subset: Subset | None = None) -> Ints:

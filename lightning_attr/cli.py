@@ -22,10 +22,11 @@ from lightning_attr.errors import UserError, one_line
 from lightning_attr.models import read_checkpoint
 from lightning_attr.options import check_yaml, config_files, user_errors
 from lightning_attr.runs.checkpoints import AtomicCheckpointIO, RunCheckpoint
-from lightning_attr.runs.folder import RunFolder, expect_all_batches
+from lightning_attr.runs.folder import RunFolder
 from lightning_attr.runs.following import next_command
 from lightning_attr.runs.ranks import ending_together, follow_parent, one_speaker, starts_ranks, this_rank
 from lightning_attr.runs.stopping import GracefulStop
+from lightning_attr.runs.whole import check_whole
 
 #: What Lightning says about choices that are ours, not the user's.
 QUIET = (
@@ -159,34 +160,6 @@ class AttributionCLI(LightningCLI):
             self.folder.finish()
 
     after_fit = after_test = after_predict = _finish
-
-
-def check_whole(verb: str, trainer: Any) -> None:
-    """Refuse settings by which a run would end with a part of its work, and count as finished, or never end.
-
-    Args:
-        verb: Of the run.
-        trainer: The trainer's settings.
-
-    Raises:
-        UserError: There is one.
-    """
-    if trainer.max_time is not None:
-        raise UserError(
-            f"trainer.max_time: found {trainer.max_time}, expected none: a run that it cuts short would count as "
-            "finished; stop it by SIGTERM instead (`timeout -s TERM 1h lightning-attr ...`), and give it again"
-        )
-    if trainer.fast_dev_run:
-        raise UserError(
-            f"trainer.fast_dev_run: found {trainer.fast_dev_run}, expected false: the run would count as finished; "
-            "set trainer.max_steps and a folder of its own instead"
-        )
-    if verb in ("predict", "test"):
-        expect_all_batches(f"trainer.limit_{verb}_batches", trainer[f"limit_{verb}_batches"])
-    if verb == "fit":
-        limits = {name: trainer[name] for name in ("max_steps", "max_epochs")}
-        if 0 in limits.values() or set(limits.values()) == {-1}:
-            raise UserError(f"trainer: found {limits}, expected at least one step, and an end")
 
 
 def checkpoint_folder(root: Any) -> str | None:

@@ -11,13 +11,13 @@ class StoreError(UserError):
     """A store cannot be read or written: it is missing, unfinished, damaged, in use, or lacks what is asked of it."""
 
 
-def expect_within(key: str, value: float, low: float, high: float = math.inf) -> None:
-    """Check a number that a user has set.
+def expect_within(key: str, value: float | None, low: float, high: float = math.inf) -> None:
+    """Check a number that a user has set; None is none.
 
     Raises:
         UserError: It is below ``low``, above ``high``, infinite, or not a number.
     """
-    if not (low <= value <= high and math.isfinite(value)):
+    if value is not None and not (low <= value <= high and math.isfinite(value)):
         expected = f"at least {low:g}" if high == math.inf else f"{low:g} to {high:g}"
         raise UserError(f"{key}: found {value}, expected {expected}")
 

@@ -15,7 +15,7 @@ from jsonargparse import ArgumentError, ArgumentParser
 from omegaconf.errors import OmegaConfBaseException
 
 from lightning_attr.console import out
-from lightning_attr.errors import UserError, one_line
+from lightning_attr.errors import UserError, expect_within, one_line
 
 #: Settings that name a class: the package of ours, and the base class.
 CLASSES = {
@@ -84,8 +84,7 @@ def user_errors() -> Iterator[None]:
 def at_least(options: Any, **least: int) -> None:
     """Raise ``UserError`` for a number below its least; None is no number."""
     for name, value in least.items():
-        if (found := getattr(options, name)) is not None and found < value:
-            raise UserError(f"--{name}: found {found}, expected at least {value}")
+        expect_within(f"--{name}", getattr(options, name), value)
 
 
 def check_yaml(args: list[str]) -> None:

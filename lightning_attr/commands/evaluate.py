@@ -89,7 +89,7 @@ def _run(folder: Path, pack: Path, scores: Sequence[str]) -> Evaluated | None:
         task = run_stage(
             [
                 "test",
-                *["-q"][: out.quiet],
+                *(["-q"] if out.quiet else []),
                 *(word for key, value in settings.items() for word in (f"--{key}", str(value))),
             ]
         ).model

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from lightning_attr.errors import UserError
+from lightning_attr.errors import UserError, expect_within
 from lightning_attr.methods.base import Batch, Context
 from lightning_attr.methods.trak import Trak
 from lightning_attr.noise import Draws
@@ -24,8 +24,7 @@ class JourneyTrak(Trak):
         super().__init__(query=None, **settings)
         if self.per_draw:
             raise UserError("method.per_draw: found true, expected false: JourneyTrak's queries have their own draws")
-        if noises < 1:
-            raise UserError(f"method.noises: found {noises}, expected at least 1")
+        expect_within("method.noises", noises, 1)
         if timestep < 0:
             raise UserError(f"method.timestep: found {timestep}, expected at least 0")
         self.timestep = timestep

@@ -14,7 +14,7 @@ from lightning.pytorch.loops.progress import _ProcessedTracker as ProcessedTrack
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor
 
-from lightning_attr.errors import UserError
+from lightning_attr.errors import UserError, expect_within
 from lightning_attr.models import read_checkpoint
 from lightning_attr.runs.ranks import gather
 
@@ -55,8 +55,7 @@ class RunCheckpoint(Checkpoint):
     """
 
     def __init__(self, dirpath: str | None = None, every_n_train_steps: int = 500) -> None:
-        if every_n_train_steps < 1:
-            raise UserError(f"checkpoint.every_n_train_steps: found {every_n_train_steps}, expected at least 1")
+        expect_within("checkpoint.every_n_train_steps", every_n_train_steps, 1)
         self.dirpath = dirpath
         self.every_n_train_steps = every_n_train_steps
         self._training = False

@@ -108,16 +108,6 @@ class RunFolder:
             )
 
 
-def expect_all_batches(key: str, limit: float | None) -> None:
-    """Check a limit of a trainer's batches, of which an integer is a number, and a fraction a share.
-
-    Raises:
-        UserError: It leaves batches out.
-    """
-    if limit is not None and (isinstance(limit, int) or limit != 1.0):
-        raise UserError(f"{key}: found {limit}, expected all of them, 1.0: the rest would count as done")
-
-
 def limits(config: Config) -> dict[str, Any]:
     """Return how far a config lets a run go."""
     return {key: config["trainer"].get(key) for key in LIMIT_KEYS}

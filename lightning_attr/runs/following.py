@@ -48,8 +48,7 @@ def _read(files: Sequence[Path]) -> tuple[Path, list[str]] | None:
     try:
         merged = OmegaConf.merge(*(OmegaConf.load(file) for file in files))
         config: Any = OmegaConf.to_container(merged, resolve=True)
-        return Path(config["trainer"]["default_root_dir"]), list(
-            declared_inputs([config.get("model"), config.get("data")])
-        )
+        inputs = declared_inputs([config.get("model"), config.get("data")])
+        return Path(config["trainer"]["default_root_dir"]), list(inputs)
     except Exception:  # whatever it is, or the modules that it names do: the run that asks is done
         return None

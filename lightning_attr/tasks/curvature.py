@@ -21,7 +21,7 @@ from lightning_attr.errors import UserError
 from lightning_attr.layers import captured
 from lightning_attr.models import Inputs
 from lightning_attr.noise import keyed_generator
-from lightning_attr.runs.folder import expect_all_batches
+from lightning_attr.runs.whole import expect_all_batches
 from lightning_attr.tasks.analysis import AnalysisTask
 
 

@@ -22,7 +22,7 @@ from lightning_attr.errors import UserError, expect_within
 from lightning_attr.noise import Draws, draw_timesteps, of_query, own_noise, shared_noise
 from lightning_attr.optim import NaturalGradient
 from lightning_attr.region import read_region
-from lightning_attr.runs.folder import expect_all_batches
+from lightning_attr.runs.whole import expect_all_batches
 from lightning_attr.tasks.changed_weights import ChangedWeights
 
 

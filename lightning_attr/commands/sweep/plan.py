@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from glob import glob
 from pathlib import Path
@@ -16,7 +16,7 @@ from xxhash import xxh3_64_intdigest
 from datamodules.selection import Exclude, Subset, kept_positions
 from datamodules.store import Store
 from lightning_attr.artifacts.scores import load_scores
-from lightning_attr.errors import UserError
+from lightning_attr.errors import UserError, expect_within
 from lightning_attr.ground_truth.pack import UNATTRIBUTED
 from lightning_attr.noise import Draws
 from lightning_attr.options import check_yaml
@@ -156,23 +156,18 @@ def _check(sweep: Sweep) -> None:
                     f"top.scores: found method {method!r}, expected a name of letters, digits and .+-_ that is none of "
                     f"{', '.join(UNATTRIBUTED)}"
                 )
-        _at_least("top.k", sweep.top.k, 1)
+        for k in sweep.top.k:
+            expect_within("top.k", k, 1)
     if sweep.random is not None:
-        _at_least("random.count", [sweep.random.count], 1)
+        expect_within("random.count", sweep.random.count, 1)
         for k in sweep.random.k:
             kept_positions(store, Exclude(random=k))
     if sweep.subsets is not None:
-        _at_least("subsets.count", [sweep.subsets.count], 1)
-        _at_least("subsets.seeds", [sweep.subsets.seeds], 1)
+        expect_within("subsets.count", sweep.subsets.count, 1)
+        expect_within("subsets.seeds", sweep.subsets.seeds, 1)
         kept_positions(store, subset=Subset(fraction=sweep.subsets.fraction))
     if sweep.full is not None:
-        _at_least("full.seeds", [sweep.full.seeds], 1)
-
-
-def _at_least(key: str, values: Sequence[int], least: int) -> None:
-    for value in values:
-        if value < least:
-            raise UserError(f"{key}: found {value}, expected at least {least}")
+        expect_within("full.seeds", sweep.full.seeds, 1)
 
 
 def entry_folder(sweep: Sweep, name: str) -> Path:
