@@ -24,7 +24,7 @@ from lightning_attr.artifacts import load_tensors, read_json, save_tensors, writ
 from lightning_attr.digests import file_digest
 from lightning_attr.errors import UserError
 from lightning_attr.ground_truth.metrics.functional import loss_change
-from lightning_attr.models.load import NULL
+from lightning_attr.models.load import null_entries, null_of
 
 FORMAT = 1
 
@@ -117,7 +117,9 @@ class Pack:
         plain = {name: getattr(self, name) for name in _TENSORS}
         packed = torch.from_numpy(np.packbits(self.masks.numpy(), axis=1))
         weights = {f"original/{name}": weight for name, weight in self.weights.items()}
-        save_tensors(tensors_path, "pack", {**plain, **_null(self), **weights, "masks": packed}, {"format": FORMAT})
+        save_tensors(
+            tensors_path, "pack", {**plain, **null_entries(self.null), **weights, "masks": packed}, {"format": FORMAT}
+        )
         manifest = {
             "format": FORMAT,
             "settings": dict(self.settings),
@@ -146,8 +148,8 @@ class Pack:
         return cls(
             models=tuple(Model(**model) for model in manifest["models"]),
             masks=torch.from_numpy(bits).bool(),
-            weights=_beginning(tensors, "original/"),
-            null=_beginning(tensors, NULL),
+            weights={name.removeprefix("original/"): tensors[name] for name in tensors if name.startswith("original/")},
+            null=null_of(tensors),
             configs=manifest["original"],
             settings=manifest["settings"],
             **{name: tensors[name] for name in _TENSORS},
@@ -158,15 +160,6 @@ class Pack:
 _TENSORS = (
     "sample_id", "query_id", "losses", "original_losses", "deviations", "similarities", "queries",
 )  # fmt: skip
-
-
-def _null(pack: Pack) -> dict[str, Tensor]:
-    return {f"{NULL}{name}": value for name, value in pack.null.items()}
-
-
-def _beginning(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """Return the tensors whose names begin with ``prefix``, without it."""
-    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
 
 
 def pack_files(path: str | Path) -> tuple[Path, Path]:
@@ -218,5 +211,5 @@ def _checkpoint(pack: Pack) -> bytes:
     """Return the original as :func:`~lightning_attr.models.load` reads it."""
     buffer = io.BytesIO()
     weights = {f"denoiser.{name}": weight for name, weight in pack.weights.items()}
-    torch.save({"state_dict": weights, "trained_model": {**pack.configs, **_null(pack)}}, buffer)
+    torch.save({"state_dict": weights, "trained_model": {**pack.configs, **null_entries(pack.null)}}, buffer)
     return buffer.getvalue()

@@ -19,7 +19,7 @@ from datamodules.store import Store
 from lightning_attr.artifacts.chunks import Chunks
 from lightning_attr.artifacts.scores import Scores
 from lightning_attr.digests import file_digest, samples_used
-from lightning_attr.errors import UserError
+from lightning_attr.errors import UserError, expect_within
 from lightning_attr.methods.base import Context, Method
 from lightning_attr.methods.ensemble import Ensemble
 from lightning_attr.models import Model
@@ -51,6 +51,7 @@ def attribute(
     Raises:
         UserError: Queries, samples, models and method do not fit together, or a score is no finite number.
     """
+    expect_within("batch_size", batch_size, 1)
     ids, positions, device = chosen_queries(queries, query_ids), np.arange(len(store)), torch.device(device)
     check_stores(queries, store, models)
     ensemble = Ensemble(method, [model.to(device) for model in models])

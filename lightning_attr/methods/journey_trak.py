@@ -25,8 +25,7 @@ class JourneyTrak(Trak):
         if self.per_draw:
             raise UserError("method.per_draw: found true, expected false: JourneyTrak's queries have their own draws")
         expect_within("method.noises", noises, 1)
-        if timestep < 0:
-            raise UserError(f"method.timestep: found {timestep}, expected at least 0")
+        expect_within("method.timestep", timestep, 0)
         self.timestep = timestep
         self.noises = noises
         self.query = Draws(1, noises, seed=self.output.draws.seed, window=(timestep, timestep + 1))

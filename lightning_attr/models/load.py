@@ -22,7 +22,7 @@ from lightning_attr.models.process import Diffusion
 
 WEIGHTS = "diffusion_pytorch_model"
 
-#: Before the name of a null condition in a checkpoint's record of its model.
+#: Before the name of a null condition in what is written of a model.
 NULL = "null_"
 
 
@@ -49,9 +49,19 @@ def _from_checkpoint(path: str | Path) -> Model:
     weights = {name.removeprefix("denoiser."): value for name, value in checkpoint["state_dict"].items()}
     load_weights(model.network, weights, path)
     model.network.eval().requires_grad_(False)
-    model.null = {name.removeprefix(NULL): value for name, value in record.items() if name.startswith(NULL)}
+    model.null = null_of(record)
     model.path, model.digest = str(path), file_digest(path)
     return model
+
+
+def null_entries(null: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return null conditions by the names that they have in a checkpoint's record of its model, and in a pack."""
+    return {f"{NULL}{name}": value for name, value in null.items()}
+
+
+def null_of(entries: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Return the null conditions that are among the entries of a record or a pack."""
+    return {name.removeprefix(NULL): value for name, value in entries.items() if name.startswith(NULL)}
 
 
 def _from_folder(folder: Path, variant: str | None) -> Model:

@@ -16,7 +16,7 @@ from lightning_attr.encoders import store_text_encoder
 from lightning_attr.errors import UserError, expect_within
 from lightning_attr.losses import sample_losses
 from lightning_attr.models import build
-from lightning_attr.models.load import NULL
+from lightning_attr.models.load import null_entries
 from lightning_attr.noise import Draws, training_noise
 
 
@@ -130,8 +130,7 @@ class LatentDiffusion(pl.LightningModule):
 
     def trained_model(self) -> dict[str, Any]:
         """Return what a checkpoint says of the model besides its weights."""
-        null = {f"{NULL}{name}": value for name, value in self.model.null.items()}
-        return {**self.configs, "latent_shape": list(self.model.latent_shape), **null}
+        return {**self.configs, "latent_shape": list(self.model.latent_shape), **null_entries(self.model.null)}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint of another architecture, with the difference."""

@@ -5,6 +5,7 @@ Shape suffixes: Q queries, M models (training subsets), S training seeds, K remo
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from itertools import combinations, pairwise
 from typing import NamedTuple
@@ -107,13 +108,15 @@ def variance_components(losses: Tensor) -> Variances:
     """
     expect("losses", losses, (None, None, None))
     seeds, _, models = losses.shape
+    # Where there is one alone, what should be 0 / 0 is rounding / 0: infinite.
+    of_data, of_seed = (count - 1 if count > 1 else math.nan for count in (models, seeds))
     losses = losses.double()
     mean_of_data, mean_of_seed = losses.mean(0, keepdim=True), losses.mean(2, keepdim=True)
     grand_mean = losses.mean((0, 2), keepdim=True)
-    data = seeds * (mean_of_data - grand_mean).square().sum((0, 2)) / (models - 1)
-    seed = models * (mean_of_seed - grand_mean).square().sum((0, 2)) / (seeds - 1)
+    data = seeds * (mean_of_data - grand_mean).square().sum((0, 2)) / of_data
+    seed = models * (mean_of_seed - grand_mean).square().sum((0, 2)) / of_seed
     residual = losses - mean_of_data - mean_of_seed + grand_mean
-    rest = residual.square().sum((0, 2)) / ((seeds - 1) * (models - 1))
+    rest = residual.square().sum((0, 2)) / (of_seed * of_data)
     components = torch.stack([(data - rest) / seeds, (seed - rest) / models, rest])  # [3, Q]
     return Variances(*components.nanmean(1).clamp(min=0).tolist())
 

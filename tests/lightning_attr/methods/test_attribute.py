@@ -72,3 +72,5 @@ def test_mistakes(project: Project) -> None:
         attribute(Similarity(), queries, store, load(project.checkpoint), load(project.checkpoint))
     with pytest.raises(UserError, match=r"query_ids: found \[1, 1\], expected at least one id, each once"):
         attribute(Similarity(), queries, store, query_ids=[1, 1])
+    with pytest.raises(UserError, match="batch_size: found 0, expected at least 1"):
+        attribute(Similarity(), queries, store, batch_size=0)
