@@ -22,6 +22,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from datamodules.grouped import GroupedLatents, check_equal
 from datamodules.store import Store
 from lightning_attr.artifacts import write_atomically
+from lightning_attr.artifacts.inputs import OutputPath
 from lightning_attr.errors import UserError
 from lightning_attr.models import Inputs, read_checkpoint
 from lightning_attr.models.process import expand_right
@@ -53,7 +54,7 @@ class GroupedRetraining(LatentDiffusion):
 
     makes = ()  # in its own folder
 
-    def __init__(self, members: list[Retraining], folders: list[str]) -> None:
+    def __init__(self, members: list[Retraining], folders: list[OutputPath]) -> None:
         if not members or len(folders) != len(members):
             raise UserError(
                 f"model: found {len(members)} members and {len(folders)} folders, expected one of each a run"
@@ -170,7 +171,7 @@ class GroupedRetraining(LatentDiffusion):
                 run = RunFolder(folder)
                 write_checkpoint(run.last_checkpoint, self._member_checkpoint(checkpoint, index))
                 member.record(folder, data, self.trainer.strategy.root_device)
-                run.finish()
+                run.finish(member.makes)
 
     def _member_checkpoint(self, checkpoint: Mapping[str, Any], index: int) -> dict[str, Any]:
         """Return what :func:`~lightning_attr.models.load` needs, and what Lightning needs to open it at all."""
