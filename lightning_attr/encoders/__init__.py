@@ -7,6 +7,8 @@ from lightning_attr.encoders.pretrained import AutoencoderKLEncoder, CLIPText, V
 from lightning_attr.encoders.registry import image_encoder, text_encoder
 from lightning_attr.encoders.store import (
     ENCODER_STATES,
+    check_encoders,
+    encoders_digest,
     jpeg,
     store_image_encoder,
     store_text_encoder,
@@ -22,6 +24,8 @@ __all__ = [
     "PatchPCA",
     "TextEncoder",
     "VisionFeatures",
+    "check_encoders",
+    "encoders_digest",
     "image_encoder",
     "jpeg",
     "store_image_encoder",

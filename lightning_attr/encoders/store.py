@@ -6,18 +6,54 @@ Shapes: B samples, H x W pixels.
 from __future__ import annotations
 
 import io
+import json
 
 import numpy as np
+import xxhash
 from numpy.typing import ArrayLike
 from PIL import Image, UnidentifiedImageError
 
 from datamodules.store import Store
+from lightning_attr.artifacts.provenance import differs
 from lightning_attr.encoders.base import ImageEncoder, TextEncoder
 from lightning_attr.encoders.registry import image_encoder, text_encoder
 from lightning_attr.errors import UserError
 
 #: The encoders whose fitted state a store may carry.
 ENCODER_STATES = ("image", "text")
+
+
+def encoders_digest(store: Store) -> str | None:
+    """Return the digest of the encoders that a store was made with, wherever their weights lie; None if it has none.
+
+    Latents and conditions of two stores mean the same where it is the same.
+    """
+    if not store.schema.encoders:
+        return None
+    digest = xxhash.xxh3_128()
+    for name, config in sorted(store.schema.encoders.items()):
+        known = {key: value for key, value in config.items() if key not in ("source", "pipeline")}
+        digest.update(f"{name} {json.dumps(known if 'weights' in config else config, sort_keys=True)};".encode())
+        digest.update(store.encoder_state(name) or b"")
+    return digest.hexdigest()
+
+
+def check_encoders(store: Store, digest: str | None, path: str) -> None:
+    """Check that a store was made with the same encoders as something else, as far as both are known.
+
+    Args:
+        store: The store.
+        digest: Of the encoders of the other.
+        path: Where that lies.
+
+    Raises:
+        UserError: It was made with others.
+    """
+    if differs(found := encoders_digest(store), digest):
+        raise UserError(
+            f"{store.path}: found encoders of digest {found}, expected {digest} as {path} has them: the same numbers "
+            "would mean other images or texts"
+        )
 
 
 def store_image_encoder(store: Store) -> ImageEncoder:

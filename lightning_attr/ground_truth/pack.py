@@ -233,5 +233,6 @@ def _checkpoint(pack: Pack) -> bytes:
     """Return the original as :func:`~lightning_attr.models.load` reads it."""
     buffer = io.BytesIO()
     weights = {f"denoiser.{name}": weight for name, weight in pack.weights.items()}
-    torch.save({"state_dict": weights, "trained_model": {**pack.configs, **null_entries(pack.null)}}, buffer)
+    record = {**pack.configs, "made_from": {"store": pack.settings["digests"]["store"]}, **null_entries(pack.null)}
+    torch.save({"state_dict": weights, "trained_model": record}, buffer)
     return buffer.getvalue()

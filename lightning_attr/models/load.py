@@ -50,6 +50,7 @@ def _from_checkpoint(path: str | Path) -> Model:
     load_weights(model.network, weights, path)
     model.network.eval().requires_grad_(False)
     model.null = null_of(record)
+    model.made_from = record.get("made_from", {})
     model.path, model.digest = str(path), file_digest(path)
     return model
 

@@ -104,11 +104,21 @@ def name_within(named: str, file: str) -> str | None:
     """
     if file == named:
         return ""
-    parts = Path(named).parts
-    root = Path(*parts[: next((place for place, part in enumerate(parts) if "*" in part), len(parts))])
+    root = _root(named)
     if root not in Path(file).parents or ("*" in named and not _matches(file, named)):
         return None
     return str(Path(file).relative_to(root))
+
+
+def path_within(named: str, name: str) -> Path:
+    """Return where a file lies that :func:`name_within` named."""
+    return _root(named) / name if name else Path(named)
+
+
+def _root(named: str) -> Path:
+    """Return what an argument names, up to its first ``*``."""
+    parts = Path(named).parts
+    return Path(*parts[: next((place for place, part in enumerate(parts) if "*" in part), len(parts))])
 
 
 def _matches(file: str, pattern: str) -> bool:
@@ -141,9 +151,9 @@ def differences(old: Config, new: Config, ignored: Collection[str]) -> Iterator[
             yield f"{key}: {was} -> {now}"
     for key in sorted(keys):
         was, now = old["inputs"].get(key, {}), new["inputs"].get(key, {})
-        path = new["settings"].get(key, old["settings"].get(key))
+        path = str(new["settings"].get(key, old["settings"].get(key)))
         for name in sorted(was.keys() | now.keys()):
             if was.get(name) != now.get(name):
-                yield f"{key} {Path(path) / name}: {was.get(name, 'missing')} -> {now.get(name, 'missing')}"
+                yield f"{key} {path_within(path, name)}: {was.get(name, 'missing')} -> {now.get(name, 'missing')}"
     if old["verb"] != new["verb"]:
         yield f"verb: {old['verb']} -> {new['verb']}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import platform
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,15 +17,15 @@ from lightning_attr.errors import UserError
 LOCK = "lock"
 """The file by which a process holds a folder, and that says who does."""
 
-#: The folders that this process holds.
-_held: set[Path] = set()
+#: The folders that are held by this process, with the thread that does.
+_held: set[tuple[int, Path]] = set()
 
 
 @contextmanager
 def locked(folder: Path, patience: float = 0.0) -> Iterator[None]:
     """Hold a folder; the system lets go of it when the process ends, however that happens.
 
-    A process that holds it already may do so again, as a sweep does whose entry is run in the same process.
+    Who holds it already may do so again, as a sweep does that runs an entry itself.
 
     Args:
         folder: The folder; made where there is none.
@@ -33,7 +34,7 @@ def locked(folder: Path, patience: float = 0.0) -> Iterator[None]:
     Raises:
         UserError: Another process still holds it, or the file system has no locks.
     """
-    if folder.resolve() in _held:
+    if (own := (threading.get_ident(), folder.resolve())) in _held:
         yield
         return
     folder.mkdir(parents=True, exist_ok=True)
@@ -45,11 +46,11 @@ def locked(folder: Path, patience: float = 0.0) -> Iterator[None]:
             time.sleep(min(0.2, patience))
         file.truncate(0)
         print(f"{platform.node()}:{os.getpid()}", file=file, flush=True)
-        _held.add(resolved := folder.resolve())
+        _held.add(own)
         try:
             yield
         finally:
-            _held.discard(resolved)
+            _held.discard(own)
             # Forked workers may still have the file open: closing it here would not give up the lock.
             fcntl.flock(file, fcntl.LOCK_UN)
 

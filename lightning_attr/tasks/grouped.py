@@ -98,7 +98,7 @@ class GroupedRetraining(LatentDiffusion):
         check_trainer(self.trainer)
         super().setup(stage)
         for member in self.members:
-            member.check()
+            member.check(self.store)
         config = yaml.safe_load((Path(self.trainer.default_root_dir) / "config.yaml").read_text())
         configs = [member_config(config, index, folder) for index, folder in enumerate(self.folders)]
         self._unfinished = [RunFolder(f).start("fit", own) for f, own in zip(self.folders, configs, strict=True)]

@@ -10,7 +10,9 @@ Refused = Callable[[list[str]], str]
 
 
 def snapshot(folder: Path) -> dict[str, int]:
-    return {str(path): path.stat().st_mtime_ns for path in sorted(folder.rglob("*")) if path.is_file()}
+    """When each file was written last, but for those that say which process has a folder."""
+    files = (path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != "lock")
+    return {str(path): path.stat().st_mtime_ns for path in files}
 
 
 def flipped(path: Path, target: Path, at: float) -> Path:

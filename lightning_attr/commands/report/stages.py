@@ -10,6 +10,7 @@ from typing import Any
 from datamodules.store import Store
 from lightning_attr.errors import UserError
 from lightning_attr.runs.folder import read_manifest
+from lightning_attr.runs.identity import path_within
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,16 @@ class Stage:
         limits = {key: value for key, value in manifest["limits"].items() if value is not None}
         times = {key: manifest[key] for key in ("started", "finished") if key in manifest}
         return {"status": manifest["status"], "verb": manifest["verb"], "seed": manifest.get("seed"), **limits, **times}
+
+    @property
+    def inputs(self) -> dict[str, str]:
+        """Return the digests of what it read, by path."""
+        settings, inputs = self.manifest["settings"], self.manifest["inputs"]
+        return {
+            str(path_within(settings[key], name)): digest
+            for key, files in inputs.items()
+            for name, digest in files.items()
+        }
 
     @property
     def versions(self) -> dict[str, str]:

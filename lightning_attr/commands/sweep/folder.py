@@ -29,7 +29,7 @@ from lightning_attr.commands.sweep.plan import (
 from lightning_attr.console import warn
 from lightning_attr.digests import file_digest
 from lightning_attr.errors import UserError
-from lightning_attr.runs.identity import declared_paths, flatten, result_settings
+from lightning_attr.runs.identity import declared_paths, flatten
 from lightning_attr.runs.lock import locked
 
 #: Seconds to wait for an entry's lock: its last process may still be saving, or dying.
@@ -210,7 +210,8 @@ def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[str
     """Yield what changed; entries that are only in one of the two do not count."""
     both = sorted(old["entries"].keys() & new["entries"].keys())
     was, now = (
-        {"": _common(each["settings"]), **{f"{name}: ": each["entries"][name] for name in both}} for each in (old, new)
+        {"": _common(each["settings"]), **{f"entries.{name}.": each["entries"][name] for name in both}}
+        for each in (old, new)
     )
     for part in was:
         for key in sorted(was[part].keys() | now[part].keys()):
@@ -220,7 +221,6 @@ def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[str
 
 def _common(settings: Settings) -> dict[str, Any]:
     """Return what all entries depend on by dotted keys, without the paths of what is known by its digest."""
-    training = result_settings({"trainer": {}, **settings["training"]})
-    paths = dict(declared_paths(training))
-    flat = {f"training.{key}": value for key, value in flatten(training) if key not in paths}
-    return {**flat, **dict(flatten({key: value for key, value in settings.items() if key != "training"}))}
+    paths = {key for key, _ in declared_paths(settings["training"], prefix="training.")}
+    free = ("training.vars.", "training.trainer.default_root_dir")
+    return {key: value for key, value in flatten(settings) if key not in paths and not key.startswith(free)}
