@@ -49,11 +49,8 @@ class Stage:
     def inputs(self) -> dict[str, str]:
         """Return the digests of what it read, by path."""
         settings, inputs = self.manifest["settings"], self.manifest["inputs"]
-        return {
-            str(path_within(settings[key], name)): digest
-            for key, files in inputs.items()
-            for name, digest in files.items()
-        }
+        digests = ((path_within(settings[key], name), files[name]) for key, files in inputs.items() for name in files)
+        return {str(path): digest for path, digest in digests}
 
     @property
     def versions(self) -> dict[str, str]:
