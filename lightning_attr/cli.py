@@ -18,9 +18,9 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 import lightning_attr.tasks  # noqa: F401 (makes the tasks known by their class names)
 from callbacks import TopImages
+from lightning_attr.artifacts.checkpoint_files import read_checkpoint
 from lightning_attr.console import err, made, note, out, summary
 from lightning_attr.errors import UserError, one_line
-from lightning_attr.models import read_checkpoint
 from lightning_attr.options import check_yaml, config_files, user_errors
 from lightning_attr.runs.checkpoints import AtomicCheckpointIO, RunCheckpoint
 from lightning_attr.runs.folder import RunFolder

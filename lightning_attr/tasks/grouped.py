@@ -22,9 +22,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from datamodules.grouped import GroupedLatents, check_equal
 from datamodules.store import Store
 from lightning_attr.artifacts import write_atomically
+from lightning_attr.artifacts.checkpoint_files import read_checkpoint, with_digests
 from lightning_attr.artifacts.inputs import OutputPath
 from lightning_attr.errors import UserError
-from lightning_attr.models import Inputs, read_checkpoint
+from lightning_attr.models import Inputs
 from lightning_attr.models.process import expand_right
 from lightning_attr.noise import training_noise
 from lightning_attr.runs.folder import RunFolder
@@ -224,7 +225,7 @@ def clip_each_norm(gradients: Sequence[Tensor], max_norm: float) -> None:
 def write_checkpoint(path: Path, checkpoint: Mapping[str, Any]) -> None:
     """Write a checkpoint, as a whole or not at all."""
     file = io.BytesIO()
-    torch.save(dict(checkpoint), file)
+    torch.save(with_digests(checkpoint), file)
     write_atomically(path, file.getvalue())
 
 

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+
+import torch
 
 Refused = Callable[[list[str]], str]
 """Runs a command that must be refused, and returns its one message."""
@@ -27,6 +30,15 @@ def truncated(path: Path, target: Path) -> Path:
     """Copy the first half of a file."""
     data = path.read_bytes()
     target.write_bytes(data[: len(data) // 2])
+    return target
+
+
+def changed(path: Path, target: Path, change: Callable[[dict[str, Any]], object]) -> Path:
+    """Copy a checkpoint with other contents, and without digests, as others may write one."""
+    checkpoint = torch.load(path, weights_only=True)
+    del checkpoint["digests"]
+    change(checkpoint)
+    torch.save(checkpoint, target)
     return target
 
 

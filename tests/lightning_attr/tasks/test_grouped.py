@@ -20,9 +20,10 @@ from datamodules import Exclude, LatentDataModule, Subset
 from datamodules.grouped import GroupedLoader
 from datamodules.loading import LatentLoader
 from lightning_attr.artifacts import load_tensors, read_json
+from lightning_attr.artifacts.checkpoint_files import read_checkpoint
 from lightning_attr.cli import main, run_stage
 from lightning_attr.errors import UserError
-from lightning_attr.models import Inputs, load, read_checkpoint
+from lightning_attr.models import Inputs, load
 from lightning_attr.noise import training_noise
 from lightning_attr.tasks import GroupedRetraining, Retraining
 from lightning_attr.tasks.grouped import clip_each_norm, real_means
