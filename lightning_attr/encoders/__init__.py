@@ -8,6 +8,7 @@ from lightning_attr.encoders.registry import image_encoder, text_encoder
 from lightning_attr.encoders.store import (
     ENCODER_STATES,
     jpeg,
+    read_image,
     store_image_encoder,
     store_text_encoder,
     thumb_images,
@@ -24,6 +25,7 @@ __all__ = [
     "VisionFeatures",
     "image_encoder",
     "jpeg",
+    "read_image",
     "store_image_encoder",
     "store_text_encoder",
     "text_encoder",

@@ -23,8 +23,10 @@ from datamodules.store.layout import (
     seal,
 )
 from datamodules.store.pages import seal as seal_pages
+from lightning_attr.encoders import PatchPCA
 
 COUNT = 3
+STATE = PatchPCA(4, 3).state()
 IDS = np.arange(0, 3 * COUNT, 3)
 CAPTIONS = 1 + IDS % 3
 
@@ -54,6 +56,7 @@ def hand_made(path: Path, changes: Values) -> Path:
     values: Values = {
         (HEAD, b"schema"): schema(),
         (HEAD, b"complete"): {"count": COUNT, "digest": "xxh3-128:0"},
+        state("image"): STATE,
         (HEAD, b"index"): encode_index(IDS, CAPTIONS.astype(np.int32)),
     }
     for position, id in enumerate(IDS):
@@ -63,7 +66,7 @@ def hand_made(path: Path, changes: Values) -> Path:
     for name, field in FIELDS.items():
         arrays = np.stack([sample(int(id)).arrays[name] for id in IDS])
         values.setdefault((name, key_of(0)), Blocks.of(name, field).encode(0, arrays))
-    with lmdb.open(f"{path}.raw", subdir=False, map_size=1 << 26, max_dbs=20, lock=False) as env:
+    with lmdb.open(f"{path}.raw", subdir=False, map_size=1 << 26, max_dbs=20, lock=False, sync=False) as env:
         for (name, key), value in values.items():
             if value is None:
                 continue
