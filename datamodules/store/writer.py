@@ -7,6 +7,7 @@ import fcntl
 import os
 import time
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any, Self
 
@@ -115,7 +116,7 @@ class StoreWriter:
         """
         self._check_sample(sample)
         arrays = {name: np.array(sample.arrays[name]) for name in self._blocks}  # copies: the caller may reuse his
-        self._tail.append(Sample(sample.meta, arrays, sample.thumb))
+        self._tail.append(replace(sample, arrays=arrays))
         self._ids.append(sample.meta.id)
         self._caption_counts.append(len(sample.meta.captions))
         if len(self._tail) >= self._group or time.monotonic() - self._flushed_at > GROUP_SECONDS:
