@@ -13,11 +13,11 @@ import yaml
 
 from lightning_attr.artifacts import write_atomically
 from lightning_attr.artifacts.before import renamed
+from lightning_attr.artifacts.checkpoint_files import read_checkpoint
 from lightning_attr.artifacts.records import read_record, write_record
 from lightning_attr.console import note
 from lightning_attr.digests import file_digest
 from lightning_attr.errors import UserError
-from lightning_attr.models import read_checkpoint
 from lightning_attr.runs.identity import Config, differences, flatten, inputs, name_within, outputs, result_settings
 from lightning_attr.runs.lock import LOCK
 
