@@ -9,7 +9,7 @@ KRONFLUENCE := 'kronfluence>=1.0.1' 'accelerate>=1.0' 'einconv>=0.1' 'einops>=0.
 # Tests of one file stay together: they share projects that take seconds to make.
 TWO := -n 2 --dist loadfile
 
-.PHONY: demo test lint slow benchmark docs
+.PHONY: demo test lint slow trials benchmark docs
 
 demo: .venv/installed
 	$(BIN)/python -m tools.demo
@@ -25,6 +25,10 @@ lint: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# Wrong settings, damaged files and kills by the thousand, and a table of what became of them: about an hour.
+trials: .venv/installed
+	$(BIN)/python -m tools.trials --jobs 2
 
 # litdata and kronfluence pull torchvision, which does not load beside a CPU build of torch and which nothing here needs:
 # the peers get an environment of their own, without it.

@@ -27,6 +27,16 @@ def expect_within(key: str, value: float | None, low: float, high: float = math.
         raise UserError(f"{key}: found {value}, expected {expected}")
 
 
+def shortened(text: str, most: int) -> str:
+    """Return at most so many characters of a text of others, and how many there are where those are not all."""
+    return text if len(text) <= most else f"{text[:most]}... ({len(text):,} characters)"
+
+
+def quoted(value: object) -> str:
+    """Return how a message says what was found in a file of others."""
+    return shortened(repr(value), 80)
+
+
 #: The longest that an error of another library may be in a message.
 LONGEST = 500
 #: Libraries that read the user's settings; whose errors are about them.
@@ -45,7 +55,7 @@ def one_line(error: BaseException) -> str:
     said = [each for each in re.split(r"(?<=[.!?:])\s+", " ".join(text.split())) if not _ADVICE.search(each)]
     line = " ".join(said) or type(error).__name__
     line = line if isinstance(error, SPEAKING) else f"{type(error).__name__}: {line}"
-    return line if len(line) <= LONGEST else f"{line[:LONGEST]} ..."
+    return shortened(line, LONGEST)
 
 
 def system_error(error: OSError, path: object = None) -> UserError:

@@ -14,8 +14,8 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor
 
 from lightning_attr.artifacts import whole_file
+from lightning_attr.artifacts.checkpoint_files import read_checkpoint, with_digests
 from lightning_attr.errors import UserError, expect_within
-from lightning_attr.models import read_checkpoint
 from lightning_attr.runs.ranks import gather
 
 #: What Lightning needs of a checkpoint to go on from it.
@@ -39,7 +39,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         """Write a checkpoint, or leave the one that is there."""
         with whole_file(path) as file:
-            torch.save(checkpoint, file)
+            torch.save(with_digests(checkpoint), file)
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
         """Read a checkpoint; a damaged or malicious one is the user's error, with one message."""

@@ -1,0 +1,1 @@
+"""What the project does about wrong settings, damaged files and kills, counted."""
