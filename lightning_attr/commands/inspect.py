@@ -37,6 +37,7 @@ def _describe(path: Path, store: Store) -> None:
         ("captions per sample", ", ".join(f"{count} in {per_sample[count]:,}" for count in sorted(per_sample))),
         ("size", f"{path.stat().st_size / 1e6:,.1f} MB"),
         ("digest", store.digest),
+        *store.notes.items(),
     ]
     for name, config in store.schema.encoders.items():
         state = store.encoder_state(name)

@@ -158,6 +158,19 @@ class CLIPText:
         """Return the shape of the text states."""
         return {"text": (self.tokens, self.dim)}
 
+    @property
+    def room(self) -> int:
+        """Return how many tokens of a text are encoded: all but begin and end."""
+        return self.tokens - 2
+
+    def lengths(self, texts: list[str]) -> list[int]:
+        """Return how many tokens each text has that are in the vocabulary."""
+        if not texts:
+            return []
+        found = self._tokenizer(texts, add_special_tokens=False, verbose=False).input_ids
+        unknown = self._tokenizer.unk_token_id
+        return [sum(token != unknown for token in tokens) for tokens in found]
+
     @torch.no_grad()
     def encode(self, texts: list[str]) -> dict[str, Tensor]:
         """Encode texts to float32 states, ``text`` [B, tokens, dim]."""
