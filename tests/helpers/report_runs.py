@@ -24,6 +24,7 @@ from lightning_attr.runs.folder import RunFolder
 SAMPLES, SIDE = 40, 16
 QUERIES = (0, 1, 2, 4)
 HOSTILE = "<script>alert('caption')</script> & \"quotes\""
+CONTROLS = "\x1b[2J\x00\u202e"
 LICENCE = "Attribution-ShareAlike License (http://creativecommons.org/licenses/by-sa/2.0/)"
 SOURCE = "http://farm8.example.org/7452/8930538048_z.jpg"
 METHODS = ("influence-ekfac", "gradient-dot", "trak", "d-trak", "journey-trak", "random")
