@@ -294,7 +294,7 @@ def _loading(kind: str, source: str) -> Iterator[None]:
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         reason = shortened(str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__, 200)
         raise UserError(
-            f"{kind} {shortened(source, 250)}: expected a hub name or a local folder with safetensors weights: {reason}"
+            f"{kind} {shortened(source, 120)}: expected a hub name or a local folder with safetensors weights: {reason}"
         ) from error
 
 
