@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from datamodules.store import Store
-from datamodules.store.records import Field, Schema, first_difference
+from datamodules.store.records import Field, Meta, Schema, first_difference
 from lightning_attr.commands.prepare.images import Pixels
 from lightning_attr.encoders import ImageEncoder, TextEncoder
 from lightning_attr.encoders.store import store_image_encoder, store_text_encoder
@@ -55,9 +55,19 @@ class Recipe:
             encoders={"image": self.image.config(), "text": self.text.config()},
         )
 
-    def arrays(self, pixels: Pixels, captions: Sequence[Sequence[str]]) -> list[dict[str, Half]]:
-        """Encode uint8 pixels [B, size, size, 3] and at most ``captions`` texts an image to arrays by field."""
+    def arrays(self, pixels: Pixels, metas: Sequence[Meta]) -> list[dict[str, Half]]:
+        """Encode uint8 pixels [B, size, size, 3] and at most ``captions`` texts an image to arrays by field.
+
+        Raises:
+            UserError: An encoder gives numbers that half precision cannot hold.
+        """
+        captions = [meta.captions for meta in metas]
         arrays = {"latent": self._latents(pixels), **self._conditions(captions)}
+        for name, values in arrays.items():
+            finite = np.isfinite(values).reshape(len(metas), -1).all(1)
+            if not finite.all():
+                image = f"image {metas[int(finite.argmin())].id}"
+                raise UserError(f"{image}: found no finite {name} in half precision, expected numbers below 65504")
         return [{name: values[row] for name, values in arrays.items()} for row in range(len(pixels))]
 
     def count_texts(self, captions: Iterable[str]) -> Counter[str]:
@@ -71,7 +81,7 @@ class Recipe:
         images = torch.from_numpy(pixels)
         views = [images, images.flip(2)] if self.flips else [images]
         latents = torch.stack([self.image.encode(view) for view in views], dim=1)
-        return _half(latents, "image")
+        return _half(latents)
 
     def _conditions(self, captions: Sequence[Sequence[str]]) -> dict[str, Half]:
         """Encode captions to conditions [B, captions, ...] by name, zero where an image has fewer captions."""
@@ -79,17 +89,12 @@ class Recipe:
         arrays = {}
         for name, encoded in self.text.encode([text for texts in captions for text in texts]).items():
             arrays[name] = np.zeros((*has_caption.shape, *encoded.shape[1:]), np.float16)
-            arrays[name][has_caption] = _half(encoded, "text")
+            arrays[name][has_caption] = _half(encoded)
         return arrays
 
 
-def _half(values: torch.Tensor, encoder: str) -> Half:
-    """Convert to float16, refusing what it cannot hold."""
-    half = values.to("cpu", torch.float16)
-    if not half.isfinite().all():
-        largest = values.abs().max().item()
-        raise UserError(f"{encoder} encoder: found a value of size {largest:.3g}, expected finite ones below 65504")
-    return half.numpy()
+def _half(values: torch.Tensor) -> Half:
+    return values.to("cpu", torch.float16).numpy()
 
 
 def encoders_of(path: Path) -> tuple[ImageEncoder, TextEncoder]:

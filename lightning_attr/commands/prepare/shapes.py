@@ -113,7 +113,7 @@ def _write(writer: StoreWriter, recipe: Recipe, scenes: dict[int, Scene], metas:
     with progress("images") as bar:
         task = bar.add_task("encode", total=len(scenes))
         for ids, pixels in _rendered(scenes, recipe.size):
-            arrays = recipe.arrays(pixels, [metas[id].captions for id in ids])
+            arrays = recipe.arrays(pixels, [metas[id] for id in ids])
             for id, fields in zip(ids, arrays, strict=True):
                 if last is None or id > last:
                     writer.write(Sample(metas[id], fields, thumbnail(render(scenes[id], 3 * recipe.size))))
