@@ -1,6 +1,7 @@
 """What all commands share: where they print, how they show progress, how they end on a mistake."""
 
 import os
+import re
 import shlex
 import signal
 import sys
@@ -9,19 +10,45 @@ from contextlib import contextmanager, suppress
 from textwrap import fill
 from typing import NoReturn
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
 from rich.measure import Measurement
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.segment import Segment
 from rich.table import Column, Table
 from rich.text import Text
 
 from lightning_attr.errors import UserError, explained
 
-out = Console(highlight=False)
+
+class Terminal(Console):
+    """A console that takes all text as it is: brackets are no markup, and no character in it commands the terminal."""
+
+    def __init__(self, stderr: bool = False) -> None:
+        super().__init__(stderr=stderr, highlight=False, markup=False, emoji=False)
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        """Render without control characters, whoever wrote them."""
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else Segment(printable(segment.text), segment.style)
+
+
+out = Terminal()
 """Results: tables and the sentences a user reads at the end."""
 
-err = Console(stderr=True, highlight=False)
+err = Terminal(stderr=True)
 """Everything else: progress bars, warnings, errors."""
+
+
+def printable(text: str) -> str:
+    """Return foreign text with a sign in place of every character that is none: controls, turns of direction, halves.
+
+    Line ends and tabs are kept.
+    """
+    return text if text.isprintable() else _CONTROLS.sub("\N{REPLACEMENT CHARACTER}", text)
+
+
+#: C0 and C1 but line ends and tabs, marks and turns of direction, line separators, halves of surrogate pairs.
+_CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 class Stopped(BaseException):
@@ -98,15 +125,15 @@ def _stoppable() -> Iterator[None]:
 
 def _end(message: str, status: int, style: str = "") -> NoReturn:
     with suppress(OSError):  # there is no terminal any more
-        err.print(message, style=style, markup=False, soft_wrap=True)
+        err.print(message, style=style, soft_wrap=True)
     sys.exit(status)
 
 
 def made(paths: Iterable[object], then: str | None = None) -> None:
     """Say at the end of a command what it made, and what is useful next."""
-    out.print(f"made: {', '.join(map(str, paths))}", markup=False, soft_wrap=True)
+    out.print(f"made: {', '.join(map(str, paths))}", soft_wrap=True)
     if then is not None:
-        out.print(f"next: {then}", markup=False, soft_wrap=True)
+        out.print(f"next: {then}", soft_wrap=True)
 
 
 def command(*words: object) -> str:
@@ -117,12 +144,12 @@ def command(*words: object) -> str:
 def note(message: str) -> None:
     """Print on stderr what a user may want to know, unless ``-q`` is given."""
     if not out.quiet:
-        err.print(message, markup=False, soft_wrap=True)
+        err.print(message, soft_wrap=True)
 
 
 def warn(message: str) -> None:
     """Print one warning line on stderr."""
-    err.print(f"warning: {message}", style="yellow", markup=False, soft_wrap=True)
+    err.print(f"warning: {message}", style="yellow", soft_wrap=True)
 
 
 class RateColumn(ProgressColumn):

@@ -74,7 +74,7 @@ class GracefulStop(Callback):
             raise SIGTERMException(self._status)
         self._requested = True
         if signum == signal.SIGINT:
-            err.print("stopping after this batch; press Ctrl-C again to stop at once", markup=False)
+            err.print("stopping after this batch; press Ctrl-C again to stop at once")
             signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def _restore(self) -> None:
