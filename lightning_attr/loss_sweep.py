@@ -15,8 +15,11 @@ from torch import Tensor
 
 from datamodules.loading import whole_samples
 from datamodules.store import Store
-from lightning_attr.artifacts import load_tensors, save_tensors
+from lightning_attr.artifacts import load_tensors, read_header, save_tensors
 from lightning_attr.artifacts.chunks import Chunks
+from lightning_attr.artifacts.expect import expect_tensors
+from lightning_attr.console import warn
+from lightning_attr.errors import UserError
 from lightning_attr.losses import sample_losses
 from lightning_attr.models import Model
 from lightning_attr.noise import Draws
@@ -44,10 +47,21 @@ class LossSweep:
         self._chunks = Chunks(folder, settings, np.arange(samples), batch_size, batches=BATCHES_PER_CHUNK)
 
     def cached(self) -> Tensor | None:
-        """Return the losses where a file of the same settings is there, else None."""
+        """Return the losses where a file of the same settings is there, else None; a damaged one is none.
+
+        Raises:
+            UserError: What is there holds no losses.
+        """
         if not self.path.exists():
             return None
-        tensors, settings = load_tensors(self.path, "losses")
+        try:
+            tensors, settings = load_tensors(self.path, "losses")
+        except UserError as error:
+            if read_header(self.path).kind != "losses":
+                raise
+            warn(f"{error}; they are measured again")
+            return None
+        expect_tensors(self.path, tensors, {"losses": "finite N V D"}, N=sum(map(len, self._chunks.positions)))
         return tensors["losses"] if settings == self._chunks.settings else None
 
     def differs(self) -> bool:

@@ -102,7 +102,11 @@ class Chunks(Sequence[Tensor]):
         if not (path := self._path(index)).exists():
             return None
         tensors, header = load_artifact(path)
-        return tensors["rows"] if (header.kind, header.settings) == ("chunk", self.settings) else None
+        if (header.kind, header.settings) != ("chunk", self.settings):
+            return None
+        if len(tensors.get("rows", ())) != len(self.positions[index]):
+            raise UserError(f"{path}: found no rows of {len(self.positions[index])} samples")
+        return tensors["rows"]
 
     def _path(self, index: int) -> Path:
         positions = self.positions[index]

@@ -9,6 +9,7 @@ from typing import Any
 
 import xxhash
 
+from lightning_attr.artifacts.expect import expect_settings
 from lightning_attr.artifacts.tensors import read_json, write_json
 from lightning_attr.errors import UserError
 
@@ -40,11 +41,7 @@ def read_record(path: str | Path, expected: Mapping[str, type], what: str) -> di
     checksum = found.pop("checksum", None)
     if (checksum or "format" in found) and _checksum(found) != checksum:
         raise UserError(f"{path}: damaged, its checksum does not match its contents")
-    for key, kind in expected.items():
-        if key not in found:
-            raise UserError(f"{path}: found no {key}, expected the {what}")
-        if not isinstance(found[key], kind):
-            raise UserError(f"{path}: found {key} of type {type(found[key]).__name__}, expected {kind.__name__}")
+    expect_settings(f"{path}, expected the {what}", found, expected)
     return found
 
 

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lightning_attr.artifacts.expect import expect_settings, expect_tensors
 from lightning_attr.artifacts.tensors import load_artifact, save_tensors
 from lightning_attr.errors import UserError
 
@@ -206,11 +207,17 @@ def load_scores(path: str | Path) -> Scores | TopScores:
     tensors, header = load_artifact(path, *KINDS)
     if (sign := header.words.get("sign", SIGN)) != SIGN:
         raise UserError(f"{path}: found scores of the sign {sign!r}, expected {SIGN!r}")
-    return KINDS[header.kind](**tensors, method=header.words["method"], settings=header.settings)
+    form, expected = KINDS[header.kind]
+    expect_tensors(path, tensors, expected)
+    expect_settings(str(path), header.words, {"method": str})
+    return form(**{name: tensors[name] for name in expected}, method=header.words["method"], settings=header.settings)
 
 
-#: The forms of scores, by what their files say that they hold.
-KINDS: Mapping[str, type[Scores] | type[TopScores]] = {"scores": Scores, "top scores": TopScores}
+#: The forms of scores, by what their files say that they hold, and the tensors of each.
+KINDS: Mapping[str, tuple[type[Scores] | type[TopScores], Mapping[str, str]]] = {
+    "scores": (Scores, {"scores": "float Q N", "query_id": "int Q", "sample_id": "int N"}),
+    "top scores": (TopScores, {"index": "int Q K", "value": "float Q K", "query_id": "int Q"}),
+}
 
 
 def _row(scores: Scores | TopScores, query_id: int, k: int) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from lightning_attr.artifacts import load_tensors
+from lightning_attr.artifacts.expect import expect_settings
 from lightning_attr.curvature.diagonal import DiagonalCurvature
 from lightning_attr.curvature.kronecker import KroneckerCurvature
 from lightning_attr.curvature.kronfluence_layout import factors_digest, load_factors
@@ -22,9 +23,10 @@ def load_curvature(path: str | Path) -> AnyCurvature:
     if Path(path).is_dir():
         return load_factors(path)
     tensors, settings = load_tensors(path, "curvature")
+    expect_settings(str(path), settings, {"kind": str})
     if settings["kind"] == "diagonal":
         return DiagonalCurvature(tensors, settings)
-    return KroneckerCurvature.from_tensors(tensors, settings)
+    return KroneckerCurvature.from_tensors(str(path), tensors, settings)
 
 
 def curvature_digest(path: str | Path) -> str:

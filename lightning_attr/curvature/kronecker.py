@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from lightning_attr.artifacts import save_tensors
+from lightning_attr.artifacts.expect import expect_settings, expect_tensors
 from lightning_attr.curvature.damping import Damping
 from lightning_attr.curvature.errors import check_shape, missing
 from lightning_attr.errors import UserError
@@ -142,9 +143,14 @@ class KroneckerCurvature:
         )
 
     @classmethod
-    def from_tensors(cls, tensors: Mapping[str, Tensor], settings: Mapping[str, Any]) -> KroneckerCurvature:
-        """Put together what :meth:`save` wrote."""
+    def from_tensors(cls, path: str, tensors: Mapping[str, Tensor], settings: Mapping[str, Any]) -> KroneckerCurvature:
+        """Put together what :meth:`save` wrote into a file.
+
+        Raises:
+            UserError: It holds something else.
+        """
         settings = dict(settings)
+        _check(path, tensors, settings)
         kind, owners, counts = (settings.pop(key) for key in ("kind", "layers", "counts"))
 
         def factor(key: str) -> Factor:
@@ -158,6 +164,23 @@ class KroneckerCurvature:
                 activations[owner], factor(f"gradient/{name}"), tensors.get(key), counts.get(key, 0)
             )
         return cls(kind, layers, settings)
+
+
+def _check(path: str, tensors: Mapping[str, Tensor], settings: Mapping[str, Any]) -> None:
+    expect_settings(path, settings, {"kind": str, "layers": dict, "counts": dict})
+    owners: Mapping[str, str] = settings["layers"]
+    expected: dict[str, str] = {}
+    counted: list[str] = []
+    expect_settings(f"{path}: layers", owners, dict.fromkeys(owners, str))
+    for name, owner in owners.items():
+        for part, size in ((f"activation/{owner}", f"I:{owner}"), (f"gradient/{name}", f"O:{name}")):
+            expected |= {f"{part}/eigenvectors": f"float {size} {size}", f"{part}/eigenvalues": f"float {size}"}
+            counted.append(part)
+        if settings["kind"] == "ekfac":
+            expected[f"eigenvalues/{name}"] = f"float O:{name} I:{owner}"
+            counted.append(f"eigenvalues/{name}")
+    expect_tensors(path, tensors, expected)
+    expect_settings(f"{path}: counts", settings["counts"], dict.fromkeys(counted, int))
 
 
 def layer_curvature(

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from lightning_attr.artifacts import load_tensors, save_tensors, write_atomically
+from lightning_attr.artifacts.expect import expect_settings, expect_tensors
 from lightning_attr.artifacts.records import read_record, write_record
 from lightning_attr.digests import file_digest
 from lightning_attr.errors import UserError
@@ -26,6 +27,9 @@ from lightning_attr.ground_truth.metrics.functional import loss_change
 from lightning_attr.models.load import null_entries, null_of
 
 FORMAT = 1
+
+#: What a pack was made from.
+ROLES = ("original", "queries", "store")
 
 #: What models whose training set follows no attribution method have for its name.
 UNATTRIBUTED = ("random", "subset", "full")
@@ -143,7 +147,8 @@ class Pack:
                 f"{tensors_path}: damaged or of another pack: found digest {found}, "
                 f"expected {manifest['tensors']} as {manifest_path} has it"
             )
-        _check_shapes(tensors_path, tensors, len(manifest["models"]))
+        models, samples = len(manifest["models"]), tensors["sample_id"].numel() if "sample_id" in tensors else 0
+        expect_tensors(tensors_path, tensors, TENSORS, M=models, B=-(-samples // 8))
         bits = np.unpackbits(tensors["masks"].numpy(), axis=1, count=len(tensors["sample_id"]))
         return cls(
             models=tuple(Model(**model) for model in manifest["models"]),
@@ -156,10 +161,19 @@ class Pack:
         )
 
 
-#: The tensors that are stored as they are.
-_TENSORS = (
-    "sample_id", "query_id", "losses", "original_losses", "deviations", "similarities", "queries",
-)  # fmt: skip
+#: The tensors that are stored as they are: Y bytes of the query store.
+_TENSORS: Mapping[str, str] = {
+    "sample_id": "int N",
+    "query_id": "int Q",
+    "losses": "float M Q D",
+    "original_losses": "float Q D",
+    "deviations": "float M Q",
+    "similarities": "float M Q",
+    "queries": "int Y",
+}
+
+#: All of the models, and B bytes of eight samples each.
+TENSORS: Mapping[str, str] = {**_TENSORS, "masks": "int M B"}
 
 
 def pack_files(path: str | Path) -> tuple[Path, Path]:
@@ -177,34 +191,13 @@ def _read_manifest(path: Path) -> dict[str, Any]:
     for index, model in enumerate(manifest["models"]):
         if not isinstance(model, dict) or model.keys() != set(Model._fields):
             raise UserError(f"{path}: found no model in models[{index}], expected {', '.join(Model._fields)}")
-    for part in ("draws", "digests"):
-        if not isinstance(manifest["settings"].get(part), dict):
-            raise UserError(f"{path}: found no settings.{part}, expected those of a sweep")
+        expect_settings(f"{path}: models[{index}]", model, {"name": str, "method": str, "k": int, "seed": int})
+        if not isinstance(model["query"], int | None):
+            raise UserError(f"{path}: models[{index}]: found query {model['query']!r}, expected an id or none")
+    expect_settings(f"{path}: settings", manifest["settings"], {"draws": dict, "digests": dict})
+    expect_settings(f"{path}: digests", manifest["settings"]["digests"], dict.fromkeys(ROLES, str))
+    expect_settings(f"{path}: original", manifest["original"], {"denoiser": dict, "scheduler": dict})
     return manifest
-
-
-def _check_shapes(path: Path, tensors: Mapping[str, Tensor], models: int) -> None:
-    """Check that the tensors are those of so many models.
-
-    Raises:
-        UserError: One is missing or of another shape.
-    """
-    if missing := [name for name in (*_TENSORS, "masks") if name not in tensors]:
-        raise UserError(f"{path}: found no {missing[0]}, expected the tensors of a pack")
-    queries, samples = tensors["query_id"].numel(), tensors["sample_id"].numel()
-    draws = tensors["losses"].shape[-1]
-    shapes = {
-        "query_id": (queries,),
-        "sample_id": (samples,),
-        "masks": (models, -(-samples // 8)),
-        "losses": (models, queries, draws),
-        "original_losses": (queries, draws),
-        "deviations": (models, queries),
-        "similarities": (models, queries),
-    }
-    for name, shape in shapes.items():
-        if tuple(tensors[name].shape) != shape:
-            raise UserError(f"{path}: found {name} of shape {tuple(tensors[name].shape)}, expected {shape}")
 
 
 def unpack(pack: Pack, folder: str | Path) -> None:

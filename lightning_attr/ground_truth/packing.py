@@ -16,13 +16,13 @@ import torch
 from torch import Tensor
 
 from datamodules.store import Store
-from lightning_attr.artifacts import load_tensors
 from lightning_attr.artifacts.before import found
 from lightning_attr.artifacts.provenance import check_made_from
 from lightning_attr.digests import file_digest
 from lightning_attr.errors import UserError
 from lightning_attr.ground_truth.metrics.functional import feature_similarity, generation_deviation
 from lightning_attr.ground_truth.pack import UNATTRIBUTED, Model, Pack
+from lightning_attr.ground_truth.retrained import load_retrained
 from lightning_attr.models import load
 from lightning_attr.runs.folder import LIBRARIES
 
@@ -102,7 +102,7 @@ def _check_finished(folders: Sequence[Path]) -> None:
 
 def _read_entry(folder: Path, digests: Mapping[str, str]) -> _Entry:
     path = found(folder / "retraining.safetensors")
-    tensors, settings = load_tensors(path, "retraining")
+    tensors, settings = load_retrained(path)
     for role, digest in digests.items():
         check_made_from(str(path), settings, role, digest, "the sweep")
     latents = tensors["original_latent"], tensors["retrained_latent"]

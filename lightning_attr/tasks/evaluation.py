@@ -17,7 +17,6 @@ from torch.utils.data import DataLoader
 from torchmetrics import MetricCollection
 
 from datamodules.store import Store
-from lightning_attr.artifacts import load_tensors
 from lightning_attr.artifacts.before import found
 from lightning_attr.artifacts.inputs import InputPath
 from lightning_attr.artifacts.records import write_record
@@ -36,6 +35,7 @@ from lightning_attr.ground_truth.metrics import (
 from lightning_attr.ground_truth.metrics.functional import loss_change
 from lightning_attr.ground_truth.pack import Pack
 from lightning_attr.ground_truth.records import LossChangePoint
+from lightning_attr.ground_truth.retrained import load_retrained
 from lightning_attr.tasks.analysis import require_one_rank
 
 Item = dict[str, Any]
@@ -189,7 +189,7 @@ def read_retraining(folder: str) -> Item:
     path = found(Path(folder) / "retraining.safetensors")
     if not path.exists():
         raise UserError(f"{path}: no such file; has the Retraining run in {folder} finished?")
-    tensors, settings = load_tensors(path, "retraining")
+    tensors, settings = load_retrained(path)
     # It was retrained without the top of these queries; what it does to others is no answer of the method.
     top_of = settings.get("top_of")
     rows = row_indices(tensors["query_id"], [top_of] if isinstance(top_of, int) else top_of)

@@ -5,9 +5,11 @@ from typing import Any
 
 import pytest
 import torch
+from damage import flipped
 from miniature import Project
 
 from datamodules.store import Store
+from lightning_attr.artifacts import save_tensors
 from lightning_attr.errors import UserError
 from lightning_attr.loss_sweep import LossSweep
 from lightning_attr.models import Model, load
@@ -90,3 +92,24 @@ def test_a_window_of_timesteps(model: Model, store: Store, tmp_path: Path) -> No
     again = sweep.cached()
     assert again is not None
     assert torch.equal(again, losses)
+
+
+def test_a_damaged_file_is_measured_again(
+    model: Model, store: Store, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The joined losses, and a part of them; not a file of something else."""
+    sweep = LossSweep(tmp_path / "losses.safetensors", SETTINGS, SAMPLES, 2)
+    swept(sweep, model, store)
+    part = sorted(tmp_path.glob("*.chunks/*"))[1]
+    flipped(part, part, 0.9)
+    swept(sweep, model, store)
+    assert f"{part}: damaged" in capfd.readouterr().err
+    losses = sweep.join()
+    flipped(sweep.path, sweep.path, 0.9)
+    assert sweep.cached() is None
+    assert f"{sweep.path}: damaged" in capfd.readouterr().err
+    swept(sweep, model, store)
+    assert torch.equal(sweep.join(), losses)
+    save_tensors(sweep.path, "curvature", {"losses": losses}, SETTINGS)
+    with pytest.raises(UserError, match="found curvature, expected losses"):
+        sweep.cached()

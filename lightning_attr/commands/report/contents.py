@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from datamodules.store import Store
-from lightning_attr.artifacts import load_tensors, read_header
+from lightning_attr.artifacts import read_header
 from lightning_attr.artifacts.provenance import differs, digest_of
 from lightning_attr.artifacts.records import read_record
 from lightning_attr.artifacts.score_table import ScoreFile, ScoreTable
@@ -25,6 +25,7 @@ from lightning_attr.errors import UserError
 from lightning_attr.ground_truth import Evaluated
 from lightning_attr.ground_truth.metrics.functional import generation_deviation, loss_change
 from lightning_attr.ground_truth.records import Attributable
+from lightning_attr.ground_truth.retrained import load_retrained
 
 LOSS_DELTAS = "unlearning"
 """The method whose scores are loss deltas."""
@@ -176,7 +177,7 @@ def _read_files(run: Path) -> tuple[list[_File], list[_File]]:
         if header.kind in KINDS:
             scores.append(_File(path, load_scores(path), header.settings))
         elif header.kind == "retraining":
-            retrained.append(_File(path, load_tensors(path), header.settings))
+            retrained.append(_File(path, load_retrained(path), header.settings))
     return scores, retrained
 
 
