@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from lightning.pytorch import LightningDataModule
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from datamodules.loading import GivenKeys, Keys, LatentLoader, PredictBatches, Share, TrainBatches
 from datamodules.selection import Exclude, Subset, kept_positions
 from datamodules.store import Store
+from datamodules.store.records import first_difference
 from lightning_attr.artifacts.inputs import InputPath
 from lightning_attr.errors import UserError, expect_within
 
@@ -36,7 +37,7 @@ class LatentDataModule(LightningDataModule):
         order: "shuffled" anew each epoch, or "stored" for sums over the store such as the curvature's.
 
     Raises:
-        UserError: A number is out of range.
+        UserError: A number is out of range, or ``val_store`` was made with other encoders than ``store``.
     """
 
     def __init__(
@@ -84,7 +85,9 @@ class LatentDataModule(LightningDataModule):
         """Open the store and choose the samples, so that mistakes show before anything starts."""
         counts = {"data": len(self.positions)}
         if self.val_store is not None and stage != "predict":
-            counts[f"data.val_store {self.val_store}"] = len(Store(self.val_store))
+            validation = Store(self.val_store)
+            check_same_encoders(f"data.val_store {self.val_store}", validation, self._opened)
+            counts[f"data.val_store {self.val_store}"] = len(validation)
         ranks = self._share.world_size
         for what, count in counts.items():
             if count < ranks:
@@ -125,3 +128,36 @@ class LatentDataModule(LightningDataModule):
     def _load(self, dataset: TrainBatches | PredictBatches, keys: Keys) -> LatentLoader:
         on_cuda = self.trainer is not None and isinstance(self.trainer.accelerator, CUDAAccelerator)
         return LatentLoader(dataset, keys, self.num_workers, pin_memory=on_cuda)
+
+
+def check_same_encoders(what: str, store: Store, expected: Store) -> None:
+    """Check that two stores were made with the same encoders: numbers of others mean something else.
+
+    Args:
+        what: ``store`` in words.
+        store: The one to check.
+        expected: The one that a model is trained on.
+
+    Raises:
+        UserError: They were not.
+    """
+    found, known = (_identities(each.schema.encoders) for each in (store, expected))
+    difference = first_difference(found, known)
+    if difference is not None:
+        raise UserError(f"{what}: made with other encoders than {expected.path}: {difference}")
+    for name in known:
+        if store.encoder_state(name) != expected.encoder_state(name):
+            raise UserError(
+                f"{what}: found an {name} encoder that was fitted on other images than that of {expected.path}, expected "
+                f"the same: make it with --encoders_from {expected.path}"
+            )
+
+
+def _identities(encoders: Mapping[str, Any]) -> dict[str, Any]:
+    """Return encoders without the places of their weights, where the weights have a digest: identity is content."""
+    return {
+        name: {key: value for key, value in config.items() if key not in ("source", "pipeline")}
+        if isinstance(config, dict) and config.get("weights")
+        else config
+        for name, config in encoders.items()
+    }

@@ -229,9 +229,9 @@ def first_difference(found: Mapping[str, Any], expected: Mapping[str, Any]) -> s
     """Say where two JSON objects differ first, such as "found image.patch 4, expected 8"; None where they are equal."""
     one, other = dict(_flat(found)), dict(_flat(expected))
     for name in sorted(one.keys() | other.keys()):
-        was, now = one.get(name, "none"), other.get(name, "none")
-        if was != now:
-            return f"found {shortened(name, 80)} {quoted(was)}, expected {quoted(now)}"
+        if name not in one or name not in other or one[name] != other[name]:
+            was, now = (quoted(each[name]) if name in each else "none" for each in (one, other))
+            return f"found {shortened(name, 80)} {was}, expected {now}"
     return None
 
 
