@@ -148,8 +148,8 @@ def check_same_encoders(what: str, store: Store, expected: Store) -> None:
     for name in known:
         if store.encoder_state(name) != expected.encoder_state(name):
             raise UserError(
-                f"{what}: found an {name} encoder that was fitted on other images than that of {expected.path}, expected "
-                f"the same: make it with --encoders_from {expected.path}"
+                f"{what}: found an {name} encoder that was fitted on other images than that of {expected.path}, "
+                f"expected the same: make it with --encoders_from {expected.path}"
             )
 
 

@@ -236,6 +236,9 @@ def first_difference(found: Mapping[str, Any], expected: Mapping[str, Any]) -> s
 
 
 def _flat(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the values of an object and of those in it by dotted names; texts in lists by their places."""
+    if isinstance(value, list) and any(isinstance(part, str) for part in value):
+        value = dict(enumerate(value))
     if not isinstance(value, Mapping) or (name and not value):
         yield name, value
         return
