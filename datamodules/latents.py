@@ -37,7 +37,7 @@ class LatentDataModule(LightningDataModule):
         order: "shuffled" anew each epoch, or "stored" for sums over the store such as the curvature's.
 
     Raises:
-        UserError: A number is out of range, or ``val_store`` was made with other encoders than ``store``.
+        UserError: A number is out of range.
     """
 
     def __init__(
@@ -85,9 +85,7 @@ class LatentDataModule(LightningDataModule):
         """Open the store and choose the samples, so that mistakes show before anything starts."""
         counts = {"data": len(self.positions)}
         if self.val_store is not None and stage != "predict":
-            validation = Store(self.val_store)
-            check_same_encoders(f"data.val_store {self.val_store}", validation, self._opened)
-            counts[f"data.val_store {self.val_store}"] = len(validation)
+            counts[f"data.val_store {self.val_store}"] = len(Store(self.val_store))
         ranks = self._share.world_size
         for what, count in counts.items():
             if count < ranks:
@@ -98,10 +96,16 @@ class LatentDataModule(LightningDataModule):
         return self._loader(TrainBatches(self._opened, self.seed), self.positions, self.order)
 
     def val_dataloader(self) -> LatentLoader | list[LatentLoader]:
-        """Return all samples of ``val_store``, in the order of their ids; nothing if there is none."""
+        """Return all samples of ``val_store``, in the order of their ids; nothing if there is none.
+
+        Raises:
+            UserError: They were encoded by others than those of ``store``.
+        """
         if self.val_store is None:
             return []
         store = Store(self.val_store)
+        # Not in ``setup``: what the model says of shapes that it does not take is clearer, and comes first.
+        check_same_encoders(f"data.val_store {self.val_store}", store, self._opened)
         return self._loader(PredictBatches(store), np.arange(len(store)), "stored")
 
     def predict_dataloader(self) -> LatentLoader:

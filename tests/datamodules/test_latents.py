@@ -169,14 +169,13 @@ def store_of(path: Path, state: bytes, **text: object) -> str:
 def test_a_validation_store_of_other_encoders_is_refused(tmp_path: Path) -> None:
     """Its latents have the same shape, and mean something else."""
     store = store_of(tmp_path / "a.lmdb", b"one")
-    LatentDataModule(store, val_store=store_of(tmp_path / "same.lmdb", b"one")).setup("fit")
+    LatentDataModule(store, val_store=store_of(tmp_path / "same.lmdb", b"one")).val_dataloader()
     for other, message in (
         (store_of(tmp_path / "fit.lmdb", b"two"), r"fit\.lmdb: found an image encoder that was fitted on other images"),
         (store_of(tmp_path / "seed.lmdb", b"one", seed=3), r"seed\.lmdb: .*found text.seed 3, expected none"),
     ):
         with pytest.raises(UserError, match=message):
-            LatentDataModule(store, val_store=other).setup("fit")
-        LatentDataModule(store, val_store=other).setup("predict")
+            LatentDataModule(store, val_store=other).val_dataloader()
 
 
 def test_the_same_weights_elsewhere_are_the_same_encoder(tmp_path: Path) -> None:
@@ -184,6 +183,6 @@ def test_the_same_weights_elsewhere_are_the_same_encoder(tmp_path: Path) -> None
         store_of(tmp_path / f"{place}.lmdb", b"", source=source, weights=weights)
         for place, (source, weights) in enumerate([("hub/name", "ab"), ("/folder", "ab"), ("hub/name", "cd")])
     ]
-    LatentDataModule(stores[0], val_store=stores[1]).setup("fit")
+    LatentDataModule(stores[0], val_store=stores[1]).val_dataloader()
     with pytest.raises(UserError, match=r"found text\.weights 'cd', expected 'ab'"):
-        LatentDataModule(stores[0], val_store=stores[2]).setup("fit")
+        LatentDataModule(stores[0], val_store=stores[2]).val_dataloader()
