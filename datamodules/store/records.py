@@ -229,13 +229,16 @@ def first_difference(found: Mapping[str, Any], expected: Mapping[str, Any]) -> s
     """Say where two JSON objects differ first, such as "found image.patch 4, expected 8"; None where they are equal."""
     one, other = dict(_flat(found)), dict(_flat(expected))
     for name in sorted(one.keys() | other.keys()):
-        was, now = one.get(name, "none"), other.get(name, "none")
-        if was != now:
-            return f"found {shortened(name, 80)} {quoted(was)}, expected {quoted(now)}"
+        if name not in one or name not in other or one[name] != other[name]:
+            was, now = (quoted(each[name]) if name in each else "none" for each in (one, other))
+            return f"found {shortened(name, 80)} {was}, expected {now}"
     return None
 
 
 def _flat(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the values of an object and of those in it by dotted names; texts in lists by their places."""
+    if isinstance(value, list) and any(isinstance(part, str) for part in value):
+        value = dict(enumerate(value))
     if not isinstance(value, Mapping) or (name and not value):
         yield name, value
         return
