@@ -11,9 +11,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import NamedTuple
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
+
+from lightning_attr.errors import UserError
 
 Layer = nn.Linear | nn.Conv2d
 
@@ -66,25 +69,101 @@ def is_linear(layer: nn.Module) -> bool:
     return type(layer) is nn.Linear
 
 
-def captured(layers: set[Layer], values: Callable[[], Tensor]) -> list[Call]:
-    """Run ``values`` and its backward pass, and return every call of ``layers`` with the gradient at its output."""
+#: Layers that were found to keep samples apart, and whether on one sample or on more; a network is looked at once.
+_checked: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()
+
+
+def captured(layers: Mapping[str, Layer], values: Callable[[], Tensor]) -> list[Call]:
+    """Run ``values`` and its backward pass, and return every call of ``layers`` with the gradient at its output.
+
+    Args:
+        layers: By the names of their weights.
+        values: Returns one value for each sample, [B].
+
+    Raises:
+        UserError: The rows of a layer's input are not the samples', or hooks do not see all that is done by its weight.
+    """
+    calls, result = _recorded(layers, values)
+    looked_at = min(2, len(result))
+    if any(_checked.get(layer, 0) < looked_at for layer in layers.values()):
+        _check(layers, values)
+        _checked.update(dict.fromkeys(layers.values(), looked_at))
+    # An output that the values do not depend on has the gradient zero.
+    gradients = torch.autograd.grad(result.sum(), [output for _, _, output in calls], materialize_grads=True)
+    return [
+        Call(layer, x, gradient.to(layer.weight.dtype))
+        for (layer, x, _), gradient in zip(calls, gradients, strict=True)
+    ]
+
+
+def _recorded(
+    layers: Mapping[str, Layer], values: Callable[[], Tensor]
+) -> tuple[list[tuple[Layer, Tensor, Tensor]], Tensor]:
+    """Return layer, input and output of every call, and the values [B]."""
     calls: list[tuple[Layer, Tensor, Tensor]] = []
+    versions: list[int] = []
 
     def record(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
         assert isinstance(layer, Layer)
         # The output must carry a gradient even where neither the input nor the weight asks for one.
         output = output if output.requires_grad else output.detach().requires_grad_()
         calls.append((layer, inputs[0], output))
+        versions.append(_version(inputs[0]))
         return output
 
-    with _hooked(layers, record), torch.enable_grad():
-        total = values().sum()
-    # An output that the values do not depend on has the gradient zero.
-    gradients = torch.autograd.grad(total, [output for _, _, output in calls], materialize_grads=True)
-    return [
-        Call(layer, x, gradient.to(layer.weight.dtype))
-        for (layer, x, _), gradient in zip(calls, gradients, strict=True)
-    ]
+    with _hooked({*layers.values()}, record), torch.enable_grad():
+        result = values()
+    for (layer, x, _), version in zip(calls, versions, strict=True):
+        if x.ndim < (4 if isinstance(layer, nn.Conv2d) else 2) or len(x) != len(result):
+            shape = " x ".join(map(str, x.shape))
+            raise _refusal(layers, layer, f"an input of {shape}", f"{len(result)} samples as its first axis")
+        if _version(x) != version:
+            raise _refusal(layers, layer, "an input that is changed in place later", "one that stays")
+    return calls, result
+
+
+def _check(layers: Mapping[str, Layer], values: Callable[[], Tensor]) -> None:
+    """Check on one batch that a sample's value depends on its own rows alone, and that hooks see all of a weight's use.
+
+    Raises:
+        UserError: It does not, or they do not.
+    """
+    weights = {layer: layer.weight for layer in layers.values()}
+    asked = {weight: weight.requires_grad for weight in weights.values()}
+    try:
+        for weight in asked:
+            weight.requires_grad_()
+        calls, result = _recorded(layers, values)
+        outputs = [output for _, _, output in calls]
+        first = torch.autograd.grad(result[0], outputs, retain_graph=True, materialize_grads=True)
+        by_output = torch.autograd.grad(result.sum(), outputs, retain_graph=True, materialize_grads=True)
+        by_weight = torch.autograd.grad(result.sum(), list(weights.values()), materialize_grads=True)
+    finally:
+        for weight, before in asked.items():
+            weight.requires_grad_(before)
+    for (layer, _, _), gradient in zip(calls, first, strict=True):
+        if bool(gradient[1:].any()):
+            raise _refusal(layers, layer, "rows that other samples depend on", "a first axis of samples")
+    tolerance = 0.05 if torch.is_autocast_enabled(result.device.type) else 1e-3
+    for layer, expected in zip(weights, by_weight, strict=True):
+        seen = [Call(each, x, at.to(layer.weight.dtype)) for (each, x, _), at in zip(calls, by_output, strict=True)
+                if each is layer]  # fmt: skip
+        sums = [(call.gradient_rows().flatten(0, 1).T @ call.input_rows().flatten(0, 1)).flatten() for call in seen]
+        total = torch.stack(sums).sum(0) if sums else torch.zeros_like(expected).flatten()
+        if not bool((total - expected.flatten()).norm() <= tolerance * expected.norm()):
+            raise _refusal(
+                layers, layer, "a gradient that its layer alone does not give", "no other use, and an output that stays"
+            )
+
+
+def _version(x: Tensor) -> int:
+    """Return how often a tensor was changed in place; those of inference mode do not count it."""
+    return 0 if x.is_inference() else x._version
+
+
+def _refusal(layers: Mapping[str, Layer], layer: Layer, found: str, expected: str) -> UserError:
+    name = next(name for name, each in layers.items() if each is layer)
+    return UserError(f"weights: {name}: found {found}, expected {expected}; choose weights of other layers")
 
 
 @contextmanager
