@@ -8,7 +8,7 @@ Shapes: B samples, L tokens or places.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import NamedTuple
 from weakref import WeakKeyDictionary
@@ -83,17 +83,40 @@ def captured(layers: Mapping[str, Layer], values: Callable[[], Tensor]) -> list[
     Raises:
         UserError: The rows of a layer's input are not the samples', or hooks do not see all that is done by its weight.
     """
-    calls, result = _recorded(layers, values)
-    looked_at = min(2, len(result))
-    if any(_checked.get(layer, 0) < looked_at for layer in layers.values()):
-        _check(layers, values)
-        _checked.update(dict.fromkeys(layers.values(), looked_at))
-    # An output that the values do not depend on has the gradient zero.
-    gradients = torch.autograd.grad(result.sum(), [output for _, _, output in calls], materialize_grads=True)
+    known = min((_checked.get(layer, 0) for layer in layers.values()), default=2)
+    if known == 2:
+        return _calls(*_recorded(layers, values))
+    with _asked_for({id(layer.weight): layer.weight for layer in layers.values()}.values()):
+        recorded, result = _recorded(layers, values)
+        calls = _calls(recorded, result, retain_graph=True)
+        if known < min(2, len(result)):  # of one sample alone, rows cannot be mixed up
+            _check_rows(layers, recorded, result)
+            _check_sums(layers, result, calls)
+    _checked.update(dict.fromkeys(layers.values(), min(2, len(result))))
+    return calls
+
+
+def _calls(recorded: list[tuple[Layer, Tensor, Tensor]], result: Tensor, retain_graph: bool = False) -> list[Call]:
+    """Return the calls with the gradients at their outputs; zero at one that the values do not depend on."""
+    outputs = [output for _, _, output in recorded]
+    gradients = torch.autograd.grad(result.sum(), outputs, materialize_grads=True, retain_graph=retain_graph)
     return [
         Call(layer, x, gradient.to(layer.weight.dtype))
-        for (layer, x, _), gradient in zip(calls, gradients, strict=True)
+        for (layer, x, _), gradient in zip(recorded, gradients, strict=True)
     ]
+
+
+@contextmanager
+def _asked_for(weights: Iterable[Tensor]) -> Iterator[None]:
+    """Let a graph be recorded by which gradients of frozen weights can be taken."""
+    frozen = [weight for weight in weights if not weight.requires_grad]
+    try:
+        for weight in frozen:
+            weight.requires_grad_()
+        yield
+    finally:
+        for weight in frozen:
+            weight.requires_grad_(False)
 
 
 def _recorded(
@@ -122,38 +145,36 @@ def _recorded(
     return calls, result
 
 
-def _check(layers: Mapping[str, Layer], values: Callable[[], Tensor]) -> None:
-    """Check on one batch that a sample's value depends on its own rows alone, and that hooks see all of a weight's use.
+def _check_rows(layers: Mapping[str, Layer], recorded: list[tuple[Layer, Tensor, Tensor]], result: Tensor) -> None:
+    """Check that the first sample's value depends on the first row of each output alone.
 
     Raises:
-        UserError: It does not, or they do not.
+        UserError: It depends on others as well.
     """
-    weights = {layer: layer.weight for layer in layers.values()}
-    asked = {weight: weight.requires_grad for weight in weights.values()}
-    try:
-        for weight in asked:
-            weight.requires_grad_()
-        calls, result = _recorded(layers, values)
-        outputs = [output for _, _, output in calls]
-        first = torch.autograd.grad(result[0], outputs, retain_graph=True, materialize_grads=True)
-        by_output = torch.autograd.grad(result.sum(), outputs, retain_graph=True, materialize_grads=True)
-        by_weight = torch.autograd.grad(result.sum(), list(weights.values()), materialize_grads=True)
-    finally:
-        for weight, before in asked.items():
-            weight.requires_grad_(before)
-    for (layer, _, _), gradient in zip(calls, first, strict=True):
+    outputs = [output for _, _, output in recorded]
+    first = torch.autograd.grad(result[0], outputs, retain_graph=True, materialize_grads=True)
+    for (layer, _, _), gradient in zip(recorded, first, strict=True):
         if bool(gradient[1:].any()):
             raise _refusal(layers, layer, "rows that other samples depend on", "a first axis of samples")
+
+
+def _check_sums(layers: Mapping[str, Layer], result: Tensor, calls: list[Call]) -> None:
+    """Check that the gradients of a batch by weights, as autograd has them, are what its calls add up to.
+
+    Raises:
+        UserError: They are not.
+    """
+    each = dict.fromkeys(layers.values())
+    by_weight = torch.autograd.grad(result.sum(), [layer.weight for layer in each], materialize_grads=True)
     tolerance = 0.05 if torch.is_autocast_enabled(result.device.type) else 1e-3
-    for layer, expected in zip(weights, by_weight, strict=True):
-        seen = [Call(each, x, at.to(layer.weight.dtype)) for (each, x, _), at in zip(calls, by_output, strict=True)
-                if each is layer]  # fmt: skip
-        sums = [(call.gradient_rows().flatten(0, 1).T @ call.input_rows().flatten(0, 1)).flatten() for call in seen]
-        total = torch.stack(sums).sum(0) if sums else torch.zeros_like(expected).flatten()
-        if not bool((total - expected.flatten()).norm() <= tolerance * expected.norm()):
-            raise _refusal(
-                layers, layer, "a gradient that its layer alone does not give", "no other use, and an output that stays"
-            )
+    for layer, expected in zip(each, by_weight, strict=True):
+        total = torch.zeros_like(expected).flatten(1)
+        for call in calls:
+            if call.layer is layer:
+                total += call.gradient_rows().flatten(0, 1).T @ call.input_rows().flatten(0, 1)
+        if not bool((total - expected.flatten(1)).norm() <= tolerance * expected.norm()):
+            found = "a gradient that its layer alone does not give"
+            raise _refusal(layers, layer, found, "no other use, and an output that stays")
 
 
 def _version(x: Tensor) -> int:

@@ -24,7 +24,7 @@ OTHERS: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 def save_vision_model(kind: str, folder: Path) -> Path:
-    """Save a model of a kind and its preprocessing, which resizes to 16 x 16: ``dino``, ``dinov2``, ``clip`` or others."""
+    """Save a model of a kind and its preprocessing, which resizes to 16 x 16."""
     transformers: Any = import_module("transformers")
     torch.manual_seed(0)
     size = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": SIDE, "patch_size": 8}
