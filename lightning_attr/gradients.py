@@ -164,9 +164,12 @@ def captured_gradients(
         layers: The linear layer of each parameter name (``....weight`` or ``....bias``).
         values: Runs the network on a batch and returns its per-sample values, [B].
         conditions: What the network is given beside the latent, [B, ..., E] by name.
+
+    Raises:
+        UserError: A layer does not keep samples apart, see :func:`~lightning_attr.layers.captured`.
     """
     result = SampleGradients(rows_of(conditions))
-    for call in captured(set(layers.values()), values):
+    for call in captured(layers, values):
         condition = next((name for name, value in conditions.items() if value is call.input), None)
         for name, layer in layers.items():
             if layer is not call.layer:

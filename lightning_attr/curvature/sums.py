@@ -157,7 +157,7 @@ class KFACSums(Sums):
         names: dict[nn.Module, str] = {layer: name for name, layer in self.layers.items()}
         extended: dict[tuple[str, int], Tensor] = {}
         result = []
-        for call in captured({*self.layers.values()}, lambda: losses(network, inputs)):
+        for call in captured(self.layers, lambda: losses(network, inputs)):
             name = names[call.layer]
             key = (self.inputs[name], id(call.input))
             if key not in extended:

@@ -15,12 +15,13 @@ from typing import Any, Self
 
 import torch
 import xxhash
-from PIL.Image import Image
+from PIL import Image
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from lightning_attr.artifacts import read_json
-from lightning_attr.errors import UserError, quoted, shortened
+from lightning_attr.errors import UserError, one_line, quoted, shortened
+from lightning_attr.weight_files import check_config, check_finite, check_weights, variant_of
 
 
 class AutoencoderKLEncoder:
@@ -40,7 +41,11 @@ class AutoencoderKLEncoder:
         part = "vae" if pipeline else ""
         with _loading("AutoencoderKL", source):
             place = _here("AutoencoderKL", source, part) if local else source
-            self._vae = autoencoder.from_pretrained(place, subfolder=part or None, use_safetensors=True)
+            self._vae, loading = autoencoder.from_pretrained(
+                place, subfolder=part or None, use_safetensors=True, output_loading_info=True,
+                variant=variant_of(Path(place, part), "diffusion_pytorch_model"), torch_dtype=torch.float32,
+            )  # fmt: skip
+        check_weights(f"AutoencoderKL {source}", self._vae, loading)
         self._vae.requires_grad_(False).eval()
         self.weights = _checked_digest(self._vae, source, weights)
         # x' = (x - shift) * scale has unit deviation or so; both numbers come with the model.
@@ -125,8 +130,9 @@ class CLIPText:
                 place, subfolder=tokenizer_folder, trust_remote_code=False
             )
             self._model, loading = transformers.CLIPTextModel.from_pretrained(
-                place, subfolder=model_folder, use_safetensors=True, dtype=torch.float32, output_loading_info=True
-            )
+                place, subfolder=model_folder, use_safetensors=True, dtype=torch.float32, output_loading_info=True,
+                variant=variant_of(Path(place, model_folder), "model"),
+            )  # fmt: skip
         _check_weights(what, loading["missing_keys"])
         self._model.requires_grad_(False).eval()
         self.weights = _checked_digest(self._model, source, weights)
@@ -184,11 +190,12 @@ class CLIPText:
 
 
 class VisionFeatures:
-    """Image features of DINO, DINOv2 or CLIP: one vector that tells what an image shows.
+    """Image features of DINO, DINOv2, CLIP, ResNet or the like: one vector that tells what an image shows.
 
     Of models that pair images with texts it is the image's embedding in the space that both share, of others the last
-    state of the class token. Images are resized, cropped and standardised as the model's own preprocessing says, by
-    Pillow on every machine: other resizing would give other features.
+    state of the class token, and of those without one, such as ResNet, what they pool. Images are resized, cropped and
+    standardised as the model's own preprocessing says, by Pillow on every machine: other resizing would give other
+    features.
 
     Args:
         source: Hub name or local folder that holds the model and its preprocessing.
@@ -201,19 +208,44 @@ class VisionFeatures:
         transformers = _transformers("vision model", source)
         self.source = source
         with _loading("vision model", source):
+            config = transformers.AutoConfig.from_pretrained(source, trust_remote_code=False)
+            check_config(f"vision model {source}", config.to_dict())
             self._processor: Any = transformers.AutoImageProcessor.from_pretrained(
                 source, backend="pil", trust_remote_code=False
             )
             self._model, loading = transformers.AutoModel.from_pretrained(
-                source, use_safetensors=True, dtype=torch.float32, output_loading_info=True, trust_remote_code=False
-            )
+                source, use_safetensors=True, dtype=torch.float32, output_loading_info=True, trust_remote_code=False,
+                variant=variant_of(Path(source), "model"),
+            )  # fmt: skip
         # DINO's files lack the pooler, which is not used here.
         missing = [name for name in loading["missing_keys"] if not name.startswith("pooler.")]
         _check_weights(f"vision model {source}", missing)
+        check_finite(f"vision model {source}", self._model)
         if loading["missing_keys"]:
             self._model.pooler = None
+        if self._model.main_input_name != "pixel_values" and not hasattr(self._model, "get_image_features"):
+            raise UserError(f"vision model {source}: found {type(self._model).__name__}, expected a model of images")
         self._model.requires_grad_(False).eval()
+        tokens = ("cls_token", "class_token", "class_embedding")
+        self._has_class_token = any(name.endswith(tokens) for name, _ in self._model.named_parameters())
         self.weights = _checked_digest(self._model, source, None)
+        self._check_features()
+
+    def _check_features(self) -> None:
+        """Look at one picture twice: some models hide random parts of it, and some give no features of one.
+
+        Raises:
+            UserError: It is such a model.
+        """
+        picture = Image.frombytes("RGB", (64, 64), bytes(place % 251 for place in range(64 * 64 * 3)))
+        what = f"vision model {self.source}: {type(self._model).__name__}"
+        with torch.random.fork_rng(devices=[]):
+            try:
+                first, second = self.encode([picture]), self.encode([picture])
+            except Exception as error:  # what a model makes of inputs that are not its own has no type
+                raise UserError(f"{what}: found no features of a picture: {one_line(error)}") from error
+        if first.shape != second.shape or first.ndim != 2 or not torch.equal(first, second):
+            raise UserError(f"{what}: found other features at a second look, expected a function of the picture alone")
 
     def to(self, device: torch.device | str, /) -> Self:
         """Move the model to ``device``."""
@@ -221,12 +253,17 @@ class VisionFeatures:
         return self
 
     @torch.no_grad()
-    def encode(self, images: Sequence[Image]) -> Tensor:
+    def encode(self, images: Sequence[Image.Image]) -> Tensor:
         """Encode RGB images to float32 features [B, F]."""
         pixels = self._processor(images=list(images), return_tensors="pt").pixel_values.to(self._model.device)
         if not hasattr(self._model, "get_image_features"):
-            states: Tensor = self._model(pixel_values=pixels).last_hidden_state
-            return states[:, 0]
+            output = self._model(pixel_values=pixels)
+            states: Tensor = output.last_hidden_state
+            if self._has_class_token:
+                return states[:, 0]
+            if (pooled := output.get("pooler_output")) is not None:
+                return pooled.flatten(1)  # type: ignore[no-any-return]
+            return states.mean((2, 3) if states.ndim == 4 else 1)  # [B, F, H, W] of convolutions, or [B, L, F]
         features: Any = self._model.get_image_features(pixel_values=pixels)
         embedding: Tensor = features if isinstance(features, Tensor) else features.pooler_output  # since transformers 5
         return embedding

@@ -82,7 +82,7 @@ class Diffusion:
         """Return whether another process noises alike, and predicts the same."""
         levels, others = self._scheduler.alphas_cumprod, other._scheduler.alphas_cumprod
         return self._prediction_type == other._prediction_type and (
-            levels.shape == others.shape and torch.allclose(levels, others, rtol=1e-4, atol=1e-7)
+            levels.shape == others.shape and torch.allclose(levels.double(), others.double(), rtol=1e-4, atol=1e-7)
         )
 
     def noised(self, latent: Tensor, noise: Tensor, timesteps: Tensor) -> tuple[Tensor, Tensor]:

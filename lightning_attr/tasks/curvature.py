@@ -76,7 +76,7 @@ class Curvature(AnalysisTask):
         def values() -> Tensor:
             return self.model.predict(latent, timestep, conditions).flatten(1).sum(1)
 
-        return layers_on(conditions, captured({*layers.values()}, values), layers)
+        return layers_on(conditions, captured(layers, values), layers)
 
     @property
     def data(self) -> LatentDataModule:

@@ -89,7 +89,7 @@ class Case:
         inputs = Inputs(latent, {"text": text}, timesteps, noise)
 
         layers = linear_layers(self.denoiser, self.selected, "ekfac")
-        calls = captured({*layers.values()}, lambda: self.losses(self.denoiser, inputs))
+        calls = captured(layers, lambda: self.losses(self.denoiser, inputs))
         sums = EKFACSums(self.denoiser, self.selected, layers_on(inputs.conditions, calls, layers))
         for part in range(sums.parts):
             sums.enter(part, lambda tensor: tensor)

@@ -179,7 +179,7 @@ def _mean(by_draw: Iterator[dict[str, Tensor]]) -> dict[str, Tensor]:
 
 def _memory(case: Case, batch: Batch, features: Features) -> int:
     """Return the peak of bytes that features take beyond a bare backward pass."""
-    layers = set((linear_weights(case.denoiser, case.selected) or {}).values())
+    layers = linear_weights(case.denoiser, case.selected) or {}
     inputs = next(AtDraws(case)(batch))
     bare = _peak(lambda: captured(layers, lambda: case.losses(case.denoiser, inputs)))
     return max(_peak(lambda: features(batch)) - bare, 1)

@@ -1,5 +1,6 @@
 """Features of DINO, DINOv2 and CLIP models, loaded from folders."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -55,6 +56,58 @@ def test_clip_gives_the_embedding_that_it_compares_with_texts(
         expected = model.visual_projection(model.vision_model(pixels).pooler_output)
     assert features.shape == (3, 12)
     torch.testing.assert_close(features, expected)
+
+
+@pytest.mark.parametrize("kind", ["resnet", "convnext", "mobilenet", "siglip"])
+def test_models_without_a_class_token_give_what_they_pool(
+    tmp_path: Path, pictures: list[Image.Image], kind: str
+) -> None:
+    folder = save_vision_model(kind, tmp_path / kind)
+    features = VisionFeatures(str(folder)).encode(pictures)
+    pixels = transformers.AutoImageProcessor.from_pretrained(folder)(pictures, return_tensors="pt").pixel_values
+    with torch.no_grad():
+        expected = transformers.AutoModel.from_pretrained(folder)(pixel_values=pixels).pooler_output.flatten(1)
+    assert features.shape == expected.shape
+    torch.testing.assert_close(features, expected)
+
+
+def test_a_class_token_within_a_larger_model(tmp_path: Path, pictures: list[Image.Image]) -> None:
+    folder = save_vision_model("clip-vision", tmp_path / "clip-vision")
+    pixels = transformers.AutoImageProcessor.from_pretrained(folder)(pictures, return_tensors="pt").pixel_values
+    with torch.no_grad():
+        expected = transformers.AutoModel.from_pretrained(folder)(pixel_values=pixels).last_hidden_state[:, 0]
+    torch.testing.assert_close(VisionFeatures(str(folder)).encode(pictures), expected)
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [("bert", "found BertModel, expected a model of images"), ("mae", "found other features at a second look")],
+)
+def test_models_that_give_no_features_of_a_picture(tmp_path: Path, kind: str, message: str) -> None:
+    folder = save_vision_model(kind, tmp_path / kind)
+    state = torch.get_rng_state()
+    with pytest.raises(UserError, match=message):
+        VisionFeatures(str(folder))
+    assert torch.equal(state, torch.get_rng_state())
+
+
+def test_weights_of_one_variant_alone_are_found(tmp_path: Path, pictures: list[Image.Image]) -> None:
+    folder = save_vision_model("dinov2", tmp_path / "dinov2")
+    expected = VisionFeatures(str(folder)).encode(pictures)
+    (folder / "model.safetensors").rename(folder / "model.fp16.safetensors")
+    torch.testing.assert_close(VisionFeatures(str(folder)).encode(pictures), expected)
+    (folder / "model.fp16.safetensors").rename(folder / "pytorch_model.bin")
+    with pytest.raises(UserError, match=r"found weights as pytorch_model\.bin, which could run code"):
+        VisionFeatures(str(folder))
+
+
+def test_a_config_that_names_code_of_its_own(tmp_path: Path) -> None:
+    folder = save_vision_model("dinov2", tmp_path / "dinov2")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "own.py").write_text("raise SystemExit('run')")
+    (folder / "config.json").write_text(json.dumps({**config, "auto_map": {"AutoModel": "own.Model"}}))
+    with pytest.raises(UserError, match="found auto_map, expected a model without"):
+        VisionFeatures(str(folder))
 
 
 def test_a_file_without_all_weights_is_refused(tmp_path: Path) -> None:

@@ -197,7 +197,7 @@ def test_layers_on_one_condition_share_a_factor(model: Model, store: Store) -> N
     shapes = {"words": (1, 5, 6), "mask": (1, 5), "size": (1, 2)}
     conditions = {name: torch.ones(shape).double() for name, shape in shapes.items()}
     noisy = torch.zeros(1, 3, 4, 4).double()
-    calls = captured(set(layers.values()), lambda: model.predict(noisy, torch.zeros(1), conditions).flatten(1).sum(1))
+    calls = captured(layers, lambda: model.predict(noisy, torch.zeros(1), conditions).flatten(1).sum(1))
     shared = layers_on(conditions, calls, layers)
     assert shared == {"keys": "words", "values": "words", "sizes": "size"}
     assert EKFACSums(model.network, selected, shared).inputs == {**shared, "inside": "input of inside"}

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import PNDMScheduler
+from diffusers import DDIMScheduler, PNDMScheduler
 from miniature import DENOISER, Project
 from safetensors.torch import load_file, save_file
 
@@ -127,6 +127,12 @@ def test_what_is_no_folder_of_a_model(pipeline: Path, tmp_path: Path) -> None:
     [
         ({"addition_embed_type": "text_time"}, "found addition_embed_type 'text_time', expected none"),  # SDXL
         ({"in_channels": 9}, "found 9 channels in and 4 out"),  # inpainting
+        ({"in_channels": 8}, "found 8 channels in and 4 out"),  # instructions
+        ({"num_class_embeds": 1000}, "found num_class_embeds 1000, expected none"),  # upscaling
+        ({"class_embed_type": "timestep"}, "found class_embed_type"),
+        ({"encoder_hid_dim_type": "text_proj"}, "found encoder_hid_dim_type"),
+        ({"time_cond_proj_dim": 256}, "found time_cond_proj_dim 256"),  # latent consistency
+        ({"attention_type": "gated"}, "found attention_type 'gated'"),  # GLIGEN
     ],
 )
 def test_unets_that_are_called_otherwise(changed: dict[str, object], message: str) -> None:
@@ -147,3 +153,80 @@ def test_a_store_without_a_condition(stores: Project, tmp_path: Path) -> None:
         writer.finish()
     with pytest.raises(UserError, match=r"a\.lmdb: found latent, expected text among them"):
         build(DENOISER, {}).accepts(Store(tmp_path / "a.lmdb"))
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"_class_name": "FlowMatchEulerDiscreteScheduler"}, "expected one that noises by a schedule of betas"),
+        ({"prediction_type": "flow_prediction"}, "prediction_type: found 'flow_prediction'"),
+        ({"_class_name": "DiffusionPipeline"}, "found class 'DiffusionPipeline', expected a SchedulerMixin"),
+        ({"_class_name": "CogVideoXDDIMScheduler"}, "found a schedule of CogVideoXDDIMScheduler that DDPM"),
+    ],
+)
+def test_schedulers_of_another_process(
+    pipeline: Path, tmp_path: Path, changed: dict[str, object], message: str
+) -> None:
+    shutil.copytree(pipeline, tmp_path / "pipeline")
+    path = tmp_path / "pipeline/scheduler/scheduler_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changed}))
+    with pytest.raises(UserError, match=message) as refused:
+        load(tmp_path / "pipeline/unet")
+    assert str(path) in str(refused.value)
+
+
+def test_a_schedule_rescaled_to_end_in_noise_alone(pipeline: Path, tmp_path: Path) -> None:
+    """It was dropped once without a word, and the last timesteps were those of another process."""
+    shutil.copytree(pipeline, tmp_path / "pipeline")
+    scheduler = DDIMScheduler(rescale_betas_zero_snr=True, prediction_type="v_prediction", timestep_spacing="trailing")
+    scheduler.save_pretrained(tmp_path / "pipeline/scheduler")
+    process = load(tmp_path / "pipeline/unet").process
+    latent, noise, at = torch.randn(1, 4, 8, 8), torch.randn(1, 4, 8, 8), torch.tensor([999])
+    torch.testing.assert_close(process.noised(latent, noise, at)[0], noise)
+
+
+def test_weights_in_several_files_of_one_variant(pipeline: Path, tmp_path: Path) -> None:
+    shutil.copytree(pipeline, tmp_path / "pipeline")
+    unet = tmp_path / "pipeline/unet"
+    next(unet.glob("*.safetensors")).unlink()
+    build(DENOISER, {}, 1).network.save_pretrained(unet, variant="fp16", max_shard_size="20KB")  # type: ignore[operator]
+    assert len(list(unet.glob("*fp16-0*.safetensors"))) > 1
+    found, expected = load(unet).network.state_dict(), load(pipeline / "unet").network.state_dict()
+    assert all(torch.equal(found[name], value) for name, value in expected.items())
+
+
+def test_pipelines_with_more_parts(pipeline: Path, tmp_path: Path) -> None:
+    shutil.copytree(pipeline, tmp_path / "pipeline")
+    parts = {"_class_name": "StableDiffusionControlNetPipeline", "controlnet": ["diffusers", "ControlNetModel"]}
+    (tmp_path / "pipeline/model_index.json").write_text(json.dumps({**parts, "image_encoder": [None, None]}))
+    with pytest.raises(UserError, match="found a pipeline with controlnet, expected none but unet"):
+        load(tmp_path / "pipeline")
+
+
+@pytest.mark.parametrize("name", ["quantization_config", "auto_map"])
+def test_networks_that_are_no_plain_ones(pipeline: Path, tmp_path: Path, name: str) -> None:
+    shutil.copytree(pipeline, tmp_path / "pipeline")
+    path = tmp_path / "pipeline/unet/config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), name: {"quant_method": "bitsandbytes"}}))
+    with pytest.raises(UserError, match=f"found {name}, expected a model without"):
+        load(tmp_path / "pipeline/unet")
+
+
+def test_any_size_that_the_network_halves(tmp_path: Path) -> None:
+    """Not only the one that it was made for, and not only squares."""
+    model = build(DENOISER, {})
+    for size, fits in (((8, 12), True), ((6, 2), True), ((8, 9), False)):
+        fields = {
+            "latent": Field((1, 4, *size), "float32", "latent"),
+            "text": Field((1, 6, 16), "float32", "condition"),
+        }
+        path = tmp_path / f"{size[0]}-{size[1]}.lmdb"
+        with StoreWriter(path, Schema(fields, {})) as writer:
+            writer.finish()
+        if fits:
+            model.accepts(Store(path))
+            latents, noise = model.generate({"text": torch.randn(1, 6, 16)}, [1], size=size, steps=2, guidance=1.0)
+            assert latents.shape == noise.shape == (1, 4, *size)
+        else:
+            with pytest.raises(UserError, match="found latents of 8 x 9, expected multiples of 2"):
+                model.accepts(Store(path))
