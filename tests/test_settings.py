@@ -37,7 +37,9 @@ from lightning_attr.cli import main
         ({"callbacks": '[{"class_path": "callbacks.EMA", "init_args": {"decay": null}}]'}, ["decay", "null", "float"]),
     ],
 )
-def test_trainer(project: Project, tmp_path: Path, refused: Refused, settings: dict[str, object], words: list) -> None:  # type: ignore[type-arg]
+def test_trainer(
+    project: Project, tmp_path: Path, refused: Refused, settings: dict[str, object], words: list[str]
+) -> None:
     trainer = {f"trainer__{name}": value for name, value in settings.items()}
     message = refused(project.args("train", tmp_path / "run", **trainer))
     assert_says(message, *words)

@@ -62,7 +62,7 @@ def _hints(owner: type) -> dict[str, Any]:
             try:
                 hints |= get_type_hints(alone, unwrap(init).__globals__, include_extras=True)
             except NameError:  # of a name that is imported for type checkers alone
-                hints[name] = next((list[path] for word, path in PATHS.items() if word in hint), Any)  # type: ignore[valid-type]
+                hints[name] = next((list[path] for word, path in PATHS.items() if word in str(hint)), Any)  # type: ignore[valid-type]
     return hints
 
 

@@ -87,9 +87,7 @@ def check_ranks(trainer: pl.Trainer, found: Any) -> None:
     strategy = trainer.strategy
     whole = isinstance(strategy, SingleDeviceStrategy | DDPStrategy)
     if not whole or not isinstance(strategy.launcher, _SubprocessScriptLauncher | None):
-        raise UserError(
-            f"trainer.strategy: found {type(strategy).__name__}, expected auto or ddp, ranks of whole models"
-        )
+        raise UserError(f"trainer.strategy: found {found}, expected auto or ddp: each rank has the whole model")
     most = RANKS_OF_A_PROCESSOR * (os.cpu_count() or 1)
     if isinstance(trainer.accelerator, CPUAccelerator) and trainer.num_devices > most:
         raise UserError(f"trainer.devices: found {trainer.num_devices}, expected at most {most} on this machine")

@@ -19,9 +19,7 @@ def raised(call: object, *args: object, **kwargs: object) -> Exception:
 
 
 def test_one_line_is_short_and_without_advice_to_trust_a_file() -> None:
-    advice = (
-        "Load failed.\n\t(1) Set `weights_only` to False. \x1b[1mOnly if from a trusted source.\x1b[0m It is a list."
-    )
+    advice = "Load failed.\n\t(1) Set `weights_only`. \x1b[1mOnly if from a trusted source.\x1b[0m It is a list."
     assert one_line(ValueError(advice)) == "Load failed. It is a list."
     assert len(one_line(ValueError("x " * 9000))) < LONGEST + 40
     assert one_line(KeyError("name")) == "KeyError: 'name'"

@@ -138,9 +138,10 @@ def test_a_full_disk_keeps_what_is_there(tmp_path: Path, monkeypatch: pytest.Mon
     def full(descriptor: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    with monkeypatch.context() as patched, pytest.raises(UserError, match=r"file: No space left.*is kept"):
+    with monkeypatch.context() as patched:
         patched.setattr(os, "fsync", full)
-        write_atomically(path, b"new")
+        with pytest.raises(UserError, match=r"file: No space left.*is kept"):
+            write_atomically(path, b"new")
     assert path.read_bytes() == b"old"
     assert [each.name for each in tmp_path.iterdir()] == ["file"]
     write_atomically(path, b"new")
