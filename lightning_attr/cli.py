@@ -22,8 +22,8 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 import lightning_attr.tasks  # noqa: F401 (makes the tasks known by their class names)
 from callbacks import TopImages
 from lightning_attr.console import Stopped, ending, made, note, out, summary
-from lightning_attr.errors import UserError
-from lightning_attr.options import check_yaml, config_files, user_errors
+from lightning_attr.errors import UserError, expect_within
+from lightning_attr.options import check_nulls, check_yaml, config_files, user_errors
 from lightning_attr.runs.checkpoints import AtomicCheckpointIO, RunCheckpoint, read_to_resume
 from lightning_attr.runs.folder import RunFolder
 from lightning_attr.runs.following import next_command
@@ -31,6 +31,7 @@ from lightning_attr.runs.lock import locked
 from lightning_attr.runs.ranks import (
     OneProcess,
     begin_ranks,
+    check_ranks,
     ending_together,
     follow_parent,
     one_speaker,
@@ -54,7 +55,8 @@ QUIET = (
     ".*but have no `val_dataloader`.*",
     ".*args parameter is intended to run.*",
     ".*GPU available but not used.*",
-    ".*args parameter is intended to run from within Python.*",
+    ".*WeightAveraging callback, but loading a checkpoint outside.*",
+    ".*Unable to serialize instance.*",
 )
 
 #: What a task must have for each verb.
@@ -96,17 +98,26 @@ class AttributionCLI(LightningCLI):
         self.from_python = args is not None
         super().parse_arguments(parser, args)
 
+    def _set_seed(self) -> None:
+        """Check the seed before Lightning does."""
+        if not isinstance(seed := self._get(self.config, "seed_everything"), bool):
+            expect_within("seed_everything", seed, 0, 2**32 - 1)
+        super()._set_seed()
+
     @property
     def folder(self) -> RunFolder:
         """Return the folder of this run."""
         path = self._get(self.config, "trainer").default_root_dir
-        if path is None:
-            raise UserError("trainer.default_root_dir: missing, expected the folder of this run, such as runs/NAME")
+        if not path or "://" in str(path):
+            found = f"found {path}" if path else "missing"
+            raise UserError(f"trainer.default_root_dir: {found}, expected the folder of this run, such as runs/NAME")
         return RunFolder(path)
 
     def before_instantiate_classes(self) -> None:
         """Compare the run's folder with the config, and find the checkpoint to resume from."""
         out.quiet = out.quiet or self._get(self.config, "quiet")
+        for key, value in self.config[self.subcommand].as_dict().items():
+            check_nulls(key, value)
         begin_ranks(self._get(self.config, "trainer"))
         self._check_verb()
         if self.subcommand == "validate":
@@ -167,6 +178,7 @@ class AttributionCLI(LightningCLI):
         terminal = sys.stderr.isatty() and not out.quiet
         kwargs["enable_progress_bar"] = terminal and config.enable_progress_bar is not False
         trainer = super().instantiate_trainer(**kwargs)
+        check_ranks(trainer, config.strategy)
         callbacks = trainer.callbacks  # type: ignore[attr-defined]
         callbacks.insert(0, GracefulStop())
         if self.subcommand == "predict" and not any(isinstance(callback, TopImages) for callback in callbacks):

@@ -54,7 +54,8 @@ def one_line(error: BaseException) -> str:
     text = re.sub(r"\x1b\[[0-9;]*m|[^\s\x20-\x7e\xa0-\U0010ffff]", "", str(error))
     said = [each for each in re.split(r"(?<=[.!?:])\s+", " ".join(text.split())) if not _ADVICE.search(each)]
     line = " ".join(said) or type(error).__name__
-    line = line if isinstance(error, SPEAKING) else f"{type(error).__name__}: {line}"
+    if type(error).__module__ == "builtins" and not isinstance(error, SPEAKING):
+        line = f"{type(error).__name__}: {line}"
     return shortened(line, LONGEST)
 
 
@@ -89,7 +90,7 @@ def explained(error: Exception) -> UserError | None:
     way Lightning calls whatever there is, and only its own errors are. What the system or the memory refuses always is.
     """
     chain = list(causes(error))
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "CPUAllocator" in str(error):
         return UserError(f"out of memory: {one_line(error)}; expected a smaller batch_size or another device")
     if not isinstance(error, OSError | ModuleNotFoundError) and _library(error) not in READERS:
         return None

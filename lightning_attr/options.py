@@ -8,14 +8,19 @@ from contextlib import contextmanager
 from importlib import import_module
 from itertools import pairwise
 from pathlib import Path
+from pydoc import locate
 from typing import Any
 
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 from omegaconf.errors import OmegaConfBaseException
 
+from lightning_attr.artifacts.inputs import null_arguments
 from lightning_attr.console import out
-from lightning_attr.errors import UserError, expect_within, explained, one_line
+from lightning_attr.errors import UserError, expect_within, explained, one_line, quoted
+
+#: More values than a config of anyone has; a few lines of YAML can stand for billions.
+MOST_VALUES = 1_000_000
 
 #: Settings that name a class: the package of ours, and the base class.
 CLASSES = {
@@ -59,7 +64,10 @@ def parsed(of: ArgumentParser, arguments: Sequence[str]) -> Any:
     words = list(arguments)
     check_yaml(words)
     with user_errors():
-        options = of.instantiate_classes(of.parse_args(words))
+        found = of.parse_args(words)
+        for key, value in found.as_dict().items():
+            check_nulls(key, value)
+        options = of.instantiate_classes(found)
     out.quiet = bool(options.quiet)
     return options
 
@@ -96,9 +104,46 @@ def check_yaml(args: list[str]) -> None:
     for path in config_files(args):
         if Path(path).is_file():
             try:
-                yaml.safe_load(Path(path).read_text())
-            except (yaml.YAMLError, UnicodeDecodeError) as error:
+                config = yaml.safe_load(Path(path).read_text())
+                size = _values(config, {})
+            except (yaml.YAMLError, ValueError, RecursionError) as error:
                 raise UserError(f"{path}: not YAML: {one_line(error)}") from error
+            if not isinstance(config, dict):
+                raise UserError(f"{path}: found {quoted(config)}, expected keys and values")
+            if size > MOST_VALUES:
+                raise UserError(f"{path}: found {size:,} values where each *name is written out, expected fewer")
+
+
+def _values(value: Any, known: dict[int, int]) -> int:
+    """Return how many values there are in nested mappings and lists, which YAML may have in several places at once."""
+    if not isinstance(value, dict | list):
+        return 1
+    if id(value) not in known:
+        known[id(value)] = MOST_VALUES  # for as long as it is counted: should it hold itself, it has no end
+        children = [*value, *value.values()] if isinstance(value, dict) else value
+        known[id(value)] = 1 + sum(_values(child, known) for child in children)
+    return known[id(value)]
+
+
+def check_nulls(key: str, value: Any) -> None:
+    """Check that no argument of a class is null that has a type without it: jsonargparse takes it there.
+
+    Args:
+        key: Where the value is in the config.
+        value: Of a config: classes, mappings, lists, plain values.
+
+    Raises:
+        UserError: One is.
+    """
+    if isinstance(value, list):
+        for index, each in enumerate(value):
+            check_nulls(f"{key}.{index}", each)
+    if isinstance(value, dict):
+        if isinstance(owner := locate(str(value.get("class_path"))), type):
+            for name, hint in null_arguments(owner, value.get("init_args") or {}):
+                raise UserError(f"{key}.{name}: found null, expected {getattr(hint, '__name__', hint)}")
+        for name, each in value.items():
+            check_nulls(key if name == "init_args" else f"{key}.{name}", each)
 
 
 def config_files(args: Sequence[str]) -> list[str]:
@@ -112,7 +157,7 @@ def plain(message: str) -> str:
     keys = re.findall(r'Parser key "([^"]+)"', message)
     about = message.rpartition("Parser key")[2]
     found = next((match[1] for wrong in _WRONG_CLASS if (match := re.search(wrong, about, re.DOTALL))), None)
-    if found is not None and (expected := _known_classes(keys[-1].rpartition(".")[2], about)):
+    if found is not None and keys and (expected := _known_classes(keys[-1].rpartition(".")[2], about)):
         return f"{'.'.join(keys)}: found {found!r}, expected one of {expected}"
     lines = [line.strip().removeprefix("- ") for line in message.splitlines()]
     return " ".join(line for line in lines if line and not line.startswith(_NOISE))

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import is_dataclass
-from inspect import unwrap
-from types import SimpleNamespace
+from inspect import signature, unwrap
+from types import NoneType, SimpleNamespace
 from typing import Annotated, Any, get_args, get_type_hints
 
 InputPath = Annotated[str, "a file or folder that is read, or a pattern with *"]
@@ -37,6 +37,21 @@ def input_paths(owner: type, arguments: Mapping[str, Any], of: Any = InputPath) 
                     yield from ((f"{name}.{key}", path) for key, path in input_paths(kind, value, of))
 
 
+def null_arguments(owner: type, arguments: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Yield name and type of the arguments of a class, or of a dataclass in it, that are null and must not be."""
+    hints, defaults = _hints(owner), signature(owner).parameters
+    for name, value in arguments.items():
+        hint = hints.get(name, Any)
+        kinds = _kinds(hint)
+        if value is None and name in defaults and defaults[name].default is not None:
+            if not any(kind in (Any, NoneType, None) for kind in kinds):
+                yield name, hint
+        elif isinstance(value, Mapping):
+            for kind in kinds:
+                if isinstance(kind, type) and is_dataclass(kind):
+                    yield from ((f"{name}.{key}", inner) for key, inner in null_arguments(kind, value))
+
+
 def _hints(owner: type) -> dict[str, Any]:
     """Return the types of the constructor's arguments, of base classes as well: they may be handed on."""
     hints: dict[str, Any] = {}
@@ -47,7 +62,7 @@ def _hints(owner: type) -> dict[str, Any]:
             try:
                 hints |= get_type_hints(alone, unwrap(init).__globals__, include_extras=True)
             except NameError:  # of a name that is imported for type checkers alone
-                hints[name] = next((list[path] for word, path in PATHS.items() if word in hint), Any)  # type: ignore[valid-type]
+                hints[name] = next((list[path] for word, path in PATHS.items() if word in str(hint)), Any)  # type: ignore[valid-type]
     return hints
 
 

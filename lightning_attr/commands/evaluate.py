@@ -33,6 +33,8 @@ def main(arguments: Sequence[str]) -> None:
     )
     of.add_argument("--unpack", type=Path | None, default=None, help="write the original, queries and sample ids here")
     args = parsed(of, _options_last(arguments))
+    if not args.pack.name:
+        raise UserError(f"pack: found the folder {args.pack}, expected a pack in it, such as {args.pack / 'pack'}")
     if args.out is not None and args.queries is not None:
         raise UserError("--queries: found it with --out, expected one of them: a run is of all queries")
     pack = Pack.load(args.pack)

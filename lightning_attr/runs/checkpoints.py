@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,9 @@ from lightning_attr.errors import UserError, expect_within
 from lightning_attr.runs.ranks import gather
 from lightning_attr.runs.restoring import Restoring, check_like
 
-#: What Lightning needs of a checkpoint to go on from it.
-RESUMED = (
-    "state_dict", "optimizer_states", "lr_schedulers", "loops", "global_step", "epoch", "pytorch-lightning_version",
-)  # fmt: skip
+#: What Lightning needs of a checkpoint for its weights, and to go on from it.
+RESTORED = ("state_dict", "pytorch-lightning_version")
+RESUMED = (*RESTORED, "optimizer_states", "lr_schedulers", "loops", "global_step", "epoch")
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -44,17 +44,17 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
         """Read a checkpoint; a damaged or malicious one is the user's error, with one message."""
-        return read_to_resume(path) if self.resumes else read_checkpoint(path)
+        return read_to_resume(path, RESUMED if self.resumes else RESTORED)
 
 
-def read_to_resume(path: Any) -> dict[str, Any]:
+def read_to_resume(path: Any, needed: Sequence[str] = RESUMED) -> dict[str, Any]:
     """Read the checkpoint of a training to go on from.
 
     Raises:
         UserError: There is none, or it holds less, such as the weights alone.
     """
     checkpoint = read_checkpoint(path)
-    if missing := [part for part in RESUMED if part not in checkpoint]:
+    if missing := [part for part in needed if part not in checkpoint]:
         raise UserError(f"checkpoint {path}: found no {', '.join(missing)}, expected the checkpoint of a training")
     return checkpoint
 

@@ -21,6 +21,8 @@ import lightning.pytorch as pl
 import torch
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.fabric.utilities.rank_zero import _get_rank, rank_zero_only
+from lightning.pytorch.accelerators import CPUAccelerator
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import distributed
@@ -33,6 +35,8 @@ T = TypeVar("T")
 
 #: Process id of rank 0, which started this rank.
 PARENT = "LIGHTNING_ATTR_PARENT"
+#: More only wait for each other, and a number that is mistyped starts as many processes.
+RANKS_OF_A_PROCESSOR = 4
 #: Seconds in which ranks that meet the same error both notice it.
 GRACE = 3.0
 #: Seconds in which a rank ends that has closed its connections.
@@ -68,6 +72,25 @@ def _devices(trainer: Any) -> int:
     if isinstance(devices, str) and "," in devices:
         return len([each for each in devices.split(",") if each.strip()])
     return int(devices) if isinstance(devices, int) or devices.isdecimal() else 1  # what is neither Lightning refuses
+
+
+def check_ranks(trainer: pl.Trainer, found: Any) -> None:
+    """Check that the run is one process, or ranks that each have the whole model.
+
+    Args:
+        trainer: The trainer.
+        found: Its strategy, as the settings name it.
+
+    Raises:
+        UserError: Ranks would be forked, share the model, or be many more than there are processors.
+    """
+    strategy = trainer.strategy
+    whole = isinstance(strategy, SingleDeviceStrategy | DDPStrategy)
+    if not whole or not isinstance(strategy.launcher, _SubprocessScriptLauncher | None):
+        raise UserError(f"trainer.strategy: found {found}, expected auto or ddp: each rank has the whole model")
+    most = RANKS_OF_A_PROCESSOR * (os.cpu_count() or 1)
+    if isinstance(trainer.accelerator, CPUAccelerator) and trainer.num_devices > most:
+        raise UserError(f"trainer.devices: found {trainer.num_devices}, expected at most {most} on this machine")
 
 
 class OneProcess(LightningEnvironment):

@@ -15,7 +15,7 @@ LEAST = {
     "check_val_every_n_epoch": 1,
     "gradient_clip_val": 0,
     "limit_val_batches": 0,
-    "log_every_n_steps": 1,
+    "log_every_n_steps": 0,
     "max_steps": -1,
     "max_epochs": -1,
     "min_steps": 0,

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from datamodules.loading import whole_samples
 from datamodules.store import Store
+from lightning_attr.errors import UserError
 from lightning_attr.models import Inputs
 from lightning_attr.tasks.analysis import AnalysisTask
 
@@ -61,5 +62,8 @@ class ChangedWeights(AnalysisTask):
     @torch.no_grad()
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restore the changed weights."""
-        for name, value in checkpoint["weights"].items():
+        weights = checkpoint.get("weights", {})
+        if weights.keys() != self.selected.keys():
+            raise UserError(f"checkpoint of other weights: found {len(weights)}, expected those of {self.weights!r}")
+        for name, value in weights.items():
             self.selected[name].copy_(value)

@@ -21,7 +21,7 @@ from lightning_attr.artifacts.before import found
 from lightning_attr.artifacts.inputs import InputPath
 from lightning_attr.artifacts.records import write_record
 from lightning_attr.artifacts.scores import Scores
-from lightning_attr.errors import UserError
+from lightning_attr.errors import UserError, expect_within
 from lightning_attr.ground_truth import Evaluated, as_json, evaluate, read_scores
 from lightning_attr.ground_truth.figures import figures, loss_change_figure, scalars
 from lightning_attr.ground_truth.metrics import (
@@ -131,6 +131,8 @@ class Evaluation(pl.LightningModule):
 
     def _ranking_metrics(self) -> dict[str, PerQuery]:
         assert self.relevant is not None
+        for k in self.relevant.k or []:
+            expect_within("model.relevant.k", k, 1)
         recalls = {f"recall_at_{k}": RecallAtK(k) for k in self.relevant.k or [10]}
         return {**recalls, "mean_average_precision": MeanAveragePrecision()}
 

@@ -95,5 +95,24 @@ def test_a_signal_ends_a_command_in_one_line(tmp_path: Path, number: signal.Sign
     assert not store.exists()
 
 
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize("words", [["fit"], ["inspect", "none"]])
+def test_a_signal_while_imports_run_is_one_line(number: signal.Signals, status: int, words: list[str]) -> None:
+    # The signal finds the process at its first import after the handlers are in place.
+    code = f"""
+import os, sys
+from lightning_attr import main
+class Sends:
+    def find_spec(self, *names):
+        os.kill(os.getpid(), {int(number)})
+sys.meta_path.insert(0, Sends())
+sys.argv[1:] = {words!r}
+main.main()
+"""
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert ended.returncode == status
+    assert ended.stderr in ("stopped\n", "interrupted\n")
+
+
 def hear() -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)

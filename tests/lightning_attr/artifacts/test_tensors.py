@@ -1,6 +1,10 @@
 """Artefacts: whole, checked, and without code in them."""
 
+import errno
 import json
+import os
+import resource
+import signal
 from pathlib import Path
 
 import pytest
@@ -15,6 +19,7 @@ from lightning_attr.artifacts import (
     read_safetensors,
     save_tensors,
     tensors_digest,
+    whole_file,
     write_atomically,
 )
 from lightning_attr.digests import file_digest
@@ -124,3 +129,42 @@ def test_files_of_before_headers_had_kinds(tmp_path: Path, kind: str) -> None:
     save_file(tensors, tmp_path / "x.safetensors", {"settings": text + " ", "checksum": checksum})
     with pytest.raises(UserError, match="damaged"):
         load_tensors(tmp_path / "x.safetensors", kind)
+
+
+def test_a_full_disk_keeps_what_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "file"
+    write_atomically(path, b"old")
+
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", full)
+        with pytest.raises(UserError, match=r"file: No space left.*is kept"):
+            write_atomically(path, b"new")
+    assert path.read_bytes() == b"old"
+    assert [each.name for each in tmp_path.iterdir()] == ["file"]
+    write_atomically(path, b"new")
+    assert path.read_bytes() == b"new"
+
+
+def test_the_error_of_torch_about_a_full_disk(tmp_path: Path) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+    try:
+        with pytest.raises(UserError, match="large"), whole_file(tmp_path / "file") as file:
+            torch.save({"a": torch.zeros(100_000)}, file)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, before)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_temporary_files_of_killed_processes_are_removed_and_those_of_others_are_not(tmp_path: Path) -> None:
+    (tmp_path / ".file.123.tmp").write_bytes(b"half")
+    with whole_file(tmp_path / "file") as first:
+        first.write(b"first")
+        write_atomically(tmp_path / "file", b"second")
+    assert (tmp_path / "file").read_bytes() == b"first"
+    assert [each.name for each in tmp_path.iterdir()] == ["file"]

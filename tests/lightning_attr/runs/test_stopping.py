@@ -45,7 +45,7 @@ class Interrupted(pl.LightningModule):
         return torch.optim.SGD(self.parameters(), 0.01)
 
 
-@pytest.mark.parametrize("sends", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("sends", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 @pytest.mark.parametrize(("verb", "finished"), [("fit", 3), ("predict", 2)])
 def test_stops_and_gives_the_signals_back(tmp_path: Path, sends: signal.Signals, verb: str, finished: int) -> None:
     handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
