@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import cached_property
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from lightning.pytorch import LightningDataModule
@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 from datamodules.loading import GivenKeys, Keys, LatentLoader, PredictBatches, Share, TrainBatches
 from datamodules.selection import Exclude, Subset, kept_positions
 from datamodules.store import Store
-from datamodules.store.records import first_difference
 from lightning_attr.artifacts.inputs import InputPath
 from lightning_attr.errors import UserError, expect_within
 
@@ -105,7 +104,6 @@ class LatentDataModule(LightningDataModule):
             return []
         store = Store(self.val_store)
         # Not in ``setup``: what the model says of shapes that it does not take is clearer, and comes first.
-        check_same_encoders(f"data.val_store {self.val_store}", store, self._opened)
         return self._loader(PredictBatches(store), np.arange(len(store)), "stored")
 
     def predict_dataloader(self) -> LatentLoader:
@@ -132,36 +130,3 @@ class LatentDataModule(LightningDataModule):
     def _load(self, dataset: TrainBatches | PredictBatches, keys: Keys) -> LatentLoader:
         on_cuda = self.trainer is not None and isinstance(self.trainer.accelerator, CUDAAccelerator)
         return LatentLoader(dataset, keys, self.num_workers, pin_memory=on_cuda)
-
-
-def check_same_encoders(what: str, store: Store, expected: Store) -> None:
-    """Check that two stores were made with the same encoders: numbers of others mean something else.
-
-    Args:
-        what: ``store`` in words.
-        store: The one to check.
-        expected: The one that a model is trained on.
-
-    Raises:
-        UserError: They were not.
-    """
-    found, known = (_identities(each.schema.encoders) for each in (store, expected))
-    difference = first_difference(found, known)
-    if difference is not None:
-        raise UserError(f"{what}: made with other encoders than {expected.path}: {difference}")
-    for name in known:
-        if store.encoder_state(name) != expected.encoder_state(name):
-            raise UserError(
-                f"{what}: found an {name} encoder that was fitted on other images than that of {expected.path}, "
-                f"expected the same: make it with --encoders_from {expected.path}"
-            )
-
-
-def _identities(encoders: Mapping[str, Any]) -> dict[str, Any]:
-    """Return encoders without the places of their weights, where the weights have a digest: identity is content."""
-    return {
-        name: {key: value for key, value in config.items() if key not in ("source", "pipeline")}
-        if isinstance(config, dict) and config.get("weights")
-        else config
-        for name, config in encoders.items()
-    }

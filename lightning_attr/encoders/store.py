@@ -55,7 +55,7 @@ def check_encoders(store: Store, digest: str | None, path: str) -> None:
     if differs(found := encoders_digest(store), digest):
         raise UserError(
             f"{store.path}: found encoders of digest {found}, expected {digest} as {path} has them: the same numbers "
-            "would mean other images or texts"
+            "would mean other images or texts; prepare it with --encoders_from of the other store"
         )
 
 

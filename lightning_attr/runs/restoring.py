@@ -55,10 +55,7 @@ class Restoring(CheckpointConnector):
         trainer = self.trainer
         now = {
             "loops": {"fit_loop": trainer.fit_loop.state_dict()},
-            "optimizer_states": [
-                {"state": {}, "param_groups": optimizer.state_dict()["param_groups"]}
-                for optimizer in trainer.optimizers
-            ],
+            "optimizer_states": [{**optimizer.state_dict(), "state": {}} for optimizer in trainer.optimizers],
             "lr_schedulers": [config.scheduler.state_dict() for config in trainer.lr_scheduler_configs],
         }
         for key, value in now.items():

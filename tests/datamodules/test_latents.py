@@ -10,9 +10,9 @@ import pytest
 import torch
 from jsonargparse import ArgumentParser
 from lightning.pytorch.callbacks import ModelCheckpoint
-from small_stores import FIELDS, samples, write_store
+from small_stores import write_store
 
-from datamodules import Exclude, LatentDataModule, Schema, Store, StoreWriter, Subset
+from datamodules import Exclude, LatentDataModule, Store, Subset
 from lightning_attr.errors import StoreError, UserError
 from lightning_attr.runs.ranks import leave_group
 
@@ -153,36 +153,3 @@ def test_mistakes_show_at_setup(store_path: Path, tmp_path: Path) -> None:
         LatentDataModule(str(store_path), exclude=Exclude(ids=[1])).setup("fit")
     with pytest.raises(UserError, match=r"data\.batch_size: found 0"):
         LatentDataModule(str(store_path), batch_size=0)
-
-
-def store_of(path: Path, state: bytes, **text: object) -> str:
-    """A store whose image encoder was fitted to ``state``."""
-    encoders = {"image": {"class": "PatchPCA", "patch": 4}, "text": {"class": "HashedWords", **text}}
-    with StoreWriter(path, Schema(FIELDS, encoders)) as writer:
-        writer.put_encoder_state("image", state)
-        for item in samples(4):
-            writer.write(item)
-        writer.finish()
-    return str(path)
-
-
-def test_a_validation_store_of_other_encoders_is_refused(tmp_path: Path) -> None:
-    """Its latents have the same shape, and mean something else."""
-    store = store_of(tmp_path / "a.lmdb", b"one")
-    LatentDataModule(store, val_store=store_of(tmp_path / "same.lmdb", b"one")).val_dataloader()
-    for other, message in (
-        (store_of(tmp_path / "fit.lmdb", b"two"), r"fit\.lmdb: found an image encoder that was fitted on other images"),
-        (store_of(tmp_path / "seed.lmdb", b"one", seed=3), r"seed\.lmdb: .*found text.seed 3, expected none"),
-    ):
-        with pytest.raises(UserError, match=message):
-            LatentDataModule(store, val_store=other).val_dataloader()
-
-
-def test_the_same_weights_elsewhere_are_the_same_encoder(tmp_path: Path) -> None:
-    stores = [
-        store_of(tmp_path / f"{place}.lmdb", b"", source=source, weights=weights)
-        for place, (source, weights) in enumerate([("hub/name", "ab"), ("/folder", "ab"), ("hub/name", "cd")])
-    ]
-    LatentDataModule(stores[0], val_store=stores[1]).val_dataloader()
-    with pytest.raises(UserError, match=r"found text\.weights 'cd', expected 'ab'"):
-        LatentDataModule(stores[0], val_store=stores[2]).val_dataloader()

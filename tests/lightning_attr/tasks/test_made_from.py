@@ -74,10 +74,10 @@ def test_a_store_that_was_swapped_under_a_model_is_refused(
 ) -> None:
     settings = {argument: swapped}
     if stage == "similarity":
-        settings["model__init_args__method"] = '{"class_path": "TRAK", "init_args": {"dim": 16}}'
+        settings["model__init_args__method"] = '{"class_path": "Trak"}'
         settings["model__init_args__checkpoints"] = f"[{project.checkpoint}]"
     if stage == "leave_k_out":
-        settings["data__init_args__exclude"] = '{"random": 3}'
+        settings["data__init_args__exclude"] = '{"scores": null, "top": null, "random": 3}'
     message = refused(project.args(stage, tmp_path / "run", **settings))
     digests = Store(project.store).digest, Store(swapped).digest
     assert_says(message, project.checkpoint, f"made from store of digest {digests[0]}, expected {digests[1]}", swapped)
