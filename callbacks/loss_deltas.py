@@ -14,6 +14,7 @@ from torch import Tensor
 from callbacks.pictures import SampleImage, image_grid, summary_writer
 from datamodules.store import Store
 from lightning_attr.artifacts import tensors_digest
+from lightning_attr.artifacts.inputs import OutputPath
 from lightning_attr.artifacts.scores import SIGN, Scores
 from lightning_attr.console import note, progress
 from lightning_attr.errors import UserError
@@ -43,7 +44,7 @@ class LossDeltaRecorder(Callback):
 
     def __init__(
         self,
-        base: str,
+        base: OutputPath,
         draws: Draws = Draws(),
         captions: int | None = None,
         views: int | None = None,

@@ -10,6 +10,7 @@ from lightning.pytorch.callbacks import Callback
 
 from callbacks.pictures import SampleImage, image_rows, summary_writer
 from datamodules.store import Store
+from lightning_attr.artifacts.inputs import InputPath
 from lightning_attr.artifacts.provenance import check_made_from
 from lightning_attr.artifacts.score_table import ScoreFile, ScoreTable
 from lightning_attr.artifacts.scores import SIGN, load_scores
@@ -30,7 +31,7 @@ class SideBySide(Callback):
         top: How many images of each method.
     """
 
-    def __init__(self, store: str, queries: str, first: int = 4, top: int = 8) -> None:
+    def __init__(self, store: InputPath, queries: InputPath, first: int = 4, top: int = 8) -> None:
         expect_within("SideBySide.first", first, 1)
         expect_within("SideBySide.top", top, 1)
         self.store = store

@@ -6,6 +6,7 @@ import logging
 import sys
 import warnings
 from collections.abc import Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import lightning.pytorch as pl
@@ -17,13 +18,14 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 import lightning_attr.tasks  # noqa: F401 (makes the tasks known by their class names)
 from callbacks import TopImages
+from lightning_attr.artifacts.checkpoint_files import read_checkpoint
 from lightning_attr.console import err, made, note, out, summary
 from lightning_attr.errors import UserError, one_line
-from lightning_attr.models import read_checkpoint
 from lightning_attr.options import check_yaml, config_files, user_errors
 from lightning_attr.runs.checkpoints import AtomicCheckpointIO, RunCheckpoint
 from lightning_attr.runs.folder import RunFolder
 from lightning_attr.runs.following import next_command
+from lightning_attr.runs.lock import locked
 from lightning_attr.runs.ranks import ending_together, follow_parent, one_speaker, starts_ranks, this_rank
 from lightning_attr.runs.stopping import GracefulStop
 from lightning_attr.runs.whole import check_whole
@@ -46,12 +48,25 @@ QUIET = (
 )
 
 
+#: Seconds to wait for another process that has the run's folder: it may be saving, or dying.
+PATIENCE = 5.0
+
+
 class FinishedError(Exception):
     """The run is finished already."""
 
 
 class AttributionCLI(LightningCLI):
-    """LightningCLI with one folder per run, which the same command resumes."""
+    """LightningCLI with one folder per run, which the same command resumes.
+
+    Args:
+        until_end: What is entered here is left when the run has ended.
+        settings: Those of ``LightningCLI``, which runs the verb at once.
+    """
+
+    def __init__(self, until_end: ExitStack, **settings: Any) -> None:
+        self.until_end = until_end
+        super().__init__(**settings)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add ``-q``; ``vars``, free values for interpolation; and ``checkpoint``, how often to save."""
@@ -93,6 +108,7 @@ class AttributionCLI(LightningCLI):
         """Return whether there is anything to do. The folder is rank 0's: others only read it."""
         if this_rank() > 0:
             return not self.folder.finished(config)
+        self.until_end.enter_context(locked(self.folder.path, PATIENCE))
         return self.folder.start(str(self.subcommand), config)
 
     def _resume(self, must_exist: bool) -> None:
@@ -157,7 +173,7 @@ class AttributionCLI(LightningCLI):
 
     def _finish(self) -> None:
         if self.trainer.is_global_zero:
-            self.folder.finish()
+            self.folder.finish(getattr(self.model, "makes", ()))
 
     after_fit = after_test = after_predict = _finish
 
@@ -184,7 +200,13 @@ def run_stage(args: list[str] | None) -> AttributionCLI:
 
 
 def _run(args: list[str] | None) -> AttributionCLI:
+    with ExitStack() as until_end:
+        return _cli(args, until_end)
+
+
+def _cli(args: list[str] | None, until_end: ExitStack) -> AttributionCLI:
     return AttributionCLI(
+        until_end,
         args=args,
         seed_everything_default=0,
         save_config_callback=None,

@@ -13,14 +13,17 @@ import xxhash
 from datamodules.loading import Ints
 from datamodules.store import Store
 from lightning_attr.artifacts import tensors_digest
+from lightning_attr.artifacts.checkpoint_files import model_digest
 
 
 def file_digest(path: str | Path) -> str:
-    """Return the digest of a file; for a store the one that it carries, for a folder that of the files in it."""
+    """Return the digest of a file: of a store or checkpoint the one that it carries, of a folder that of its files."""
     if Path(path).is_dir():
         return joined_digest(file for file in Path(path).rglob("*") if file.is_file() and file.name[0] != ".")
     if Path(path).suffix == ".lmdb":
         return Store(str(path)).digest
+    if Path(path).suffix == ".ckpt" and (carried := model_digest(path)) is not None:
+        return carried
     digest = xxhash.xxh3_128()
     with Path(path).open("rb") as file:
         while chunk := file.read(1 << 22):

@@ -22,6 +22,16 @@ def expect_within(key: str, value: float | None, low: float, high: float = math.
         raise UserError(f"{key}: found {value}, expected {expected}")
 
 
+def shortened(text: str, most: int) -> str:
+    """Return at most so many characters of a text of others, and how many there are where those are not all."""
+    return text if len(text) <= most else f"{text[:most]}... ({len(text):,} characters)"
+
+
+def quoted(value: object) -> str:
+    """Return how a message says what was found in a file of others."""
+    return shortened(repr(value), 80)
+
+
 def one_line(error: BaseException) -> str:
     """Return the message of an error of another library on one line."""
     return " ".join(str(error).split()) or type(error).__name__

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from damage import Refused, assert_says, flipped, truncated
+from damage import Refused, assert_says, changed, flipped, truncated
 from miniature import Project
 
 from lightning_attr.cli import main
@@ -46,10 +46,9 @@ def test_a_checkpoint_of_another_architecture(project: Project, tmp_path: Path, 
 def test_curvature_of_other_weights_or_another_checkpoint(project: Project, tmp_path: Path, refused: Refused) -> None:
     message = refused(project.args("unlearn", tmp_path / "a", model__init_args__weights="attention"))
     assert_says(message, "curvature", "attn1", "'cross_kv'")
-    other = tmp_path / "other.ckpt"
-    checkpoint = torch.load(project.checkpoint, weights_only=True)
-    next(iter(checkpoint["state_dict"].values())).add_(1)
-    torch.save(checkpoint, other)
+    other = changed(
+        project.checkpoint, tmp_path / "other.ckpt", lambda found: next(iter(found["state_dict"].values())).add_(1)
+    )
     message = refused(project.args("unlearn", tmp_path / "b", model__init_args__checkpoint=other))
     assert_says(message, project.curvature, other)
     wrong = {"model__init_args__curvature": project.root / "unlearn/weights.safetensors"}

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from damage import Refused, assert_says, flipped, truncated
+from damage import Refused, assert_says, changed, flipped, truncated
 from miniature import Project
 
 from datamodules.store import Store
@@ -290,22 +290,22 @@ def test_a_trained_checkpoint_survives_a_loss_that_is_not_finite(
     run = tmp_path / "run"
     main(project.args("train", run, trainer__max_steps=6))
     before = (run / "checkpoints/last.ckpt").read_bytes()
-    checkpoint = torch.load(run / "checkpoints/last.ckpt", weights_only=True)
-    for name in checkpoint["current_model_state"]:
-        checkpoint["current_model_state"][name].fill_(float("nan"))
-    poisoned = tmp_path / "poisoned.ckpt"
-    torch.save(checkpoint, poisoned)
+    poisoned = changed(
+        run / "checkpoints/last.ckpt",
+        tmp_path / "poisoned.ckpt",
+        lambda found: [value.fill_(float("nan")) for value in found["current_model_state"].values()],
+    )
     args = [*project.args("train", run), "--ckpt_path", str(poisoned)]
     assert_says(refused(args), "train/loss", "nan", "expected a finite loss")
     assert (run / "checkpoints/last.ckpt").read_bytes() == before
 
 
 def test_unlearning_a_checkpoint_with_nan(project: Project, tmp_path: Path, refused: Refused) -> None:
-    checkpoint = torch.load(project.checkpoint, weights_only=True)
-    for value in checkpoint["state_dict"].values():
-        value.fill_(float("nan"))
-    path = tmp_path / "nan.ckpt"
-    torch.save(checkpoint, path)
+    path = changed(
+        project.checkpoint,
+        tmp_path / "nan.ckpt",
+        lambda found: [value.fill_(float("nan")) for value in found["state_dict"].values()],
+    )
     settings = {"model__init_args__checkpoint": path}
     without = {**settings, "model__init_args__curvature": "null"}
     assert_says(refused(project.args("unlearn", tmp_path / "unlearn", **without)), "loss is nan", "finite")

@@ -22,6 +22,7 @@ from datamodules.store import Store
 from lightning_attr.artifacts import load_tensors, read_json
 from lightning_attr.artifacts.scores import Scores
 from lightning_attr.cli import main
+from lightning_attr.digests import file_digest
 
 TASKS = "lightning_attr.tasks:"
 STOPPED = "stopped and saved"
@@ -47,12 +48,14 @@ def tensors(path: Path) -> dict[str, Tensor]:
 
 
 def assert_same(found: Path, expected: Path) -> None:
-    """Compare two files bit by bit."""
+    """Compare two files bit by bit, and the digests by which others know checkpoints."""
     ours, theirs = tensors(found), tensors(expected)
     assert ours.keys() == theirs.keys()
     assert len(ours) > 0
     for name, tensor in theirs.items():
         assert torch.equal(ours[name], tensor), name
+    if found.suffix == ".ckpt":
+        assert file_digest(found) == file_digest(expected)
 
 
 def curve(folder: Path, tag: str) -> list[tuple[int, float]]:

@@ -3,30 +3,49 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 from pathlib import Path
 from weakref import WeakValueDictionary
 
 import lmdb
 
+from datamodules.store.layout import MAX_DATABASES
 from datamodules.store.pages import check_seal
 from lightning_attr.errors import StoreError
 
-MAX_DATABASES = 128
-
 
 class store_errors:  # lower case as a context manager; made of a generator it would cost more than a small read
-    """Turn LMDB's errors into a :class:`StoreError` that names the file."""
+    """Turn LMDB's errors and the system's into a :class:`StoreError` that names the file.
 
-    def __init__(self, path: str | Path) -> None:
+    Args:
+        path: The file.
+        writing: Whether it is being written.
+    """
+
+    def __init__(self, path: str | Path, writing: bool = False) -> None:
         self._path = path
+        self._full = _FULL if writing else frozenset()
 
     def __enter__(self) -> None:
         pass
 
     def __exit__(self, _type: object, error: BaseException | None, _traceback: object) -> None:
-        if isinstance(error, lmdb.Error):
-            raise StoreError(f"{self._path}: damaged or not a store ({error})") from error
+        if not isinstance(error, (OSError, lmdb.Error)):
+            return
+        code = (error.errno if isinstance(error, OSError) else getattr(error, "code", 0)) or 0
+        if code in self._full:
+            raise StoreError(
+                f"{self._path}: no space left on the device, or no more is allowed; what was written before is kept: "
+                "make room and run the same command again"
+            ) from error
+        if code > 0 and code != errno.EINVAL:  # of the system; LMDB's own are negative
+            raise StoreError(f"{self._path}: {os.strerror(code)}") from error
+        raise StoreError(f"{self._path}: damaged or not a store ({error})") from error
+
+
+#: LMDB calls it an input/output error when the system wrote less than it was given.
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO})
 
 
 def check_file(path: str) -> None:
@@ -36,13 +55,14 @@ def check_file(path: str) -> None:
         StoreError: It is missing, something else, truncated or damaged.
     """
     if not os.path.isfile(path):
-        found = "a folder" if os.path.isdir(path) else "no file"
+        found = "a folder" if os.path.isdir(path) else "something else" if os.path.exists(path) else "no file"
         if os.path.exists(f"{path}.partial"):
             found = f"only {path}.partial, which its writer has not finished; run that again"
         raise StoreError(f"{path}: found {found}, expected a store")
     if path.endswith(".partial"):
         raise StoreError(f"{path}: unfinished, its writer was stopped; run it again to finish the store")
-    check_seal(path)
+    with store_errors(path):
+        check_seal(path)
 
 
 class Opened:

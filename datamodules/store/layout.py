@@ -8,26 +8,33 @@ from __future__ import annotations
 
 import json
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from xxhash import xxh3_64_digest, xxh3_64_intdigest
 
 from datamodules.store.records import IMPLIED, Field, Schema
-from lightning_attr.errors import StoreError
+from lightning_attr.errors import StoreError, one_line, quoted, shortened
+
+T = TypeVar("T")
 
 FORMAT = "lightning-attr store"
 #: Version 2 has the roles of fields in its schema; version 1, those that the names of its fields imply.
 VERSION = 2
 
 HEAD = "head"
-"""Database of the schema, the index, the ``complete`` record and the encoder states."""
+"""Database of the schema, the index, the ``complete`` record, what the store was made from and the encoder states."""
 META = "meta"
 THUMB = "thumb"
-RESERVED = frozenset({HEAD, META, THUMB})
+MADE_FROM = "made_from"
+"""Database of the digests of the files that samples were made from; also the key in the head of what all were."""
+RESERVED = frozenset({HEAD, META, THUMB, MADE_FROM})
+
+MAX_DATABASES = 128
 
 BLOCK_SAMPLES = 64
 BLOCK_BYTES = 4 * 1024 * 1024  # pieces under 3 MB are copied at half the speed
@@ -80,16 +87,69 @@ def decode_schema(path: str, payload: bytes) -> Schema:
     """Undo :func:`encode_schema`.
 
     Raises:
-        StoreError: The record is of another format or version.
+        StoreError: The record is of another format or version, or says what no schema can.
     """
-    value = json.loads(payload)
-    found = (value.get("format"), value.get("version"))
-    if found not in ((FORMAT, 1), (FORMAT, VERSION)):
-        raise StoreError(f"{path}: found format {found[0]!r} version {found[1]}, expected {FORMAT!r} version {VERSION}")
-    if found[1] == 1:
-        for name, field in value["fields"].items():
-            field["role"] = IMPLIED.get(name)
+    schema = decode_json(path, "schema", payload, _schema)
+    check_schema(path, schema)
+    return schema
+
+
+def _schema(value: Any) -> Schema:
+    value = decode_record(value)
+    name, version = value.pop("format", None), value.pop("version", None)
+    if name != FORMAT or isinstance(version, bool) or version not in (1, VERSION):
+        found = f"format {quoted(name)} version {quoted(version)}"
+        raise StoreError(f"found {found}, expected {FORMAT!r} version {VERSION}")
+    fields = value.get("fields")
+    if version == 1 and isinstance(fields, dict):
+        value["fields"] = {
+            name: {**field, "role": IMPLIED.get(name)} if isinstance(field, dict) else field
+            for name, field in fields.items()
+        }
     return Schema.from_json(value)
+
+
+def check_schema(path: str, schema: Schema) -> None:
+    """Check that a store can have the fields of a schema.
+
+    Raises:
+        StoreError: There are none or too many, or one has a name that the store itself uses.
+    """
+    if not schema.fields:
+        raise StoreError(f"{path}: found a schema without fields, expected at least one")
+    if taken := sorted(RESERVED & schema.fields.keys()):
+        raise StoreError(f"{path}: found a field named {taken[0]!r}, which the store itself uses")
+    if len(schema.fields) + len(RESERVED) > MAX_DATABASES:
+        raise StoreError(f"{path}: found {len(schema.fields)} fields, expected at most {MAX_DATABASES - len(RESERVED)}")
+
+
+def decode_json(path: str, what: str, payload: bytes, build: Callable[[Any], T]) -> T:
+    """Return what ``build`` makes of a JSON record.
+
+    Raises:
+        StoreError: It is no JSON, or ``build`` refuses it.
+    """
+    try:
+        return build(json.loads(payload))
+    except (ValueError, RecursionError) as error:  # of text, of JSON, and our own
+        raise StoreError(f"{path}: {what}: {shortened(one_line(error), 300)}") from error
+
+
+def decode_record(value: Any) -> dict[str, Any]:
+    """Return a record that is an object."""
+    if not isinstance(value, dict):
+        raise StoreError(f"found {quoted(value)}, expected an object")
+    return value
+
+
+def decode_complete(value: Any) -> tuple[int, str, dict[str, int]]:
+    """Return what the ``complete`` record says: the number of samples, the digest, and notes by name."""
+    record = decode_record(value)
+    count, digest, notes = record.get("count", -1), record.get("digest"), decode_record(record.get("notes", {}))
+    counts = (count, *notes.values())
+    if not all(type(number) is int and number >= 0 for number in counts) or not isinstance(digest, str):
+        raise StoreError(f"found {quoted(value)}, expected a number of samples and a digest")
+    return count, digest, notes
 
 
 @dataclass(frozen=True)
@@ -182,7 +242,22 @@ def encode_index(ids: NDArray[np.int64], caption_counts: NDArray[np.int32]) -> b
     return ids.astype("<i8").tobytes() + caption_counts.astype("<i4").tobytes()
 
 
-def decode_index(payload: bytes) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
-    """Undo :func:`encode_index`; return read-only arrays."""
-    count = len(payload) // 12
-    return np.frombuffer(payload, "<i8", count), np.frombuffer(payload, "<i4", count, offset=8 * count)
+def decode_index(
+    path: str, payload: bytes | None, count: int, schema: Schema
+) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
+    """Undo :func:`encode_index`; return read-only arrays of ``count`` numbers.
+
+    Raises:
+        StoreError: It has other lengths, or numbers that no store of the schema has.
+    """
+    found = 0 if payload is None else len(payload)
+    if payload is None or found != 12 * count:
+        raise StoreError(f"{path}: damaged, found an index of {found} bytes, expected {12 * count}")
+    ids = np.frombuffer(payload, "<i8", count)
+    counts = np.frombuffer(payload, "<i4", count, offset=8 * count)
+    if count and (ids[0] < 0 or (ids[1:] <= ids[:-1]).any()):
+        raise StoreError(f"{path}: index: found ids that do not ascend from 0 or more, expected those of a store")
+    most = schema.captions if schema.conditions else np.iinfo(np.int32).max
+    if count and (counts.min() < 0 or counts.max() > most):
+        raise StoreError(f"{path}: index: found {counts.min()} to {counts.max()} captions, expected 0 to {most}")
+    return ids, counts

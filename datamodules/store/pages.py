@@ -85,7 +85,7 @@ def check_seal(path: str) -> None:
             raise StoreError(f"{path}: damaged, found {size} bytes, expected {length + 8 * count + _SEAL.size}")
         pages = np.frombuffer(os.pread(descriptor, 8 * count, length), "<i8")
         head = _committed(descriptor)
-        if head is None or checksum != _checksum(descriptor, head.page_size, pages):
+        if head is None or not _possible(pages, head) or checksum != _checksum(descriptor, head.page_size, pages):
             raise StoreError(f"{path}: damaged in its trees or small values; make or copy the store again")
     finally:
         os.close(descriptor)
@@ -112,11 +112,17 @@ def _tree_pages(descriptor: int, head: _Head) -> Pages:
     while page <= head.last_page:
         flags, extent = struct.unpack_from("<HI", os.pread(descriptor, 16, page * head.page_size), 10)
         if flags & _OVERFLOW:
-            page += extent
+            page += max(extent, 1)
         else:
             pages.append(page)
             page += 1
     return np.array(pages, np.int64)
+
+
+def _possible(pages: Pages, head: _Head) -> bool:
+    """Return whether a seal may name these pages: ascending ones of the file, the first two among them."""
+    within = len(pages) >= 2 and (pages[:2] == [0, 1]).all() and pages[-1] <= head.last_page
+    return bool(within and (pages[1:] > pages[:-1]).all())
 
 
 def _checksum(descriptor: int, page_size: int, pages: Pages) -> int:

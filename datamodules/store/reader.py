@@ -5,7 +5,6 @@ Shapes: N samples of the store, B samples that are asked for.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable
 from functools import cached_property
@@ -20,16 +19,20 @@ from datamodules.store.digest import Damage, check_values
 from datamodules.store.environment import Opened, open_file, store_errors
 from datamodules.store.layout import (
     HEAD,
+    MADE_FROM,
     META,
     THUMB,
     Blocks,
+    decode_complete,
     decode_index,
+    decode_json,
+    decode_record,
     decode_schema,
     encoder_key,
     key_of,
     unseal,
 )
-from datamodules.store.records import Meta
+from datamodules.store.records import Meta, Schema
 from lightning_attr.errors import StoreError
 
 Ints = NDArray[np.int64]
@@ -45,7 +48,8 @@ class Store:
     Attributes:
         path: The file, as given.
         schema: Fields and encoders.
-        digest: Changes if anything in the store does.
+        digest: Changes if anything in the store does, except ``notes`` and ``made_from``.
+        notes: Counts of what befell the samples when the store was made, by name.
 
     Raises:
         StoreError: The file is missing, not a store, of another version, unfinished, truncated or damaged.
@@ -54,7 +58,7 @@ class Store:
     def __init__(self, path: str | Path) -> None:
         self.path = str(path)
         self._file: Opened | None = open_file(self.path)
-        self.schema, self.digest, self._count = self._read_head()
+        self.schema, self.digest, self._count, self.notes = self._read_head()
         self._blocks = {name: Blocks.of(name, field) for name, field in self.schema.fields.items()}
 
     def __enter__(self) -> Self:
@@ -134,10 +138,30 @@ class Store:
         Raises:
             StoreError: There is no such position, or the value is damaged.
         """
-        meta = Meta.from_json(json.loads(self._value(META, position)))
-        if meta.id != self.ids[position]:
+        meta = decode_json(self.path, f"meta of position {position}", self._value(META, position), Meta.from_json)
+        if (meta.id, len(meta.captions)) != (self.ids[position], self.caption_counts[position]):
             raise self._damaged(META, f"position {position}")
         return meta
+
+    @cached_property
+    def made_from(self) -> dict[str, Any]:
+        """Return what the store says that it was made from; empty where it does not.
+
+        Raises:
+            StoreError: The value is damaged.
+        """
+        record = self._sealed(HEAD, MADE_FROM.encode())
+        return {} if record is None else decode_json(self.path, MADE_FROM, record, decode_record)
+
+    def file_digest(self, position: int) -> str:
+        """Return the digest of the file that a sample was made from; empty where that is not known.
+
+        Raises:
+            StoreError: There is no such position, or the value is damaged.
+        """
+        (checked,) = self._checked("positions", position, len(self))
+        digest = self._sealed(MADE_FROM, key_of(int(checked))) if self.made_from else None
+        return (digest or b"").decode(errors="replace")
 
     def thumb(self, position: int) -> bytes:
         """Return the thumbnail of a sample, an image file.
@@ -172,20 +196,20 @@ class Store:
 
     @cached_property
     def _index(self) -> tuple[Ints, NDArray[np.int32]]:
-        payload = self._sealed(HEAD, b"index")
-        if payload is None or len(payload) != 12 * self._count:
-            raise self._damaged(HEAD, "the index")
-        return decode_index(payload)
+        return decode_index(self.path, self._sealed(HEAD, b"index"), self._count, self.schema)
 
-    def _read_head(self) -> tuple[Any, str, int]:
+    def _read_head(self) -> tuple[Schema, str, int, dict[str, int]]:
         schema, complete = self._sealed(HEAD, b"schema"), self._sealed(HEAD, b"complete")
         if schema is None:
             raise StoreError(f"{self.path}: found no schema record, expected a store")
         decoded = decode_schema(self.path, schema)
         if complete is None:
             raise StoreError(f"{self.path}: unfinished, its writer was stopped; run it again to finish the store")
-        record = json.loads(complete)
-        return decoded, str(record["digest"]), int(record["count"])
+        count, digest, notes = decode_json(self.path, "complete", complete, decode_complete)
+        size, least = os.path.getsize(self.path), count * sum(field.nbytes for field in decoded.fields.values())
+        if size < least:
+            raise StoreError(f"{self.path}: found {size} bytes, expected at least {least} for {count} samples")
+        return decoded, digest, count, notes
 
     def _opened(self) -> Opened:
         """Return the file, opened again after a fork, an unpickling or a close."""

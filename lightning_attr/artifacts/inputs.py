@@ -1,4 +1,4 @@
-"""Which arguments of a class name files that it reads."""
+"""Which arguments of a class name files that it reads, or writes."""
 
 from __future__ import annotations
 
@@ -9,25 +9,32 @@ from types import SimpleNamespace
 from typing import Annotated, Any, get_args, get_type_hints
 
 InputPath = Annotated[str, "a file or folder that is read, or a pattern with *"]
-"""The type of such an argument; a run records the digests of what it names."""
+"""The type of an argument that names what is read; a run records the digests of it, and may find it elsewhere later."""
+
+OutputPath = Annotated[str, "a file or folder that is written"]
+"""The type of an argument that says where something goes: no result depends on that."""
+
+#: Both types, by their names.
+PATHS: Mapping[str, Any] = {"InputPath": InputPath, "OutputPath": OutputPath}
 
 
-def input_paths(owner: type, arguments: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+def input_paths(owner: type, arguments: Mapping[str, Any], of: Any = InputPath) -> Iterator[tuple[str, str]]:
     """Yield the dotted name and the value of every argument of a class, or of a dataclass in it, that is one.
 
     Args:
         owner: The class.
         arguments: Of its constructor, by name.
+        of: ``InputPath`` or ``OutputPath``.
     """
     hints = _hints(owner)
     for name, value in arguments.items():
         kinds = _kinds(hints.get(name))
-        if InputPath in kinds:
+        if of in kinds:
             yield from _strings(name, value)
         elif isinstance(value, Mapping):
             for kind in kinds:
                 if isinstance(kind, type) and is_dataclass(kind):
-                    yield from ((f"{name}.{key}", path) for key, path in input_paths(kind, value))
+                    yield from ((f"{name}.{key}", path) for key, path in input_paths(kind, value, of))
 
 
 def _hints(owner: type) -> dict[str, Any]:
@@ -40,13 +47,13 @@ def _hints(owner: type) -> dict[str, Any]:
             try:
                 hints |= get_type_hints(alone, unwrap(init).__globals__, include_extras=True)
             except NameError:  # of a name that is imported for type checkers alone
-                hints[name] = list[InputPath] if "InputPath" in hint else Any
+                hints[name] = next((list[path] for word, path in PATHS.items() if word in hint), Any)  # type: ignore[valid-type]
     return hints
 
 
 def _kinds(hint: Any) -> list[Any]:
     """Return a type and all that it is made of: of ``list[A] | None`` also ``A``."""
-    return [hint, *(kind for part in get_args(hint) if hint != InputPath for kind in _kinds(part))]
+    return [hint, *(kind for part in get_args(hint) if hint not in PATHS.values() for kind in _kinds(part))]
 
 
 def _strings(name: str, value: Any) -> Iterator[tuple[str, str]]:

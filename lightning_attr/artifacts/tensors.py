@@ -116,7 +116,18 @@ def save_tensors(
     """
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in sorted(tensors.items())}
     metadata = {"kind": kind, "format": FORMAT, "settings": json.dumps(dict(settings), sort_keys=True), **words}
-    write_atomically(path, save(plain, {**metadata, "checksum": _checksum(plain, metadata)}))
+    write_atomically(path, _ordered(save(plain, {**metadata, "checksum": _checksum(plain, metadata)})))
+
+
+def _ordered(data: bytes) -> bytes:
+    """Return a safetensors file with its header in order: the library's differs from process to process.
+
+    So the same contents are the same bytes, and what names a file by the digest of its bytes finds it made anew.
+    """
+    end = 8 + int.from_bytes(data[:8], "little")
+    header = json.dumps(json.loads(data[8:end]), sort_keys=True, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)
+    return b"".join([len(header).to_bytes(8, "little"), header, memoryview(data)[end:]])
 
 
 def read_header(path: str | Path) -> Header:

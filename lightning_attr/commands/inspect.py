@@ -41,7 +41,7 @@ def _describe(path: Path, store: Store) -> None:
     for name, config in store.schema.encoders.items():
         state = store.encoder_state(name)
         fitted = "" if state is None else f", state of {len(state):,} bytes"
-        rows.append((f"{name} encoder", json.dumps(dict(config)) + fitted))
+        rows.append((f"{name} encoder", json.dumps(config) + fitted))
     summary(str(path), rows)
 
 

@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from lightning_attr.artifacts import read_json, write_atomically, write_json
+from lightning_attr.artifacts.records import read_record, write_record
 from lightning_attr.curvature.kronecker import Factor, KroneckerCurvature, LayerCurvature, layer_curvature
 from lightning_attr.digests import file_digest
 from lightning_attr.errors import UserError
@@ -42,7 +43,7 @@ def save_factors(folder: str | Path, curvature: KroneckerCurvature) -> None:
         flat = {layer: tensor.detach().cpu().contiguous().clone() for layer, tensor in tensors.items()}
         write_atomically(temporary / f"{name}.safetensors", save(flat))
     write_json(temporary / ARGUMENTS, {"strategy": curvature.kind, "use_empirical_fisher": True})
-    write_json(temporary / SETTINGS, {"settings": dict(curvature.settings), "files": _digests(temporary)})
+    write_record(temporary / SETTINGS, {"settings": dict(curvature.settings), "files": _digests(temporary)})
     shutil.rmtree(folder, ignore_errors=True)
     temporary.rename(folder)
 
@@ -117,7 +118,8 @@ def _layer(files: dict[str, dict[str, Tensor]], layer: str, known: list[Factor])
 
 
 def _strategy(folder: Path) -> Literal["kfac", "ekfac"]:
-    strategy = read_json(folder / ARGUMENTS).get("strategy")
+    arguments = read_json(folder / ARGUMENTS)
+    strategy = arguments.get("strategy") if isinstance(arguments, dict) else arguments
     if strategy == "kfac":
         return "kfac"
     if strategy == "ekfac":
@@ -130,7 +132,7 @@ def _checked_settings(folder: Path) -> dict[str, Any]:
     found = _digests(folder)
     if not (folder / SETTINGS).exists():
         return {"files": found}
-    written = read_json(folder / SETTINGS)
+    written = read_record(folder / SETTINGS, {"files": dict, "settings": dict}, "settings of a curvature")
     for name, digest in written["files"].items():
         if name not in found:
             raise UserError(f"{folder / name}: no such file")

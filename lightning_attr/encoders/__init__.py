@@ -7,7 +7,10 @@ from lightning_attr.encoders.pretrained import AutoencoderKLEncoder, CLIPText, V
 from lightning_attr.encoders.registry import image_encoder, text_encoder
 from lightning_attr.encoders.store import (
     ENCODER_STATES,
+    check_encoders,
+    encoders_digest,
     jpeg,
+    read_image,
     store_image_encoder,
     store_text_encoder,
     thumb_images,
@@ -22,8 +25,11 @@ __all__ = [
     "PatchPCA",
     "TextEncoder",
     "VisionFeatures",
+    "check_encoders",
+    "encoders_digest",
     "image_encoder",
     "jpeg",
+    "read_image",
     "store_image_encoder",
     "store_text_encoder",
     "text_encoder",

@@ -29,6 +29,11 @@ class Encoder(Protocol):
 class ImageEncoder(Encoder, Protocol):
     """Images to latents and back."""
 
+    @property
+    def channels(self) -> int:
+        """Return the channels of a latent."""
+        ...
+
     def latent_shape(self, image_size: int) -> tuple[int, int, int]:
         """Return (C, h, w) of the latent of a square image of ``image_size`` pixels.
 

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from lightning_attr.errors import UserError
 
+_MOST_TOKENS, _MOST_DIM = 4096, 16384  # beyond all text models
 _WORD = re.compile(r"\w+(?:'\w+)*")
 # Names of the special tokens: no word can have one, for a word holds no angle bracket.
 _BEGIN, _END, _PAD = "<begin>", "<end>", "<pad>"
@@ -35,8 +36,11 @@ class HashedWords:
     """
 
     def __init__(self, tokens: int = 16, dim: int = 64, seed: int = 0) -> None:
-        if tokens < 3 or dim < 2 or dim % 2:
-            raise UserError(f"HashedWords: expected tokens >= 3 and an even dim >= 2, found {tokens=}, {dim=}")
+        if not 3 <= tokens <= _MOST_TOKENS or not 2 <= dim <= _MOST_DIM or dim % 2:
+            raise UserError(
+                f"HashedWords: found {tokens=}, {dim=}, expected 3 to {_MOST_TOKENS} tokens and an even dim from 2 to "
+                f"{_MOST_DIM}"
+            )
         self.tokens, self.dim, self.seed = tokens, dim, seed
         self._positions = _sinusoids(tokens, dim)
 

@@ -8,10 +8,13 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from lightning_attr.errors import UserError
+
+_MOST_PATCH = 128  # a covariance of 2.4 billion numbers
 
 
 class PatchPCA(nn.Module):
@@ -32,9 +35,10 @@ class PatchPCA(nn.Module):
     def __init__(self, patch: int = 4, channels: int = 4) -> None:
         super().__init__()
         size = 3 * patch * patch
-        if patch < 1 or not 1 <= channels <= size:
+        if not 1 <= patch <= _MOST_PATCH or not 1 <= channels <= size:
             raise UserError(
-                f"PatchPCA: expected patch >= 1 and 1 <= channels <= 3 * patch^2, found {patch=}, {channels=}"
+                f"PatchPCA: found {patch=}, {channels=}, expected a patch from 1 to {_MOST_PATCH} and 1 to 3 * patch^2 "
+                "channels"
             )
         self.patch, self.channels = patch, channels
         self.register_buffer("mean", torch.zeros(size))
@@ -79,11 +83,16 @@ class PatchPCA(nn.Module):
         Raises:
             UserError: They belong to an encoder with other arguments.
         """
-        tensors = load(state)
+        try:
+            tensors = load(state)
+        except SafetensorError as error:
+            raise UserError(f"PatchPCA: found a state that is no safetensors file ({error})") from error
         found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
         expected = {name: tuple(buffer.shape) for name, buffer in self.state_dict().items()}
         if found != expected:
             raise UserError(f"PatchPCA: the state holds {found}, expected {expected}")
+        if not all(tensor.is_floating_point() and tensor.isfinite().all() for tensor in tensors.values()):
+            raise UserError("PatchPCA: found a state with numbers that are not finite, expected a fitted basis")
         self.load_state_dict(tensors)
 
     def latent_shape(self, image_size: int) -> tuple[int, int, int]:

@@ -6,6 +6,7 @@ Their weights stay outside the store; a digest of the weights in ``config()`` te
 Shapes: B images or texts, H x W pixels, C x h x w a latent, F features.
 """
 
+import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib import import_module
@@ -19,7 +20,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from lightning_attr.artifacts import read_json
-from lightning_attr.errors import UserError
+from lightning_attr.errors import UserError, quoted, shortened
 
 
 class AutoencoderKLEncoder:
@@ -29,14 +30,17 @@ class AutoencoderKLEncoder:
         source: Hub name or local folder.
         pipeline: Whether ``source`` is a whole diffusers pipeline, whose folder ``vae`` is meant.
         weights: Expected digest of the weights; None takes what is found.
+        local: Whether to look for it on this machine only, and never ask the hub.
     """
 
-    def __init__(self, source: str, pipeline: bool = False, weights: str | None = None) -> None:
+    def __init__(self, source: str, pipeline: bool = False, weights: str | None = None, local: bool = False) -> None:
         # Both libraries are imported when needed: they are slow to load, and most runs do without them.
         autoencoder: Any = import_module("diffusers").AutoencoderKL
         self.source, self.pipeline = source, pipeline
-        with _loading("AutoencoderKL", source):
-            self._vae = autoencoder.from_pretrained(source, subfolder="vae" if pipeline else None, use_safetensors=True)
+        with _loading("AutoencoderKL", source, local):
+            self._vae = autoencoder.from_pretrained(
+                source, subfolder="vae" if pipeline else None, use_safetensors=True, local_files_only=local
+            )
         self._vae.requires_grad_(False).eval()
         self.weights = _checked_digest(self._vae, source, weights)
         # x' = (x - shift) * scale has unit deviation or so; both numbers come with the model.
@@ -61,12 +65,17 @@ class AutoencoderKLEncoder:
         self._vae.to(device)
         return self
 
+    @property
+    def channels(self) -> int:
+        """Return the channels of a latent."""
+        return int(self._vae.config.latent_channels)
+
     def latent_shape(self, image_size: int) -> tuple[int, int, int]:
         """Return (latent channels, h, w); every level but the last halves the side."""
         factor = 2 ** (len(self._vae.config.block_out_channels) - 1)
         if image_size % factor:
             raise UserError(f"{self.source}: image size {image_size} is not a multiple of {factor}")
-        return int(self._vae.config.latent_channels), image_size // factor, image_size // factor
+        return self.channels, image_size // factor, image_size // factor
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
@@ -93,24 +102,29 @@ class CLIPText:
         source: Hub name or local folder that holds the text model and its tokenizer.
         pipeline: Whether ``source`` is a whole diffusers pipeline, whose ``text_encoder`` and ``tokenizer`` are meant.
         weights: Expected digest of the weights; None takes what is found.
+        local: Whether to look for it on this machine only, and never ask the hub.
 
     Raises:
         UserError: Transformers is not installed.
     """
 
-    def __init__(self, source: str, pipeline: bool = False, weights: str | None = None) -> None:
+    def __init__(self, source: str, pipeline: bool = False, weights: str | None = None, local: bool = False) -> None:
         transformers = _transformers("text encoder", source)
         self.source, self.pipeline = source, pipeline
         model_folder, tokenizer_folder = ("text_encoder", "tokenizer") if pipeline else ("", "")
         what = f"CLIP text encoder {source}"
-        with _loading("CLIP text encoder", source):
+        with _loading("CLIP text encoder", source, local):
             _check_text_pipeline(Path(source), what)
-            found = transformers.AutoConfig.from_pretrained(source, subfolder=model_folder).model_type
+            reading = {"local_files_only": local}
+            of_model = {"subfolder": model_folder, **reading}
+            found = transformers.AutoConfig.from_pretrained(source, trust_remote_code=False, **of_model).model_type
             if found not in ("clip", "clip_text_model"):
                 raise UserError(f"{what}: found a model of type {found!r}, expected CLIP's")
-            self._tokenizer = transformers.AutoTokenizer.from_pretrained(source, subfolder=tokenizer_folder)
+            self._tokenizer = transformers.AutoTokenizer.from_pretrained(
+                source, subfolder=tokenizer_folder, trust_remote_code=False, **reading
+            )
             self._model, loading = transformers.CLIPTextModel.from_pretrained(
-                source, subfolder=model_folder, use_safetensors=True, dtype=torch.float32, output_loading_info=True
+                source, use_safetensors=True, dtype=torch.float32, output_loading_info=True, **of_model
             )
         _check_weights(what, loading["missing_keys"])
         self._model.requires_grad_(False).eval()
@@ -173,9 +187,11 @@ class VisionFeatures:
         transformers = _transformers("vision model", source)
         self.source = source
         with _loading("vision model", source):
-            self._processor: Any = transformers.AutoImageProcessor.from_pretrained(source, backend="pil")
+            self._processor: Any = transformers.AutoImageProcessor.from_pretrained(
+                source, backend="pil", trust_remote_code=False
+            )
             self._model, loading = transformers.AutoModel.from_pretrained(
-                source, use_safetensors=True, dtype=torch.float32, output_loading_info=True
+                source, use_safetensors=True, dtype=torch.float32, output_loading_info=True, trust_remote_code=False
             )
         # DINO's files lack the pooler, which is not used here.
         missing = [name for name in loading["missing_keys"] if not name.startswith("pooler.")]
@@ -236,14 +252,19 @@ def _check_text_pipeline(folder: Path, what: str) -> None:
 
 
 @contextmanager
-def _loading(kind: str, source: str) -> Iterator[None]:
+def _loading(kind: str, source: str, local: bool = False) -> Iterator[None]:
     """Turn what the libraries raise for a wrong name, folder or file into one message."""
     try:
         yield
     except UserError:
         raise
     except (OSError, ValueError, KeyError, SafetensorError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        if local and not Path(source).exists():
+            raise UserError(
+                f"{kind} {quoted(source)}: found nothing of that name on this machine, and a store that names it "
+                f"downloads nothing; fetch it first: hf download {shlex.quote(shortened(source, 80))}"
+            ) from error
+        reason = shortened(str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__, 200)
         raise UserError(
             f"{kind} {source}: expected a hub name or a local folder with safetensors weights: {reason}"
         ) from error

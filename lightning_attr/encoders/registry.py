@@ -2,13 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 from inspect import Parameter, signature
-from typing import Any, cast
+from typing import Any, cast, get_type_hints
 
 from lightning_attr.encoders.base import ImageEncoder, TextEncoder
 from lightning_attr.encoders.hashed_words import HashedWords
 from lightning_attr.encoders.patch_pca import PatchPCA
 from lightning_attr.encoders.pretrained import AutoencoderKLEncoder, CLIPText
-from lightning_attr.errors import UserError
+from lightning_attr.errors import UserError, quoted
 
 _IMAGE: tuple[type, ...] = (PatchPCA, AutoencoderKLEncoder)
 _TEXT: tuple[type, ...] = (HashedWords, CLIPText)
@@ -35,27 +35,36 @@ def text_encoder(config: Mapping[str, Any], state: bytes | None) -> TextEncoder:
         UserError: The config names no encoder of ours, or there is a state that nothing can take.
     """
     if state is not None:
-        raise UserError(f"text encoder {config.get('class')}: found a state of {len(state)} bytes, expected none")
+        raise UserError(f"text encoder: found a state of {len(state)} bytes, expected none")
     return cast(TextEncoder, _rebuild(config, _TEXT, "text encoder"))
 
 
 def _rebuild(config: Mapping[str, Any], known: Sequence[type], what: str) -> object:
-    """Call the class that ``config`` names with the rest of ``config``."""
-    by_class = {cls.__name__: cls for cls in known}
-    name = config.get("class")
-    if name not in by_class:
-        raise UserError(f"{what}: found class {name!r}, expected one of {', '.join(by_class)}")
+    """Call the class that ``config`` names with the rest of ``config``. A store reaches for nothing elsewhere."""
+    if not isinstance(config, Mapping):
+        raise UserError(f"{what}: found {quoted(config)}, expected a class and its arguments")
+    cls = next((cls for cls in known if cls.__name__ == config.get("class")), None)
+    if cls is None:
+        expected = ", ".join(cls.__name__ for cls in known)
+        raise UserError(f"{what}: found class {quoted(config.get('class'))}, expected one of {expected}")
     arguments = {key: value for key, value in config.items() if key != "class"}
-    _check_names(arguments, by_class[name], f"{what} {name}")
-    return by_class[name](**arguments)
+    parameters = dict(signature(cls).parameters)
+    here = {"local": True} if parameters.pop("local", None) else {}
+    _check_arguments(arguments, parameters, get_type_hints(cls.__init__), f"{what} {cls.__name__}")  # type: ignore[misc]
+    return cls(**arguments, **here)
 
 
-def _check_names(arguments: Mapping[str, Any], cls: type, what: str) -> None:
-    """Refuse arguments that ``cls`` does not have and the lack of those that it needs."""
-    parameters = signature(cls).parameters
+def _check_arguments(
+    arguments: Mapping[str, Any], parameters: Mapping[str, Parameter], types: Mapping[str, Any], what: str
+) -> None:
+    """Refuse arguments that a class does not have, the lack of those that it needs, and those of other types."""
     unknown = [key for key in arguments if key not in parameters]
     missing = [name for name, p in parameters.items() if p.default is Parameter.empty and name not in arguments]
     if unknown:
-        raise UserError(f"{what}: found argument {unknown[0]!r}, expected {', '.join(parameters)}")
+        raise UserError(f"{what}: found argument {quoted(unknown[0])}, expected {', '.join(parameters)}")
     if missing:
         raise UserError(f"{what}: expected {missing[0]}, found none")
+    for name, value in arguments.items():
+        if not isinstance(value, types[name]) or (isinstance(value, bool) and types[name] is not bool):
+            expected = getattr(types[name], "__name__", types[name])
+            raise UserError(f"{what}: found {name} {quoted(value)}, expected {expected}")

@@ -9,7 +9,6 @@ Shapes: Q queries, N samples, M retrained models, D draws.
 from __future__ import annotations
 
 import io
-import json
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,10 +16,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-import xxhash
 from torch import Tensor
 
-from lightning_attr.artifacts import load_tensors, read_json, save_tensors, write_atomically, write_json
+from lightning_attr.artifacts import load_tensors, save_tensors, write_atomically
+from lightning_attr.artifacts.records import read_record, write_record
 from lightning_attr.digests import file_digest
 from lightning_attr.errors import UserError
 from lightning_attr.ground_truth.metrics.functional import loss_change
@@ -127,7 +126,7 @@ class Pack:
             "models": [model._asdict() for model in self.models],
             "tensors": file_digest(tensors_path),
         }
-        write_json(manifest_path, {**manifest, "checksum": _checksum(manifest)})
+        write_record(manifest_path, manifest)
 
     @classmethod
     def load(cls, path: str | Path) -> Pack:
@@ -144,6 +143,7 @@ class Pack:
                 f"{tensors_path}: damaged or of another pack: found digest {found}, "
                 f"expected {manifest['tensors']} as {manifest_path} has it"
             )
+        _check_shapes(tensors_path, tensors, len(manifest["models"]))
         bits = np.unpackbits(tensors["masks"].numpy(), axis=1, count=len(tensors["sample_id"]))
         return cls(
             models=tuple(Model(**model) for model in manifest["models"]),
@@ -170,19 +170,41 @@ def pack_files(path: str | Path) -> tuple[Path, Path]:
 
 
 def _read_manifest(path: Path) -> dict[str, Any]:
-    manifest = read_json(path)
-    if not isinstance(manifest, dict) or not {"format", "tensors", "checksum"} <= manifest.keys():
-        raise UserError(f"{path}: found no digest of tensors in it, expected the manifest of a pack")
-    checksum = manifest.pop("checksum")
-    if _checksum(manifest) != checksum:
-        raise UserError(f"{path}: damaged, its checksum does not match its contents")
+    expected = {"format": int, "settings": dict, "original": dict, "models": list, "tensors": str}
+    manifest = read_record(path, expected, "manifest of a pack")
     if manifest["format"] != FORMAT:
         raise UserError(f"{path}: found a pack of format {manifest['format']}, expected {FORMAT}")
+    for index, model in enumerate(manifest["models"]):
+        if not isinstance(model, dict) or model.keys() != set(Model._fields):
+            raise UserError(f"{path}: found no model in models[{index}], expected {', '.join(Model._fields)}")
+    for part in ("draws", "digests"):
+        if not isinstance(manifest["settings"].get(part), dict):
+            raise UserError(f"{path}: found no settings.{part}, expected those of a sweep")
     return manifest
 
 
-def _checksum(manifest: Mapping[str, Any]) -> str:
-    return xxhash.xxh3_128_hexdigest(json.dumps(manifest, sort_keys=True).encode())
+def _check_shapes(path: Path, tensors: Mapping[str, Tensor], models: int) -> None:
+    """Check that the tensors are those of so many models.
+
+    Raises:
+        UserError: One is missing or of another shape.
+    """
+    if missing := [name for name in (*_TENSORS, "masks") if name not in tensors]:
+        raise UserError(f"{path}: found no {missing[0]}, expected the tensors of a pack")
+    queries, samples = tensors["query_id"].numel(), tensors["sample_id"].numel()
+    draws = tensors["losses"].shape[-1]
+    shapes = {
+        "query_id": (queries,),
+        "sample_id": (samples,),
+        "masks": (models, -(-samples // 8)),
+        "losses": (models, queries, draws),
+        "original_losses": (queries, draws),
+        "deviations": (models, queries),
+        "similarities": (models, queries),
+    }
+    for name, shape in shapes.items():
+        if tuple(tensors[name].shape) != shape:
+            raise UserError(f"{path}: found {name} of shape {tuple(tensors[name].shape)}, expected {shape}")
 
 
 def unpack(pack: Pack, folder: str | Path) -> None:
@@ -211,5 +233,6 @@ def _checkpoint(pack: Pack) -> bytes:
     """Return the original as :func:`~lightning_attr.models.load` reads it."""
     buffer = io.BytesIO()
     weights = {f"denoiser.{name}": weight for name, weight in pack.weights.items()}
-    torch.save({"state_dict": weights, "trained_model": {**pack.configs, **null_entries(pack.null)}}, buffer)
+    record = {**pack.configs, "made_from": {"store": pack.settings["digests"]["store"]}, **null_entries(pack.null)}
+    torch.save({"state_dict": weights, "trained_model": record}, buffer)
     return buffer.getvalue()

@@ -5,6 +5,7 @@ Shapes: Q queries, D draws.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -12,7 +13,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-import yaml
 from torch import Tensor
 
 from datamodules.store import Store
@@ -109,9 +109,8 @@ def _read_entry(folder: Path, digests: Mapping[str, str]) -> _Entry:
     # Images and latents are not kept: those of all entries together may not fit into memory.
     kept = {name: tensors[name] for name in ("query_id", "removed_id", "original_losses", "retrained_losses")}
     kept |= {"deviation": generation_deviation(*latents), "similarity": feature_similarity(*latents)}
-    method = settings["method"]
-    query = None if method in UNATTRIBUTED else _removed_query(folder)
-    model = Model(_entry_name(folder), method, query, int(settings["k"]), int(settings["seed"]))
+    name, method = _entry_name(folder), settings["method"]
+    model = Model(name, method, _removed_query(name, settings), int(settings["k"]), int(settings["seed"]))
     return _Entry(model, path, kept, settings["draws"])
 
 
@@ -121,13 +120,12 @@ def _entry_name(folder: Path) -> str:
     return "/".join(parts[parts.index("entries") + 1 :]) if "entries" in parts else folder.name
 
 
-def _removed_query(folder: Path) -> int | None:
-    """Return the query whose top an entry removed, as its config has it."""
-    path = folder / "config.yaml"
-    if not path.is_file():
-        raise UserError(f"{path}: no such file, expected the config of the entry")
-    exclude = ((yaml.safe_load(path.read_text()).get("data") or {}).get("init_args") or {}).get("exclude") or {}
-    query = exclude.get("query")
+def _removed_query(name: str, settings: Mapping[str, Any]) -> int | None:
+    """Return the query whose top an entry removed; entries that do not record it have it in their names."""
+    if settings["method"] in UNATTRIBUTED:
+        return None
+    named = re.search(r"query-(\d+)/", name)
+    query = settings.get("top_of", int(named[1]) if named else None)
     return query if isinstance(query, int) else None
 
 

@@ -19,6 +19,7 @@ from datamodules.store import Store
 from lightning_attr.artifacts.chunks import Chunks
 from lightning_attr.artifacts.scores import Scores
 from lightning_attr.digests import file_digest, samples_used
+from lightning_attr.encoders import check_encoders, encoders_digest
 from lightning_attr.errors import UserError, expect_within
 from lightning_attr.methods.base import Context, Method
 from lightning_attr.methods.ensemble import Ensemble
@@ -90,7 +91,8 @@ def check_stores(queries: Store, store: Store, models: Sequence[Model]) -> None:
         UserError: They do not.
     """
     for model in models:
-        model.accepts(store)
+        model.was_trained_on(store)
+    check_encoders(queries, encoders_digest(store), store.path)
     needed = [name for model in models for name in ("latent", *model.denoiser.conditions)]
     for name in needed or store.schema.inputs:
         field, expected = queries.schema.fields.get(name), store.schema.fields[name].shape[1:]

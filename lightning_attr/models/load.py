@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from lightning_attr.artifacts.checkpoint_files import read_checkpoint
 from lightning_attr.digests import file_digest, joined_digest
 from lightning_attr.encoders import CLIPText
 from lightning_attr.errors import UserError, one_line
@@ -50,6 +50,7 @@ def _from_checkpoint(path: str | Path) -> Model:
     load_weights(model.network, weights, path)
     model.network.eval().requires_grad_(False)
     model.null = null_of(record)
+    model.made_from = record.get("made_from", {})
     model.path, model.digest = str(path), file_digest(path)
     return model
 
@@ -122,36 +123,6 @@ def _read_network(folder: Path, kind: type[Denoiser], variant: str | None) -> nn
             raise UserError(f"{folder}: found {none} weight {sorted(names)[0]}, expected those of its config")
     assert isinstance(network, nn.Module)
     return network.eval().requires_grad_(False)
-
-
-def read_checkpoint(path: str | Path) -> dict[str, Any]:
-    """Read a checkpoint to the CPU without running code from it.
-
-    Raises:
-        UserError: There is none, it is damaged, or it holds more than tensors and plain values.
-    """
-    if not Path(path).is_file():
-        raise UserError(f"checkpoint {path}: no such file")
-    try:
-        _check_bits(path)
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch.load has no error of its own for a damaged file
-        # Of a file that asks to run code, torch advises on the next lines to trust it.
-        reason = str(error).partition("\n")[0] or type(error).__name__
-        raise UserError(
-            f"checkpoint {path}: refused, it is damaged, not a checkpoint, or asks to run code ({reason})"
-        ) from error
-    if not isinstance(checkpoint, dict):
-        raise UserError(f"checkpoint {path}: found a {type(checkpoint).__name__}, expected a Lightning checkpoint")
-    return checkpoint
-
-
-def _check_bits(path: str | Path) -> None:
-    """Check the checksums that torch writes into the file but does not check."""
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            if (name := archive.testzip()) is not None:
-                raise zipfile.BadZipFile(f"the checksum of {name} does not match")
 
 
 def load_weights(network: nn.Module, weights: Mapping[str, Tensor], source: str | Path) -> None:

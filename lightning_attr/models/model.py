@@ -14,6 +14,8 @@ from diffusers import ModelMixin
 from torch import Tensor, nn
 
 from datamodules.store import Store
+from lightning_attr.artifacts.provenance import check_made_from
+from lightning_attr.encoders import check_encoders
 from lightning_attr.errors import UserError
 from lightning_attr.models.build import build_class
 from lightning_attr.models.denoiser import Conditions, Denoiser
@@ -51,6 +53,7 @@ class Model:
         configs: ``denoiser`` and ``scheduler``, as given to :func:`build`.
         path: The checkpoint or folder; empty where the model is of none.
         digest: Of what lies there; empty likewise.
+        made_from: The digests of the ``store`` that it was trained on and of the ``encoders`` of that, where known.
     """
 
     denoiser: Denoiser
@@ -59,6 +62,7 @@ class Model:
     configs: Mapping[str, Any] = field(default_factory=dict)
     path: str = ""
     digest: str = ""
+    made_from: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def network(self) -> nn.Module:
@@ -87,9 +91,19 @@ class Model:
         """Check that the samples of a store have all that the model needs and fit it, see :meth:`Denoiser.accepts`.
 
         Raises:
-            UserError: They do not.
+            UserError: They do not, or were made with other encoders than those that it was trained on.
         """
         self.denoiser.accepts(store.schema, store.path)
+        check_encoders(store, self.made_from.get("encoders"), f"the model {self.path}".rstrip())
+
+    def was_trained_on(self, store: Store) -> None:
+        """Check that a store is the one that the model was trained on, as far as that is known.
+
+        Raises:
+            UserError: It is another one, or the model does not accept it.
+        """
+        self.accepts(store)
+        check_made_from(f"model {self.path}", {"digests": self.made_from}, "store", store.digest, store.path)
 
     def conditions_of(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return those entries of a batch that the network is given beside the latent, in its weights' precision."""

@@ -14,8 +14,8 @@ from lightning.pytorch.loops.progress import _ProcessedTracker as ProcessedTrack
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor
 
+from lightning_attr.artifacts.checkpoint_files import read_checkpoint, with_digests
 from lightning_attr.errors import UserError, expect_within
-from lightning_attr.models import read_checkpoint
 from lightning_attr.runs.ranks import gather
 
 
@@ -31,7 +31,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.name}.tmp")
         with temporary.open("wb") as file:
-            torch.save(checkpoint, file)
+            torch.save(with_digests(checkpoint), file)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)

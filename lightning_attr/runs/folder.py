@@ -3,39 +3,39 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
-from glob import glob
 from importlib.metadata import version
 from pathlib import Path
-from pydoc import locate
 from typing import Any
 
 import yaml
 
-from lightning_attr.artifacts import read_json, write_atomically, write_json
+from lightning_attr.artifacts import write_atomically
 from lightning_attr.artifacts.before import renamed
-from lightning_attr.artifacts.inputs import input_paths
+from lightning_attr.artifacts.checkpoint_files import read_checkpoint
+from lightning_attr.artifacts.records import read_record, write_record
+from lightning_attr.console import note
 from lightning_attr.digests import file_digest
 from lightning_attr.errors import UserError
+from lightning_attr.runs.identity import Config, differences, flatten, inputs, name_within, outputs, result_settings
+from lightning_attr.runs.lock import LOCK
 
-#: The trainer's settings that change results. Others, such as how often it logs, may change before a resume.
-TRAINER_KEYS = (
-    "accumulate_grad_batches",
-    "callbacks",
-    "devices",
-    "gradient_clip_algorithm",
-    "gradient_clip_val",
-    "limit_train_batches",
-    "num_nodes",
-    "precision",
-    "val_check_interval",
-)
-OWN_FILES = ("config.yaml", "manifest.json", "hparams.yaml")
+OWN_FILES = ("config.yaml", "manifest.json", "hparams.yaml", LOCK)
 LIMIT_KEYS = ("max_epochs", "max_steps")
 LIBRARIES = ("lightning-attr", "torch", "lightning", "diffusers", "lmdb", "safetensors", "numpy")
 
-Config = Mapping[str, Any]
+#: What a manifest says, and of which type.
+MANIFEST: Mapping[str, type] = {
+    "status": str,
+    "verb": str,
+    "settings": dict,
+    "limits": dict,
+    "inputs": dict,
+    "versions": dict,
+    "python": str,
+    "started": str,
+}
 
 
 class RunFolder:
@@ -55,57 +55,106 @@ class RunFolder:
 
         Raises:
             UserError: The folder holds a run of another config or of other inputs; the message shows the difference.
+                Or one that went further already, or a result of it is not what it was.
         """
         config = renamed(config)
-        inputs = {path: file_digest(path) for path in sorted(set(input_files(config)))}
-        new = self._describe(verb, config, inputs)
+        new = _described(verb, config)
         if self._manifest.exists():
-            old = renamed(read_json(self._manifest))
+            old = read_manifest(self._manifest)
             if self._has_results():
-                self._check(old, new)
+                self._check(old, new, outputs(config))
             if self.finished(config):
                 return False
         write_atomically(self.path / "config.yaml", yaml.safe_dump(dict(config), sort_keys=False).encode())
-        write_json(self._manifest, new)
+        write_record(self._manifest, new)
         return True
 
     def finished(self, config: Config) -> bool:
-        """Return whether the run is finished, up to the config's limits. Writes nothing, so any rank may ask."""
+        """Return whether the run is finished, up to the config's limits, and what it made is there.
+
+        Writes nothing, so any rank may ask.
+
+        Raises:
+            UserError: A result is not what the run made.
+        """
         if not self._manifest.exists():
             return False
-        manifest = read_json(self._manifest)
-        return bool(manifest["status"] == "finished" and manifest["limits"] == limits(config))
+        manifest = read_manifest(self._manifest)
+        if manifest["status"] != "finished" or manifest["limits"] != limits(config):
+            return False
+        results = {self.path / name: digest for name, digest in manifest.get("results", {}).items()}
+        if missing := [path for path in results if not path.exists()]:
+            note(f"{missing[0]}: missing; the run makes it again")
+            return False
+        for path, digest in results.items():
+            if (found := file_digest(path)) != digest:
+                raise UserError(
+                    f"{path}: found digest {found}, expected {digest}, which the run made; delete it to make it again"
+                )
+        return True
 
-    def finish(self) -> None:
-        """Mark the run as finished."""
-        manifest = read_json(self._manifest)
-        write_json(self._manifest, {**manifest, "status": "finished", "finished": _now()})
+    def finish(self, makes: Iterable[str] = ()) -> None:
+        """Mark the run as finished.
+
+        Args:
+            makes: The names of the files that it may have made.
+        """
+        results = {name: file_digest(self.path / name) for name in makes if (self.path / name).exists()}
+        manifest = read_manifest(self._manifest)
+        write_record(self._manifest, {**manifest, "status": "finished", "finished": _now(), "results": results})
 
     def _has_results(self) -> bool:
         """Return whether there is anything to lose; a run that failed at its start may start with a better config."""
         files = (path.name for path in self.path.rglob("*") if path.is_file())
-        return any(not name.startswith((*OWN_FILES, "events.out")) for name in files)
+        return any(not name.startswith((*OWN_FILES, "events.out", ".")) for name in files)
 
-    def _describe(self, verb: str, config: Config, inputs: Mapping[str, str]) -> dict[str, Any]:
-        return {
-            "status": "running",
-            "verb": verb,
-            "settings": dict(flatten(result_settings(config))),
-            "limits": limits(config),
-            "inputs": dict(inputs),
-            "seed": config.get("seed_everything"),
-            "versions": {library: version(library) for library in LIBRARIES},
-            "python": platform.python_version(),
-            "started": _now(),
-        }
-
-    def _check(self, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
-        differences = [f"{what}: {was} -> {now}" for what, was, now in _differences(old, new)]
-        if differences:
+    def _check(self, old: Mapping[str, Any], new: Mapping[str, Any], ignored: set[str]) -> None:
+        if changed := list(differences(old, new, ignored)):
             raise UserError(
                 f"{self.path}: holds a run of another config; choose another trainer.default_root_dir or delete the "
-                f"folder. Changed: {'; '.join(differences)}"
+                f"folder. Changed: {'; '.join(changed)}"
             )
+        if new["limits"] != old["limits"] and self.last_checkpoint.exists():
+            for key, done in _progress(self.last_checkpoint).items():
+                if 0 <= (limit := -1 if new["limits"][key] is None else new["limits"][key]) < done:
+                    raise UserError(
+                        f"trainer.{key}: found {limit}, expected at least {done}: {self.path} is that far already"
+                    )
+
+
+def read_manifest(path: Path) -> dict[str, Any]:
+    """Return what a run's manifest says, with everything by its present name.
+
+    Raises:
+        UserError: It is missing, damaged, or no such manifest.
+    """
+    manifest: dict[str, Any] = renamed(read_record(path, MANIFEST, "manifest of a run"))
+    if "format" not in manifest:  # then inputs were known by their paths
+        manifest["inputs"] = _inputs_by_key(manifest["settings"], manifest["inputs"])
+    return manifest
+
+
+def _inputs_by_key(settings: Mapping[str, Any], digests: Mapping[str, str]) -> dict[str, dict[str, str]]:
+    named = {key: value for key, value in settings.items() if isinstance(value, str) and value}
+    found = {
+        key: {name: digest for path, digest in digests.items() if (name := name_within(value, path)) is not None}
+        for key, value in named.items()
+    }
+    return {key: files for key, files in found.items() if files}
+
+
+def _described(verb: str, config: Config) -> dict[str, Any]:
+    return {
+        "status": "running",
+        "verb": verb,
+        "settings": dict(flatten(result_settings(config))),
+        "limits": limits(config),
+        "inputs": inputs(config),
+        "seed": config.get("seed_everything"),
+        "versions": {library: version(library) for library in LIBRARIES},
+        "python": platform.python_version(),
+        "started": _now(),
+    }
 
 
 def limits(config: Config) -> dict[str, Any]:
@@ -113,77 +162,13 @@ def limits(config: Config) -> dict[str, Any]:
     return {key: config["trainer"].get(key) for key in LIMIT_KEYS}
 
 
+def _progress(checkpoint: Path) -> dict[str, int]:
+    """Return how far the run of a checkpoint is: the epochs that it has begun, and its steps."""
+    read = read_checkpoint(checkpoint)
+    fit_loop = read.get("loops", {}).get("fit_loop", {})
+    epochs = fit_loop.get("epoch_progress", {}).get("current", {}).get("ready", 0)
+    return {"max_epochs": int(epochs), "max_steps": int(read.get("global_step", 0))}
+
+
 def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
-
-
-def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
-    for part in ("settings", "inputs"):
-        for key in sorted({*old[part], *new[part]}):
-            nothing = "missing" if part == "inputs" else None
-            was, now = old[part].get(key, nothing), new[part].get(key, nothing)
-            if was != now:
-                yield key, was, now
-    if old["verb"] != new["verb"]:
-        yield "verb", old["verb"], new["verb"]
-
-
-def result_settings(config: Config) -> dict[str, Any]:
-    """Return the part of a config that its results depend on."""
-    trainer = {key: config["trainer"].get(key) for key in TRAINER_KEYS}
-    data = {**(config.get("data") or {})}
-    if data.get("init_args"):
-        data["init_args"] = {key: value for key, value in data["init_args"].items() if key != "num_workers"}
-    return {
-        "seed_everything": config.get("seed_everything"),
-        "model": config["model"],
-        "data": data,
-        "trainer": trainer,
-    }
-
-
-def flatten(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield dotted keys and plain values of nested mappings and lists."""
-    if isinstance(value, Mapping):
-        children = value.items()
-    elif isinstance(value, list):
-        children = enumerate(value)  # type: ignore[assignment]
-    else:
-        yield prefix, value
-        return
-    for key, child in children:
-        yield from flatten(child, f"{prefix}.{key}" if prefix else str(key))
-
-
-def input_files(config: Config) -> Iterator[str]:
-    """Yield the files that a config's model and data read: those that the arguments of type ``InputPath`` name."""
-    for section in ("model", "data"):
-        for value in declared_inputs(config.get(section)):
-            for path in sorted(glob(value)) if "*" in value else [value]:
-                if Path(path).is_file():
-                    yield path
-                elif Path(path).is_dir():
-                    yield from _files(Path(path))
-
-
-def declared_inputs(value: Any) -> Iterator[str]:
-    """Yield the values of the input arguments of all classes that a part of a config names."""
-    if isinstance(value, list):
-        for each in value:
-            yield from declared_inputs(each)
-    if isinstance(value, Mapping):
-        if isinstance(owner := locate(str(value.get("class_path"))), type):
-            yield from (path for _, path in input_paths(owner, value.get("init_args") or {}))
-        for each in value.values():
-            yield from declared_inputs(each)
-
-
-def _files(folder: Path) -> Iterator[str]:
-    """Yield the files of a folder and its subfolders, as model folders have them."""
-    for pattern in ("*", "*/*"):
-        inside = sorted(folder.glob(pattern))
-        yield from (str(file) for file in inside if file.is_file() and not _hidden(file.relative_to(folder)))
-
-
-def _hidden(path: Path) -> bool:
-    return any(part.startswith(".") for part in path.parts)

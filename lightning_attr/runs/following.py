@@ -9,7 +9,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from lightning_attr.console import command
-from lightning_attr.runs.folder import declared_inputs
+from lightning_attr.runs.identity import declared_paths
 
 #: The stages that lead to scores: their verbs, and their configs, which lie beside each other or one folder above.
 STAGES: Sequence[tuple[str, Sequence[str]]] = (
@@ -48,7 +48,7 @@ def _read(files: Sequence[Path]) -> tuple[Path, list[str]] | None:
     try:
         merged = OmegaConf.merge(*(OmegaConf.load(file) for file in files))
         config: Any = OmegaConf.to_container(merged, resolve=True)
-        inputs = declared_inputs([config.get("model"), config.get("data")])
-        return Path(config["trainer"]["default_root_dir"]), list(inputs)
+        inputs = declared_paths([config.get("model"), config.get("data")])
+        return Path(config["trainer"]["default_root_dir"]), [path for _, path in inputs]
     except Exception:  # whatever it is, or the modules that it names do: the run that asks is done
         return None

@@ -90,7 +90,7 @@ class Curvature(AnalysisTask):
         """Check the store against the network, and that the epochs divide into the parts of the fit."""
         super().setup(stage)
         expect_all_batches("trainer.limit_train_batches", self.trainer.limit_train_batches)
-        self.model.accepts(Store(self.data.store))
+        self.model.was_trained_on(Store(self.data.store))
         epochs, parts = self.trainer.max_epochs or 0, self.sums.parts
         if parts > 1 and (epochs < parts or epochs % parts):
             expected = f"expected a multiple of {parts} for kind {self.kind!r}, which is fitted in {parts} equal parts"

@@ -17,9 +17,10 @@ from torch.utils.data import DataLoader
 from torchmetrics import MetricCollection
 
 from datamodules.store import Store
-from lightning_attr.artifacts import load_tensors, write_json
+from lightning_attr.artifacts import load_tensors
 from lightning_attr.artifacts.before import found
 from lightning_attr.artifacts.inputs import InputPath
+from lightning_attr.artifacts.records import write_record
 from lightning_attr.artifacts.scores import Scores
 from lightning_attr.errors import UserError
 from lightning_attr.ground_truth import Evaluated, as_json, evaluate, read_scores
@@ -71,7 +72,7 @@ class Evaluation(pl.LightningModule):
 
     def __init__(
         self,
-        retrained: list[str] | None = None,
+        retrained: list[InputPath] | None = None,
         scores: list[InputPath] | None = None,
         relevant: Relevant | None = None,
         pack: InputPath | None = None,
@@ -156,7 +157,7 @@ class Evaluation(pl.LightningModule):
             if self.logger is not None:  # not self.log: Lightning would print them all
                 self.logger.log_metrics({f"evaluate/{k}": v for k, v in scalars(self.evaluated).items()}, step=0)
             content["pack"] = as_json(self.evaluated)
-        write_json(Path(self.trainer.default_root_dir) / "metrics.json", content)
+        write_record(Path(self.trainer.default_root_dir) / "metrics.json", content)
         if self.trainer.is_global_zero:
             self._write_figures()
 

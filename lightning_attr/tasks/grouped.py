@@ -22,8 +22,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from datamodules.grouped import GroupedLatents, check_equal
 from datamodules.store import Store
 from lightning_attr.artifacts import write_atomically
+from lightning_attr.artifacts.checkpoint_files import read_checkpoint, with_digests
+from lightning_attr.artifacts.inputs import OutputPath
 from lightning_attr.errors import UserError
-from lightning_attr.models import Inputs, read_checkpoint
+from lightning_attr.models import Inputs
 from lightning_attr.models.process import expand_right
 from lightning_attr.noise import training_noise
 from lightning_attr.runs.folder import RunFolder
@@ -53,7 +55,7 @@ class GroupedRetraining(LatentDiffusion):
 
     makes = ()  # in its own folder
 
-    def __init__(self, members: list[Retraining], folders: list[str]) -> None:
+    def __init__(self, members: list[Retraining], folders: list[OutputPath]) -> None:
         if not members or len(folders) != len(members):
             raise UserError(
                 f"model: found {len(members)} members and {len(folders)} folders, expected one of each a run"
@@ -97,7 +99,7 @@ class GroupedRetraining(LatentDiffusion):
         check_trainer(self.trainer)
         super().setup(stage)
         for member in self.members:
-            member.check()
+            member.check(self.store)
         config = yaml.safe_load((Path(self.trainer.default_root_dir) / "config.yaml").read_text())
         configs = [member_config(config, index, folder) for index, folder in enumerate(self.folders)]
         self._unfinished = [RunFolder(f).start("fit", own) for f, own in zip(self.folders, configs, strict=True)]
@@ -170,7 +172,7 @@ class GroupedRetraining(LatentDiffusion):
                 run = RunFolder(folder)
                 write_checkpoint(run.last_checkpoint, self._member_checkpoint(checkpoint, index))
                 member.record(folder, data, self.trainer.strategy.root_device)
-                run.finish()
+                run.finish(member.makes)
 
     def _member_checkpoint(self, checkpoint: Mapping[str, Any], index: int) -> dict[str, Any]:
         """Return what :func:`~lightning_attr.models.load` needs, and what Lightning needs to open it at all."""
@@ -223,7 +225,7 @@ def clip_each_norm(gradients: Sequence[Tensor], max_norm: float) -> None:
 def write_checkpoint(path: Path, checkpoint: Mapping[str, Any]) -> None:
     """Write a checkpoint, as a whole or not at all."""
     file = io.BytesIO()
-    torch.save(dict(checkpoint), file)
+    torch.save(with_digests(checkpoint), file)
     write_atomically(path, file.getvalue())
 
 

@@ -12,7 +12,7 @@ from torchmetrics import MeanMetric
 
 from datamodules import LatentDataModule
 from datamodules.store import Store
-from lightning_attr.encoders import store_text_encoder
+from lightning_attr.encoders import encoders_digest, store_text_encoder
 from lightning_attr.errors import UserError, expect_within
 from lightning_attr.losses import sample_losses
 from lightning_attr.models import build
@@ -76,6 +76,8 @@ class LatentDiffusion(pl.LightningModule):
     def setup(self, stage: str) -> None:
         """Check the stores against the network and keep the null conditions."""
         store = self.store
+        digests = {"store": store.digest, "encoders": encoders_digest(store)}
+        self.model.made_from = {role: digest for role, digest in digests.items() if digest is not None}
         val_store = getattr(self.trainer.datamodule, "val_store", None)  # type: ignore[attr-defined]
         for each in [store] if val_store is None else [store, Store(val_store)]:
             self.model.accepts(each)
@@ -130,7 +132,8 @@ class LatentDiffusion(pl.LightningModule):
 
     def trained_model(self) -> dict[str, Any]:
         """Return what a checkpoint says of the model besides its weights."""
-        return {**self.configs, "latent_shape": list(self.model.latent_shape), **null_entries(self.model.null)}
+        own = {"latent_shape": list(self.model.latent_shape), "made_from": dict(self.model.made_from)}
+        return {**self.configs, **own, **null_entries(self.model.null)}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint of another architecture, with the difference."""

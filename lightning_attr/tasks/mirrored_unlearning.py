@@ -85,7 +85,7 @@ class MirroredUnlearning(ChangedWeights):
     def setup(self, stage: str) -> None:
         """Read the query, and check the stores against the network."""
         super().setup(stage)
-        self.model.accepts(Store(self.data.store))
+        self.model.was_trained_on(Store(self.data.store))
 
     def on_train_batch_start(self, batch: dict[str, Tensor], batch_idx: int) -> int | None:
         """End the run if the query is forgotten; asked before every step, so that a resumed run stops where it would.

@@ -66,10 +66,10 @@ class Retraining(LatentDiffusion):
     def setup(self, stage: str) -> None:
         """Check the original and the queries before hours of training, not after."""
         super().setup(stage)
-        self.check()
+        self.check(self.store)
 
-    def check(self) -> None:
-        """Check that the queries are there, and that the original is a model like this one.
+    def check(self, store: Store) -> None:
+        """Check that the queries are there, and that the original is a model like this one, trained on the same store.
 
         Raises:
             UserError: They are not.
@@ -77,10 +77,11 @@ class Retraining(LatentDiffusion):
         queries = Store(self.queries)
         self.model.accepts(queries)
         sampling_of(queries, self._query_ids(queries))
-        configs = load(self.original).configs
-        if configs != self.configs:
+        original = load(self.original)
+        original.was_trained_on(store)
+        if (found := original.configs) != self.configs:
             raise UserError(
-                f"model.original {self.original}: found {configs}, expected {self.configs} as this model has it"
+                f"model.original {self.original}: found {found}, expected {self.configs} as this model has it"
             )
 
     def _query_ids(self, queries: Store) -> list[int]:

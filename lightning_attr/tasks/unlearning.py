@@ -135,6 +135,7 @@ class Unlearning(ChangedWeights):
     def setup(self, stage: str) -> None:
         """Read the query and let one epoch be one step."""
         super().setup(stage)
+        self.model.was_trained_on(Store(self.store))
         expect_all_batches("trainer.limit_train_batches", self.trainer.limit_train_batches)
         self.trainer.accumulate_grad_batches = len(self.train_dataloader())
 

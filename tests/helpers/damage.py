@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+
+import torch
 
 Refused = Callable[[list[str]], str]
 """Runs a command that must be refused, and returns its one message."""
 
 
 def snapshot(folder: Path) -> dict[str, int]:
-    return {str(path): path.stat().st_mtime_ns for path in sorted(folder.rglob("*")) if path.is_file()}
+    """When each file was written last, but for those that say which process has a folder."""
+    files = (path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != "lock")
+    return {str(path): path.stat().st_mtime_ns for path in files}
 
 
 def flipped(path: Path, target: Path, at: float) -> Path:
@@ -25,6 +30,15 @@ def truncated(path: Path, target: Path) -> Path:
     """Copy the first half of a file."""
     data = path.read_bytes()
     target.write_bytes(data[: len(data) // 2])
+    return target
+
+
+def changed(path: Path, target: Path, change: Callable[[dict[str, Any]], object]) -> Path:
+    """Copy a checkpoint with other contents, and without digests, as others may write one."""
+    checkpoint = torch.load(path, weights_only=True)
+    del checkpoint["digests"]
+    change(checkpoint)
+    torch.save(checkpoint, target)
     return target
 
 

@@ -1,6 +1,7 @@
 """A small run, saved by the project's own functions: four queries, two rankings, three retrained models, metrics."""
 
 import io
+import json
 import re
 from dataclasses import dataclass
 from functools import cache
@@ -15,7 +16,8 @@ from synthetic_packs import world
 from datamodules.store import Store
 from datamodules.store.records import Field, Meta, Sample, Schema
 from datamodules.store.writer import StoreWriter
-from lightning_attr.artifacts import save_tensors, write_json
+from lightning_attr.artifacts import save_tensors
+from lightning_attr.artifacts.records import read_record, write_record
 from lightning_attr.artifacts.scores import Scores
 from lightning_attr.digests import file_digest
 from lightning_attr.ground_truth import as_json, evaluate
@@ -139,12 +141,13 @@ class Builder:
 
     def evaluation(self) -> None:
         folder = self.stage("evaluate", "test", "Evaluation", retrained=["leave_k_out/top"])
-        write_json(folder / "metrics.json", {"metrics": METRICS, "loss_changes": [], "pack": against_pack()})
+        write_record(folder / "metrics.json", {"metrics": METRICS, "loss_changes": [], "pack": against_pack()})
 
     def forget_origin(self) -> None:
         """Let the manifests of a copy name no file that is there."""
         for path in self.root.rglob("manifest.json"):
-            path.write_text(re.sub(r'"/[^"]*/', '"/gone/', path.read_text()))
+            named = json.dumps(read_record(path, {}, "manifest"))
+            write_record(path, json.loads(re.sub(r'"/[^"]*/', '"/gone/', named)))
 
     def everything(self) -> None:
         self.training()

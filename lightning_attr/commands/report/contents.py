@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from datamodules.store import Store
-from lightning_attr.artifacts import load_tensors, read_header, read_json
+from lightning_attr.artifacts import load_tensors, read_header
 from lightning_attr.artifacts.provenance import differs, digest_of
+from lightning_attr.artifacts.records import read_record
 from lightning_attr.artifacts.score_table import ScoreFile, ScoreTable
 from lightning_attr.artifacts.scores import KINDS, Scores, TopScores, load_scores
 from lightning_attr.commands.report.stages import Stage, find_stages, find_stores, find_sweeps, without_entries
@@ -240,9 +241,7 @@ def _retrained(tensors: Mapping[str, Tensor], settings: Mapping[str, Any]) -> Re
 
 
 def _read_metrics(path: Path) -> dict[str, Any]:
-    content = read_json(path)
-    if not isinstance(content, dict) or not isinstance(content.get("metrics"), dict):
-        raise UserError(f"{path}: found no metrics in it, expected what an Evaluation writes")
+    content = read_record(path, {"metrics": dict}, "metrics of an evaluation")
     pack = content.get("pack", dict.fromkeys(Evaluated._fields))
     whole = isinstance(pack, dict) and pack.keys() >= set(Evaluated._fields)
     if not whole or any(each.keys() != set(Attributable._fields) for each in pack["attributability"] or ()):

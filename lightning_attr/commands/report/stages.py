@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from datamodules.store import Store
-from lightning_attr.artifacts import read_json
 from lightning_attr.errors import UserError
-
-_EXPECTED = {"status", "verb", "settings", "inputs", "versions", "python", "seed"}
+from lightning_attr.runs.folder import read_manifest
+from lightning_attr.runs.identity import path_within
 
 
 @dataclass(frozen=True)
@@ -42,9 +41,16 @@ class Stage:
     def run(self) -> dict[str, Any]:
         """Return when, how far and with which seed it ran."""
         manifest = self.manifest
-        limits = {key: value for key, value in manifest.get("limits", {}).items() if value is not None}
+        limits = {key: value for key, value in manifest["limits"].items() if value is not None}
         times = {key: manifest[key] for key in ("started", "finished") if key in manifest}
-        return {"status": manifest["status"], "verb": manifest["verb"], "seed": manifest["seed"], **limits, **times}
+        return {"status": manifest["status"], "verb": manifest["verb"], "seed": manifest.get("seed"), **limits, **times}
+
+    @property
+    def inputs(self) -> dict[str, str]:
+        """Return the digests of what it read, by path."""
+        settings, inputs = self.manifest["settings"], self.manifest["inputs"]
+        digests = ((path_within(settings[key], name), files[name]) for key, files in inputs.items() for name in files)
+        return {str(path): digest for path, digest in digests}
 
     @property
     def versions(self) -> dict[str, str]:
@@ -78,12 +84,9 @@ def without_entries(run: Path, paths: Iterable[Path]) -> list[Path]:
 
 
 def _read(run: Path, path: Path) -> Stage:
-    manifest = read_json(path)
-    missing = _EXPECTED - manifest.keys() if isinstance(manifest, dict) else _EXPECTED
-    if missing:
-        raise UserError(f"{path}: found no {', '.join(sorted(missing))}, expected the manifest of a run")
     folder = path.parent
-    return Stage(str(folder.relative_to(run)) if folder != run else run.resolve().name, folder, manifest)
+    name = str(folder.relative_to(run)) if folder != run else run.resolve().name
+    return Stage(name, folder, read_manifest(path))
 
 
 def find_stores(run: Path, stages: Sequence[Stage], role: str) -> dict[str, Store]:

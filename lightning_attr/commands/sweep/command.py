@@ -30,7 +30,7 @@ from lightning_attr.commands.sweep.cluster import run_cluster
 from lightning_attr.commands.sweep.folder import PATIENCE, SweepFolder
 from lightning_attr.commands.sweep.grouping import job_alone, members_alone, unfinished_jobs
 from lightning_attr.commands.sweep.local import run_local
-from lightning_attr.commands.sweep.plan import Sweep, entries, store_path
+from lightning_attr.commands.sweep.plan import Sweep, entries, store_path, training_config
 from lightning_attr.commands.sweep.worker import STOPPED, Job, Outcome, run_job, stop
 from lightning_attr.console import command, err, made, note, out, print_table
 from lightning_attr.errors import UserError
@@ -148,7 +148,7 @@ def _outcomes(jobs: Sequence[Job], options: Any) -> Generator[Outcome, None, Non
 
 def _pack(folder: SweepFolder) -> None:
     sweep, path = folder.sweep, folder.path / "pack"
-    settings = {name: folder.settings()[name] for name in ("training", "shared")}
+    settings = {"training": training_config(sweep.train), "shared": sweep.shared}
     runs = [folder.entry(entry) for entry in folder.entries]
     collect(runs, store_path(sweep), sweep.original, sweep.queries, settings).save(path)
     scores = sweep.top.scores.values() if sweep.top is not None else ()

@@ -2,28 +2,35 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import platform
 import signal
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, Literal, TextIO
+from typing import Any, Literal
 
 import yaml
 
-from lightning_attr.artifacts import read_json, write_atomically, write_json
+from lightning_attr.artifacts import write_atomically
 from lightning_attr.artifacts.before import renamed
-from lightning_attr.commands.sweep.plan import Entry, Sweep, entry_folder, matching, store_path, training_config
+from lightning_attr.artifacts.records import read_record, write_record
+from lightning_attr.commands.sweep.plan import (
+    Entry,
+    Settings,
+    Sweep,
+    entry_folder,
+    matching,
+    store_path,
+    training_config,
+)
+from lightning_attr.console import warn
 from lightning_attr.digests import file_digest
 from lightning_attr.errors import UserError
-from lightning_attr.runs.folder import flatten
-
-#: Parts of ``sweep.json`` that may grow.
-EXTENSIBLE = ("scores", "entries")
+from lightning_attr.runs.identity import declared_paths, flatten
+from lightning_attr.runs.lock import locked
 
 #: Seconds to wait for an entry's lock: its last process may still be saving, or dying.
 PATIENCE = 30.0
@@ -55,7 +62,10 @@ class Status:
 def read_status(folder: Path) -> Status:
     """Return the status of the entry in a folder."""
     path = folder / "status.json"
-    return Status(**read_json(path)) if path.exists() else Status()
+    if not path.exists():
+        return Status()
+    found = read_record(path, {"state": str}, "status of an entry")
+    return Status(**{field.name: found[field.name] for field in fields(Status) if field.name in found})
 
 
 class SweepFolder:
@@ -77,13 +87,11 @@ class SweepFolder:
         Raises:
             UserError: It was begun with another config or other files; the message shows the difference.
         """
-        new: dict[str, Any] = {
-            "settings": self.settings(),
-            "scores": {path: file_digest(path) for path in self.scores()},
-            "entries": {entry.name: dict(entry.settings) for entry in self.entries},
-        }
+        sweep, settings = self.sweep, self.settings()
+        digests = {path: file_digest(path) for path in (sweep.original, sweep.queries, *self.scores())}
+        entries = {entry.name: _by_content(entry.settings, digests) for entry in self.entries}
         with locked(self.path, PATIENCE):  # the tasks of a job array all start at once
-            self._extend(self.path / "sweep.json", new)
+            self._extend(self.path / "sweep.json", {"settings": settings, "entries": entries})
             for entry in self.entries:
                 path, config = self.entry(entry) / "entry.yaml", yaml.safe_dump(dict(entry.settings), sort_keys=False)
                 if not path.exists() or path.read_text() != config:
@@ -92,16 +100,14 @@ class SweepFolder:
 
     def _extend(self, path: Path, new: dict[str, Any]) -> None:
         if path.exists():
-            old = renamed(read_json(path))
+            old = _read(path)
             if changed := list(_differences(old, new)):
                 raise UserError(
                     f"{self.path}: holds a sweep of another config; choose another folder or delete this one. "
                     f"Changed: {'; '.join(changed)}"
                 )
-            new = {**new, **{part: {**old[part], **new[part]} for part in EXTENSIBLE}}
-            if new == old:
-                return
-        write_json(path, new)
+            new = {**new, "entries": {**old["entries"], **new["entries"]}}
+        write_record(path, new)
 
     def settings(self) -> dict[str, Any]:
         """Return what all entries depend on."""
@@ -136,46 +142,37 @@ class SweepFolder:
         return read_status(self.entry(entry))
 
 
+def _read(path: Path) -> dict[str, Any]:
+    record: dict[str, Any] = renamed(read_record(path, {"settings": dict, "entries": dict}, "record of a sweep"))
+    if "format" not in record:  # then entries named their files by paths
+        digests, made_from = record.pop("scores"), record["settings"]["digests"]
+        for name, settings in record["entries"].items():
+            task = settings["model"]["init_args"]
+            files = {task[role]: made_from[role] for role in ("original", "queries")}
+            record["entries"][name] = _by_content(settings, {**digests, **files})
+    return record
+
+
+def _by_content(settings: Settings, digests: Mapping[str, str]) -> dict[str, Any]:
+    """Return an entry's settings by their dotted keys, with digests in the place of paths."""
+    flat = {key: value for key, value in flatten(settings) if key != "trainer.default_root_dir"}
+    return {key: digests.get(value, value) if isinstance(value, str) else value for key, value in flat.items()}
+
+
 def write_status(folder: Path, state: State, error: str = "", seconds: float = 0.0, log: str = "") -> None:
     """Write the status of an entry, whole or not at all."""
     where = f"{platform.node()}:{os.getpid()}"
-    write_json(folder / "status.json", asdict(Status(state, error, round(seconds, 1), where, time.time(), log)))
-
-
-@contextmanager
-def locked(folder: Path, patience: float = 0.0) -> Iterator[None]:
-    """Hold a folder; the system lets go of it when the process ends, however that happens.
-
-    Args:
-        folder: Of an entry, or of the sweep.
-        patience: How many seconds to wait for another process that holds it.
-
-    Raises:
-        UserError: Another process still holds it, or the file system has no locks.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    deadline = time.monotonic() + patience
-    with (folder / "lock").open("a") as file:
-        while not _taken(file, folder):
-            if time.monotonic() >= deadline:
-                raise UserError(f"{folder}: another process is running it, {read_status(folder).where or 'just begun'}")
-            time.sleep(min(0.2, patience))
-        yield
-
-
-def _taken(file: TextIO, folder: Path) -> bool:
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError as error:
-        raise UserError(f"{folder}: found a file system without locks ({error}), expected one with flock") from error
-    return True
+    write_record(folder / "status.json", asdict(Status(state, error, round(seconds, 1), where, time.time(), log)))
 
 
 def _settle(folder: Path) -> None:
-    """Let an entry wait again whose process was killed."""
-    if read_status(folder).state == "running":
+    """Let an entry wait again whose process was killed, or whose status is damaged: its run knows how far it is."""
+    try:
+        state = read_status(folder).state
+    except UserError as error:
+        warn(f"{error}; the entry is run again")
+        state = "running"
+    if state == "running":
         with suppress(UserError), locked(folder):
             write_status(folder, "waiting")
 
@@ -210,12 +207,20 @@ def timed_status(folder: Path, log: str = "") -> Iterator[None]:
 
 
 def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[str]:
-    """Yield what changed; scores and entries that are only in one of the two do not count."""
-    both = {part: old[part].keys() & new[part].keys() for part in EXTENSIBLE}
+    """Yield what changed; entries that are only in one of the two do not count."""
+    both = sorted(old["entries"].keys() & new["entries"].keys())
     was, now = (
-        dict(flatten({**each["settings"], **{part: {name: each[part][name] for name in both[part]} for part in both}}))
+        {"": _common(each["settings"]), **{f"entries.{name}.": each["entries"][name] for name in both}}
         for each in (old, new)
     )
-    for key in sorted(was.keys() | now.keys()):
-        if was.get(key) != now.get(key):
-            yield f"{key}: {was.get(key)} -> {now.get(key)}"
+    for part in was:
+        for key in sorted(was[part].keys() | now[part].keys()):
+            if was[part].get(key) != now[part].get(key):
+                yield f"{part}{key}: {was[part].get(key)} -> {now[part].get(key)}"
+
+
+def _common(settings: Settings) -> dict[str, Any]:
+    """Return what all entries depend on by dotted keys, without the paths of what is known by its digest."""
+    paths = {key for key, _ in declared_paths(settings["training"], prefix="training.")}
+    free = ("training.vars.", "training.trainer.default_root_dir")
+    return {key: value for key, value in flatten(settings) if key not in paths and not key.startswith(free)}

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 from xxhash import xxh3_64_hexdigest
 
-from lightning_attr.artifacts import read_json, write_atomically
+from lightning_attr.artifacts import write_atomically
 from lightning_attr.commands.sweep.folder import SweepFolder, read_status
 from lightning_attr.commands.sweep.plan import Entry, merged, training_config
 from lightning_attr.commands.sweep.worker import LOG, Job
-from lightning_attr.runs.folder import RunFolder
+from lightning_attr.runs.folder import RunFolder, read_manifest
 
 
 def unfinished_jobs(folder: SweepFolder, size: int) -> list[Job]:
@@ -33,7 +33,7 @@ def unfinished_jobs(folder: SweepFolder, size: int) -> list[Job]:
     groups = [group for group in groups if len(group) > 1]
     grouped = {entry.name for group in groups for entry in group}
     alone = [job_alone(folder, entry) for entry in left if entry.name not in grouped]
-    return [*begun, *(_new_group(folder, group) for group in groups), *alone]
+    return [*begun, *(_group(folder, group) for group in groups), *alone]
 
 
 def members_alone(folder: SweepFolder, jobs: Sequence[Job]) -> list[Job]:
@@ -57,8 +57,12 @@ def _is_fresh(entry: Path) -> bool:
 
 
 def _begun_groups(folder: SweepFolder) -> Iterator[Job]:
+    named = {entry.name: entry for entry in folder.entries}
     for path in sorted((folder.path / "groups").glob("*/checkpoints/last.ckpt")):
-        job = _group_job(path.parents[1])
+        members = _members(path.parents[1], named)
+        if not members:
+            continue
+        job = _group(folder, members)
         states = {read_status(member).state for member in job.folders}
         # Once a member has its weights, the training is over, and a failure was that of measuring or writing.
         trained = any(RunFolder(member).last_checkpoint.exists() for member in job.folders)
@@ -68,20 +72,24 @@ def _begun_groups(folder: SweepFolder) -> Iterator[Job]:
 
 
 def _is_finished(run: Path) -> bool:
-    return bool(read_json(run / "manifest.json")["status"] == "finished")
+    return bool(read_manifest(run / "manifest.json")["status"] == "finished")
 
 
-def _group_job(group: Path) -> Job:
-    config = yaml.safe_load((group / "group.yaml").read_text())
-    members = tuple(Path(member) for member in config["model"]["init_args"]["folders"])
-    return Job(("fit", "-c", str(group / "group.yaml")), members, group / LOG)
+def _members(group: Path, named: Mapping[str, Entry]) -> list[Entry]:
+    """Return the entries of a group that was begun; none where the sweep has not all of them any more."""
+    settings = read_manifest(group / "manifest.json")["settings"]
+    count = sum(key.startswith("model.init_args.folders.") for key in settings)
+    folders = [str(settings[f"model.init_args.folders.{place}"]) for place in range(count)]
+    names = [folder.partition("/entries/")[2] for folder in folders]  # wherever the sweep lies by now
+    return [named[name] for name in names] if named.keys() >= {*names} else []
 
 
-def _new_group(folder: SweepFolder, entries: Sequence[Entry]) -> Job:
+def _group(folder: SweepFolder, entries: Sequence[Entry]) -> Job:
+    """Write the config of a group, and return its job."""
     path = folder.path / "groups" / xxh3_64_hexdigest("\n".join(entry.name for entry in entries).encode())
     text = yaml.safe_dump(_group_config(folder, entries, path), sort_keys=False)
     write_atomically(path / "group.yaml", text.encode())
-    return _group_job(path)
+    return Job(("fit", "-c", str(path / "group.yaml")), tuple(map(folder.entry, entries)), path / LOG)
 
 
 def _group_config(folder: SweepFolder, entries: Sequence[Entry], path: Path) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from omegaconf import OmegaConf
 from xxhash import xxh3_64_intdigest
 
 from datamodules.selection import Exclude, Subset, kept_positions
@@ -19,7 +20,7 @@ from lightning_attr.artifacts.scores import load_scores
 from lightning_attr.errors import UserError, expect_within
 from lightning_attr.ground_truth.pack import UNATTRIBUTED
 from lightning_attr.noise import Draws
-from lightning_attr.options import check_yaml
+from lightning_attr.options import check_yaml, user_errors
 
 Settings = Mapping[str, Any]
 
@@ -176,7 +177,11 @@ def entry_folder(sweep: Sweep, name: str) -> Path:
 
 
 def training_config(paths: list[str]) -> dict[str, Any]:
-    """Read the training's config files, later ones on top of earlier ones."""
+    """Read the training's config files, later ones on top of earlier ones, as ``fit`` reads them.
+
+    Raises:
+        UserError: One is missing or no config, or what ``${}`` refers to is not there.
+    """
     result: dict[str, Any] = {}
     for path in paths:
         if not Path(path).is_file():
@@ -186,7 +191,13 @@ def training_config(paths: list[str]) -> dict[str, Any]:
         if not isinstance(config, dict):
             raise UserError(f"train: found no keys in {path}, expected the config of a training")
         result = merged(result, config)
-    return result
+    with user_errors():
+        resolved = OmegaConf.to_container(OmegaConf.create(result), resolve=True)
+    assert isinstance(resolved, dict)
+    for part in ("model", "data"):
+        if not isinstance(resolved.get(part), dict):
+            raise UserError(f"train: found no {part} in {', '.join(paths)}, expected the config of a training")
+    return resolved  # type: ignore[return-value]
 
 
 def store_path(sweep: Sweep) -> str:

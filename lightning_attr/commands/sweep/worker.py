@@ -17,8 +17,9 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from lightning_attr.artifacts.before import found
 from lightning_attr.cli import FinishedError, run_stage
-from lightning_attr.commands.sweep.folder import PATIENCE, locked, read_status, timed_status, write_status
+from lightning_attr.commands.sweep.folder import PATIENCE, read_status, timed_status, write_status
 from lightning_attr.errors import UserError
+from lightning_attr.runs.lock import locked
 
 LOG = "log.txt"
 

@@ -1,7 +1,11 @@
+import errno
 import multiprocessing
 import os
+import random
+import resource
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -177,7 +181,7 @@ def test_wrong_schemas(tmp_path: Path) -> None:
         StoreWriter(tmp_path / "a.lmdb", Schema({}, {}))
     with pytest.raises(StoreError, match="'meta', which the store itself uses"):
         StoreWriter(tmp_path / "a.lmdb", Schema({"meta": Field((1,), "float16")}, {}))
-    with pytest.raises(StoreError, match="numpy number type"):
+    with pytest.raises(StoreError, match="expected a number type such as float16"):
         Field((1,), "string")
     with pytest.raises(StoreError, match="at least 1"):
         Field((2, 0), "float16")
@@ -244,3 +248,153 @@ def test_the_digest_changes_with_anything(tmp_path: Path) -> None:
         writer.finish()
     digests.add(Store(tmp_path / "state.lmdb").digest)
     assert len(digests) == 6
+
+
+def half_written(path: Path, count: int) -> bytes:
+    """The bytes of an unfinished store of ``count`` samples."""
+    with StoreWriter(path, SCHEMA) as writer:
+        writer.put_encoder_state("image", b"fitted numbers")
+        for item in samples(count):
+            writer.write(item)
+    return Path(writer.partial).read_bytes()
+
+
+def resume(path: Path, left: bytes, count: int) -> str:
+    """Finish what was left, and return the store's digest; it must verify."""
+    Path(f"{path}.partial").write_bytes(left)
+    with StoreWriter(path, SCHEMA) as writer:
+        writer.put_encoder_state("image", b"fitted numbers")
+        for item in samples(count):
+            if writer.last_id is None or item.meta.id > writer.last_id:
+                writer.write(item)
+        writer.finish()
+    with Store(path) as store:
+        store.verify()
+        return store.digest
+
+
+def resume_damaged(path: Path, damaged: list[bytes], expected: str) -> None:
+    """Each gives the right store or one message, in a process of its own for LMDB may end it."""
+    for left in damaged:
+        found = ""
+        try:
+            assert resume(path, left, 90) == expected
+            path.unlink()
+        except StoreError as error:
+            found = str(error)
+            os.unlink(f"{path}.partial")
+        assert not found or found.startswith(f"{path}.partial: ")
+        assert "\n" not in found
+        assert os.listdir(path.parent) == []
+
+
+@pytest.mark.parametrize("place", ["anywhere", "page heads", "first pages", "ends"])
+def test_what_damage_left_is_refused_or_made_whole(tmp_path: Path, place: str) -> None:
+    (tmp_path / "a").mkdir()
+    good = half_written(tmp_path / "a.lmdb", 70)
+    expected = resume(tmp_path / "a.lmdb", good, 90)
+    rng = random.Random(0)
+    spots = {
+        "anywhere": lambda: rng.randrange(len(good)),
+        "page heads": lambda: rng.randrange(len(good) // 4096) * 4096 + rng.randrange(32),
+        "first pages": lambda: rng.randrange(2) * 4096 + rng.randrange(160),
+    }
+    damaged = [good[: len(good) // 3], good[: 2 * len(good) // 3], good[:-1], good[:100], good + b"x" * 5000]
+    if place in spots:
+        damaged = []
+        for _ in range(40):
+            flipped = bytearray(good)
+            flipped[spots[place]()] ^= 1 << rng.randrange(8)
+            damaged.append(bytes(flipped))
+    arguments = (tmp_path / "a" / "a.lmdb", damaged, expected)
+    process = multiprocessing.get_context("fork").Process(target=resume_damaged, args=arguments)
+    process.start()
+    process.join(60)
+    assert process.exitcode == 0
+
+
+def write_within(path: Path, limit: int, said: Connection) -> None:
+    """Write where files may have so many bytes, which LMDB is told as on a full disk."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
+    with pytest.raises(StoreError) as error:
+        write_store(path, 300)
+    said.send(str(error.value))
+
+
+@pytest.mark.parametrize("limit", [100, 5_000, 40_000, 300_000])
+def test_a_full_disk_is_said_and_the_same_command_goes_on(
+    tmp_path: Path, limit: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(writer, "GROUP_SAMPLES", 64)
+    path = tmp_path / "a.lmdb"
+    receiver, sender = multiprocessing.Pipe(duplex=False)
+    process = multiprocessing.get_context("fork").Process(target=write_within, args=(path, limit, sender))
+    process.start()
+    process.join(60)
+    assert process.exitcode == 0
+    message = receiver.recv()
+    assert message.startswith(f"{path}.partial: no space left on the device")
+    assert "run the same command again" in message
+    assert os.listdir(tmp_path) == ["a.lmdb.partial"]
+    with StoreWriter(path, SCHEMA) as again:
+        assert (len(again) > 0) == (limit == 300_000)
+        for item in samples(300):
+            if again.last_id is None or item.meta.id > again.last_id:
+                again.write(item)
+        again.put_encoder_state("image", b"fitted numbers")
+        again.finish()
+    assert Store(path).digest == Store(write_store(tmp_path / "b.lmdb", 300)).digest
+
+
+def test_a_disk_that_is_full_at_the_end_keeps_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.lmdb"
+
+    def full(name: str) -> None:
+        Path(name).write_bytes(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as context:
+        context.setattr(writer, "seal_pages", full)
+        with pytest.raises(StoreError, match="no space left on the device"):
+            write_store(path, 10)
+    assert os.listdir(tmp_path) == ["a.lmdb.partial"]
+    with StoreWriter(path, SCHEMA) as again:
+        assert len(again) == 10
+        again.finish()
+    assert Store(path).digest == Store(write_store(tmp_path / "b.lmdb", 10)).digest
+
+
+def test_a_place_that_may_not_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StoreError, match=r"file/a\.lmdb\.partial: "):
+        StoreWriter(tmp_path / "file" / "a.lmdb", SCHEMA)
+
+
+@pytest.mark.parametrize("number", [np.nan, np.inf, -np.inf])
+def test_numbers_that_are_none_are_refused(tmp_path: Path, number: float) -> None:
+    item = sample(5)
+    item.arrays["latent"][0, 0, 0, 0] = number
+    with StoreWriter(tmp_path / "a.lmdb", SCHEMA) as writer, pytest.raises(StoreError, match=r"sample 5: .* in latent"):
+        writer.write(item)
+
+
+def test_what_it_was_made_from_is_kept_beside_the_digest(tmp_path: Path) -> None:
+    digests = set()
+    for path, file in ((tmp_path / "a.lmdb", "one"), (tmp_path / "b.lmdb", "other"), (tmp_path / "c.lmdb", "")):
+        with StoreWriter(path, SCHEMA) as writer:
+            if file:
+                writer.put_made_from({"seed": file})
+            for item in samples(3):
+                writer.write(replace(item, made_from=file))
+        with StoreWriter(path, SCHEMA) as writer:
+            assert writer.made_from == ({"seed": file} if file else {})
+            assert [digest for _, digest in writer.written()] == [file] * 3
+            assert [meta for meta, _ in writer.written()] == [item.meta for item in samples(3)]
+            writer.finish({"cut": 2} if file else None)
+        store = Store(path)
+        store.verify()
+        assert store.made_from == ({"seed": file} if file else {})
+        assert store.notes == ({"cut": 2} if file else {})
+        assert [store.file_digest(place) for place in range(3)] == [file] * 3
+        digests.add(store.digest)
+    assert len(digests) == 1

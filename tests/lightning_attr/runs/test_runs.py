@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,10 +10,12 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import yaml
 
-from lightning_attr.artifacts import read_json
+from lightning_attr.artifacts import read_json, write_json
 from lightning_attr.artifacts.inputs import InputPath, input_paths
 from lightning_attr.errors import UserError
-from lightning_attr.runs.folder import RunFolder, declared_inputs, flatten, input_files
+from lightning_attr.runs.checkpoints import AtomicCheckpointIO
+from lightning_attr.runs.folder import RunFolder, read_manifest
+from lightning_attr.runs.identity import declared_paths, flatten, inputs, path_within
 
 if TYPE_CHECKING:
     from os import PathLike
@@ -27,6 +30,20 @@ def config(**trainer: Any) -> dict[str, Any]:
         "model": {"class_path": "Task", "init_args": {"learning_rate": 0.1}},
         "data": {"class_path": "Data", "init_args": {"batch_size": 2, "num_workers": 0}},
     }
+
+
+def before(run: RunFolder, *replaced: str) -> None:
+    """Let the manifest of a run be one of before manifests had checksums and knew inputs by their keys."""
+    path = run.path / "manifest.json"
+    manifest = read_manifest(path)
+    files = {
+        str(path_within(manifest["settings"][key], name)): digest
+        for key, digests in manifest["inputs"].items()
+        for name, digest in digests.items()
+    }
+    write_json(path, {**{key: value for key, value in manifest.items() if key != "format"}, "inputs": files})
+    if replaced:
+        path.write_text(path.read_text().replace(*replaced))
 
 
 @pytest.fixture
@@ -62,8 +79,7 @@ def test_a_run_whose_task_had_another_name_goes_on(tmp_path: Path) -> None:
     )
     run = RunFolder(tmp_path / "run")
     run.start("fit", new)
-    manifest = (run.path / "manifest.json").read_text().replace("Retraining", "LeaveKOut")
-    (run.path / "manifest.json").write_text(manifest)
+    before(run, "Retraining", "LeaveKOut")
     (run.path / "weights.safetensors").touch()
     assert run.start("fit", new)
     assert run.start("fit", old)
@@ -120,6 +136,42 @@ def test_a_folder_below_the_home_is_there(tmp_path: Path, monkeypatch: pytest.Mo
     assert [path.name for path in tmp_path.iterdir()] == ["home"]
 
 
+def test_a_finished_run_without_its_results_goes_on(folder: RunFolder, capfd: pytest.CaptureFixture[str]) -> None:
+    folder.finish(("weights.safetensors", "never made"))
+    assert not folder.start("fit", config())
+    (folder.path / "weights.safetensors").unlink()
+    assert folder.start("fit", config())
+    assert capfd.readouterr().err.endswith("weights.safetensors: missing; the run makes it again\n")
+
+
+def test_a_result_that_is_another_one_is_refused(folder: RunFolder) -> None:
+    folder.finish(("weights.safetensors",))
+    (folder.path / "weights.safetensors").write_bytes(b"of another run")
+    with pytest.raises(UserError, match=r"weights\.safetensors: found digest .*, expected .*; delete it"):
+        folder.start("fit", config())
+
+
+@pytest.mark.parametrize("key", ["max_steps", "max_epochs"])
+def test_limits_below_what_the_run_has_made_are_refused(folder: RunFolder, key: str) -> None:
+    """Else the manifest would say less than the weights are."""
+    loops = {"fit_loop": {"epoch_progress": {"current": {"ready": 6}}}}
+    AtomicCheckpointIO().save_checkpoint({"global_step": 6, "loops": loops}, folder.last_checkpoint)
+    assert folder.start("fit", config(**{key: 6}))
+    manifest = read_json(folder.path / "manifest.json")
+    with pytest.raises(UserError, match=f"trainer.{key}: found 5, expected at least 6"):
+        folder.start("fit", config(**{key: 5}))
+    assert read_json(folder.path / "manifest.json") == manifest
+
+
+def test_every_changed_bit_of_a_manifest_is_noticed(folder: RunFolder) -> None:
+    path = folder.path / "manifest.json"
+    whole, manifest = path.read_bytes(), read_manifest(path)
+    for place in range(0, len(whole), 7):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ (1 << place % 8)]) + whole[place + 1 :])
+        with suppress(UserError):
+            assert read_manifest(path) == manifest  # of white space
+
+
 @dataclass
 class Relevant:
     store: InputPath
@@ -156,11 +208,49 @@ def test_inputs_are_known_by_their_bytes(tmp_path: Path) -> None:
     (run.path / "result").touch()
     assert run.start("fit", given)
     file.write_bytes(b"two")
-    with pytest.raises(UserError, match=f"{file}: [0-9a-f]+ -> [0-9a-f]+"):
+    with pytest.raises(UserError, match=f"model.init_args.scores.0 {file}: [0-9a-f]+ -> [0-9a-f]+"):
         run.start("fit", given)
     file.unlink()
     with pytest.raises(UserError, match=f"{file}: [0-9a-f]+ -> missing"):
         run.start("fit", given)
+
+
+@pytest.mark.parametrize("old", [False, True])
+@pytest.mark.parametrize(
+    ("value", "file"), [("a", "a"), ("model", "model/unet/config.json"), ("unlearn/*/w", "unlearn/7/w")]
+)
+def test_inputs_may_lie_elsewhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, value: str, file: str, old: bool
+) -> None:
+    """Staged to a scratch folder, or named by an absolute path: what counts is what they hold."""
+    for folder in ("home", "scratch"):
+        (tmp_path / folder / file).parent.mkdir(parents=True)
+        (tmp_path / folder / file).write_text("one")
+    monkeypatch.chdir(tmp_path / "home")
+    run = RunFolder(tmp_path / "run")
+    assert run.start("fit", reading(changed=value, scores=["missing"]))
+    (run.path / "result").touch()
+    if old:
+        before(run)
+    assert run.start("fit", reading(changed=str(tmp_path / "home" / value), scores=["missing"]))
+    assert run.start("fit", reading(changed=str(tmp_path / "scratch" / value), scores=["missing"]))
+    (tmp_path / "scratch" / file).write_text("two")
+    with pytest.raises(UserError, match=f"changed {tmp_path / 'scratch' / file}: [0-9a-f]+ -> [0-9a-f]+"):
+        run.start("fit", reading(changed=str(tmp_path / "scratch" / value), scores=["missing"]))
+    with pytest.raises(UserError, match=r"scores\.0: missing -> other"):
+        run.start("fit", reading(changed=value, scores=["other"]))
+
+
+def test_where_results_go_does_not_count(tmp_path: Path) -> None:
+    recorder: dict[str, Any] = {"class_path": "callbacks.LossDeltaRecorder", "init_args": {"base": "a", "captions": 1}}
+    run = RunFolder(tmp_path)
+    assert run.start("fit", config(callbacks=[recorder]))
+    (run.path / "result").touch()
+    recorder["init_args"] = {"base": "b", "captions": 1}
+    assert run.start("fit", config(callbacks=[recorder]))
+    recorder["init_args"] = {"base": "b", "captions": 2}
+    with pytest.raises(UserError, match="captions: 1 -> 2"):
+        run.start("fit", config(callbacks=[recorder]))
 
 
 @pytest.mark.parametrize(
@@ -192,7 +282,12 @@ def test_inputs_are_those_that_are_declared(tmp_path: Path, monkeypatch: pytest.
         (tmp_path / name).touch()
     inner = {"class_path": f"{__name__}.Reads", "init_args": {"curvature": ["d"], "weights": "a"}}
     given = reading(changed="a", scores=["b", "missing"], relevant={"store": "c", "attribute": "a"}, method=inner)
-    assert sorted(input_files(given)) == ["a", "b", "c", "d"]
+    assert {key.removeprefix("model.init_args.") for key in inputs(given)} == {
+        "changed",
+        "scores.0",
+        "relevant.store",
+        "method.init_args.curvature.0",
+    }
     assert dict(input_paths(ReadsMore, {"relevant": {"store": "c"}, "curvature": ["d", "e"]})) == {
         "relevant.store": "c",
         "curvature.0": "d",
@@ -217,9 +312,10 @@ def test_all_files_that_shipped_configs_read_are_declared() -> None:
         given = yaml.safe_load(path.read_text())
         for section in ("model", "data"):
             part = given.get(section) or {}
-            found |= set(declared_inputs({"class_path": "datamodules.LatentDataModule", **part}))
+            named = declared_paths({"class_path": "datamodules.LatentDataModule", **part})
+            found |= {value for _, value in named}
             names = {key: value for key, value in flatten(part) if "runs/" in str(value) or "${vars.run}" in str(value)}
-            expected |= {value for key, value in names.items() if ".retrained." not in key}
+            expected |= set(names.values())
     assert len(configs) > 40
     assert len(expected) > 30
     assert expected <= found

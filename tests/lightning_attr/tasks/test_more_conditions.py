@@ -34,16 +34,26 @@ def more(project: Project, tmp_path: Path) -> Path:
     return path
 
 
-def test_what_the_encoder_does_not_make_is_no_part_of_a_query(project: Project, tmp_path: Path, more: Path) -> None:
-    run_stage(project.args("sample", tmp_path / "sample", model__init_args__store=more))
+@pytest.fixture
+def checkpoint(project: Project, tmp_path: Path, more: Path) -> Path:
+    """The model of the project, trained on these samples."""
+    run_stage(project.args("train", tmp_path / "train", data__init_args__store=more))
+    return tmp_path / "train/checkpoints/last.ckpt"
+
+
+def test_what_the_encoder_does_not_make_is_no_part_of_a_query(
+    project: Project, tmp_path: Path, more: Path, checkpoint: Path
+) -> None:
+    model_and_store = {"model__init_args__checkpoint": checkpoint, "model__init_args__store": more}
+    run_stage(project.args("sample", tmp_path / "sample", **model_and_store))
     found, expected = Store(tmp_path / "sample/queries.lmdb"), Store(project.queries)
     assert found.schema.inputs == expected.schema.inputs
     np.testing.assert_array_equal(found.read("latent", [0, 1]), expected.read("latent", [0, 1]))
-    model = load(project.checkpoint)
+    model = load(checkpoint)
     check_stores(found, Store(more), [model])
     with pytest.raises(UserError, match=r"queries .*: found size None, expected \(2,\)"):
         check_stores(found, Store(more), [])
-    settings = {"data__init_args__store": more, "model__init_args__checkpoints": f"[{project.checkpoint}]"}
+    settings = {"data__init_args__store": more, "model__init_args__checkpoints": f"[{checkpoint}]"}
     run_stage(project.args("similarity", tmp_path / "scores", **settings))
     ours, theirs = (
         Scores.load(run / "scores.safetensors") for run in (tmp_path / "scores", project.root / "similarity")
@@ -52,7 +62,7 @@ def test_what_the_encoder_does_not_make_is_no_part_of_a_query(project: Project, 
 
 
 def test_a_condition_of_the_model_that_nobody_makes(
-    project: Project, tmp_path: Path, more: Path, refused: Refused, monkeypatch: pytest.MonkeyPatch
+    project: Project, tmp_path: Path, more: Path, checkpoint: Path, refused: Refused, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def conditions(unet: UNet) -> Mapping[str, tuple[int | None, ...]]:
         return {"text": (None, 16), "size": (2,)}
@@ -61,4 +71,4 @@ def test_a_condition_of_the_model_that_nobody_makes(
     message = refused(project.args("sample", tmp_path / "sample", model__init_args__store=more))
     assert_says(message, more, "its text encoder makes text, expected size as well")
     with pytest.raises(UserError, match=r"found size None, expected \(2,\)"):
-        check_stores(Store(project.queries), Store(more), [load(project.checkpoint)])
+        check_stores(Store(project.queries), Store(more), [load(checkpoint)])

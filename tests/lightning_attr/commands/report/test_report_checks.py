@@ -11,7 +11,7 @@ import torch
 from report_runs import HOSTILE, QUERIES, Builder, against_pack
 from test_report_page import Element, page_of
 
-from lightning_attr.artifacts import read_json, write_json
+from lightning_attr.artifacts.records import read_record, write_record
 from lightning_attr.commands.report.checks import ground_truths
 from lightning_attr.commands.report.contents import collect
 from lightning_attr.commands.report.scales import Axis, Scale, ticks
@@ -27,8 +27,8 @@ def section(whole: Builder) -> Element:
 def evaluated(builder: Builder, **changes: object) -> Element:
     """The section of a run whose evaluation is changed."""
     path = builder.root / "evaluate/metrics.json"
-    content = read_json(path)
-    write_json(path, {**content, "pack": {**content["pack"], **changes}})
+    content = read_record(path, {}, "metrics")
+    write_record(path, {**content, "pack": {**content["pack"], **changes}})
     (found,) = page_of(builder.root).all("section", **{"aria-labelledby": "ground-truth"})
     return found
 
@@ -148,7 +148,7 @@ def test_entries_of_a_sweep_are_not_shown_one_by_one(copied: Builder) -> None:
     before = collect(copied.root)
     entry = copied.root / "sweep/entries/top/truth/query-0/k-8"
     shutil.copytree(copied.root / "leave_k_out/top", entry)
-    write_json(copied.root / "sweep/sweep.json", {})
+    write_record(copied.root / "sweep/sweep.json", {})
     run = collect(copied.root)
     assert len(run.retrained) == len(before.retrained)
     assert [stage.name for stage in run.stages] == [stage.name for stage in before.stages]
@@ -160,6 +160,6 @@ def test_entries_of_a_sweep_are_not_shown_one_by_one(copied: Builder) -> None:
 @pytest.mark.parametrize("pack", [[], {"queries": 3}, {**against_pack(), "attributability": [{"query": 0, "k": 2}]}])
 def test_an_evaluation_that_is_none(copied: Builder, pack: object) -> None:
     path = Path(copied.root / "evaluate/metrics.json")
-    write_json(path, {**read_json(path), "pack": pack})
+    write_record(path, {**read_record(path, {}, "metrics"), "pack": pack})
     with pytest.raises(UserError, match=r"evaluate/metrics\.json: found no evaluation under pack"):
         collect(copied.root)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import platform
+import shutil
 import signal
 import threading
 import time
@@ -21,14 +23,17 @@ from rich.console import Console
 from sweeps import NAMES, Miniature, assert_same, here
 
 from lightning_attr.artifacts import load_tensors, write_atomically, write_json
+from lightning_attr.artifacts.records import read_record
 from lightning_attr.cli import run_stage
 from lightning_attr.commands.sweep.board import Board, progress_line
-from lightning_attr.commands.sweep.command import main
-from lightning_attr.commands.sweep.folder import Status, SweepFolder, locked, read_status, timed_status
-from lightning_attr.commands.sweep.plan import Random, Subsets, Sweep, Top, entries
+from lightning_attr.commands.sweep.command import main, parsed_options
+from lightning_attr.commands.sweep.folder import Status, SweepFolder, read_status, timed_status
+from lightning_attr.commands.sweep.plan import Random, Subsets, Sweep, Top, entries, store_path
 from lightning_attr.commands.sweep.worker import stop
 from lightning_attr.console import run as exit_with_status
+from lightning_attr.digests import file_digest
 from lightning_attr.ground_truth.pack import Pack
+from lightning_attr.runs.lock import locked
 
 
 @pytest.fixture(scope="module")
@@ -170,11 +175,62 @@ def test_another_config_is_refused_with_the_difference(
 
 
 def test_a_sweep_of_before_its_task_had_this_name_goes_on(finished: Miniature) -> None:
+    """Its record had no checksum, and named files by their paths."""
     record = finished.folder / "sweep.json"
     text = record.read_text()
-    record.write_text(text.replace("tasks.Retraining", "tasks.LeaveKOut"))
+    old = read_record(record, {}, "record")
+    sweep = parsed_options(finished.args()).sweep
+    scores = {path: file_digest(path) for path in sweep.top.scores.values()}
+    settings = {entry.name: dict(entry.settings) for entry in entries(sweep)}
+    write_json(record, {"settings": old["settings"], "scores": scores, "entries": settings})
+    record.write_text(record.read_text().replace("tasks.Retraining", "tasks.LeaveKOut"))
     main(finished.args())  # refuses a record of other settings
     record.write_text(text)
+
+
+def test_files_of_a_sweep_may_lie_elsewhere(
+    finished: Miniature, tmp_path: Path, refused: Callable[[list[str]], str]
+) -> None:
+    """Staged to another folder, and the training's named by ``${vars.NAME}``: what counts is what they hold."""
+    before = snapshot(finished.folder)
+    staged = {path: tmp_path / path.name for path in (finished.project.store, finished.project.queries)}
+    for path, copy in staged.items():
+        shutil.copy(path, copy)
+    arguments = finished.args("--list")
+    for name in ("train", "sweep"):
+        config = finished.root / f"{name}.yaml"
+        text = config.read_text()
+        for path, copy in staged.items():
+            text = text.replace(str(path), str(copy) if name == "sweep" else f"${{vars.scratch}}/{copy.name}")
+        config.write_text(text if name == "sweep" else f"vars: {{scratch: {tmp_path}}}\n{text}")
+    sweep = parsed_options(arguments).sweep
+    assert store_path(sweep) == str(tmp_path / "train.lmdb")
+    SweepFolder(sweep, entries(sweep)).start()
+    changed = {path for path, when in snapshot(finished.folder).items() if before[path] != when}
+    assert {Path(path).name for path in changed} <= {"sweep.json", "entry.yaml"}
+    text = (finished.root / "train.yaml").read_text()
+    (finished.root / "train.yaml").write_text(text.replace("vars: {scratch:", "vars: {other:"))
+    assert_says(refused(arguments), "scratch", "not found")
+
+
+def test_a_changed_bit_of_the_record_is_noticed(finished: Miniature, refused: Callable[[list[str]], str]) -> None:
+    record = finished.folder / "sweep.json"
+    whole = record.read_text()
+    record.write_text(whole.replace('"max_steps": 12', '"max_steps": 13'))
+    assert_says(refused(finished.args()), record, "damaged, its checksum does not match")
+    record.write_text(whole)
+
+
+@pytest.mark.parametrize("text", ["[]", "{", '{"state": 3}', '{"format": "1", "state": "done"}'])
+def test_an_entry_whose_status_is_damaged_waits(sweep: Miniature, capfd: pytest.CaptureFixture[str], text: str) -> None:
+    sweep.settings = {"top": None, "subsets": None, "full": None, "random": {"k": [2]}}
+    folder = sweep.entry("random/k-2/0")
+    folder.mkdir(parents=True)
+    (folder / "status.json").write_text(text)
+    options = parsed_options(sweep.args()).sweep
+    SweepFolder(options, entries(options)).start()
+    assert "the entry is run again" in capfd.readouterr().err
+    assert sweep.status("random/k-2/0").state == "waiting"
 
 
 @pytest.mark.usefixtures("in_process")
@@ -246,22 +302,30 @@ def test_an_entry_that_fails_by_index(sweep: Miniature, refused: Callable[[list[
 def test_an_entry_that_another_process_runs(sweep: Miniature, refused: Callable[[list[str]], str]) -> None:
     sweep.settings = {"top": None, "subsets": None, "full": None, "random": {"k": [2]}}
     folder = sweep.entry("random/k-2/0")
-    with locked(folder):
-        write_json(folder / "status.json", {"state": "running", "where": "elsewhere:1"})
-        assert_says(refused(sweep.args("--index", "0")), folder, "another process is running it, elsewhere:1")
+    held, go = threading.Event(), threading.Event()
+    thread = threading.Thread(target=hold, args=(folder, held, go))
+    thread.start()
+    held.wait()
+    write_json(folder / "status.json", {"state": "running", "where": "elsewhere:1"})
+    try:
+        assert_says(refused(sweep.args("--index", "0")), folder, f"another process is running it, {platform.node()}:")
+    finally:
+        go.set()
+        thread.join()
     assert sweep.status("random/k-2/0").state == "running"
+
+
+def hold(folder: Path, held: threading.Event, go: threading.Event) -> None:
+    """Hold a folder, as another process would, until told to let go."""
+    with locked(folder):
+        held.set()
+        go.wait(20)
 
 
 def test_waits_a_little_for_the_process_before(sweep: Miniature) -> None:
     sweep.settings = {"top": None, "subsets": None, "full": None, "random": {"k": [2]}}
     held, go = threading.Event(), threading.Event()
-
-    def hold() -> None:
-        with locked(sweep.entry("random/k-2/0")):
-            held.set()
-            go.wait(20)
-
-    thread = threading.Thread(target=hold)
+    thread = threading.Thread(target=hold, args=(sweep.entry("random/k-2/0"), held, go))
     thread.start()
     held.wait()
     threading.Timer(1.0, go.set).start()
