@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from textwrap import fill
+from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.loggers import TensorBoardLogger
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
-from PIL import Image
 from torch.utils.tensorboard import SummaryWriter
+
+from lightning_attr.console import printable
+from lightning_attr.encoders import read_image
+from lightning_attr.errors import shortened
+
+_MOST_WORDS = 300
+"""Characters below a picture."""
 
 
 @dataclass(frozen=True)
@@ -37,13 +43,13 @@ def image_grid(images: Sequence[SampleImage], title: str, columns: int = 4) -> F
     """Draw images in rows, each with its words."""
     rows = -(-len(images) // columns)
     figure = Figure(figsize=(2.4 * columns, 2.9 * rows), layout="constrained")
-    figure.suptitle(title)
+    figure.suptitle(printable(title), parse_math=False)
     axes = list(figure.subplots(rows, columns, squeeze=False).flat)
     for axis in axes:
         axis.axis("off")
     for axis, image in zip(axes, images, strict=False):
-        axis.imshow(Image.open(io.BytesIO(image.jpeg)))
-        axis.set_title(fill(image.words, 30), fontsize=7, parse_math=False)  # captions are foreign text
+        _draw(axis, image)
+        axis.set_title(_lines(image.words, 30), fontsize=7, parse_math=False)
     return figure
 
 
@@ -59,18 +65,31 @@ def image_rows(rows: Mapping[str, Sequence[SampleImage]], subject: SampleImage) 
     # One set of axes for all images: a hundred of them would take a minute to lay out.
     step = 1.42
     _place(axes, subject, 0, -step)
-    axes.text(1.08, -step + 0.5, fill(subject.words, 9 * columns), va="center", fontsize=9, parse_math=False)
+    axes.text(1.08, -step + 0.5, _lines(subject.words, 9 * columns), va="center", fontsize=9, parse_math=False)
     for row, (name, images) in enumerate(rows.items()):
-        axes.text(0, row * step - 0.06, name, fontsize=8, weight="bold", parse_math=False)
+        axes.text(0, row * step - 0.06, printable(name), fontsize=8, weight="bold", parse_math=False)
         for column, image in enumerate(images):
             _place(axes, image, column, row * step)
-            axes.text(column + 0.46, row * step + 0.96, image.words, ha="center", va="top", fontsize=6)
+            words = printable(image.words)
+            axes.text(column + 0.46, row * step + 0.96, words, ha="center", va="top", fontsize=6, parse_math=False)
     axes.set(xlim=(0, columns), ylim=(len(rows) * step, -step - 0.1), aspect="equal")
     return figure
 
 
+def _lines(words: str, width: int) -> str:
+    """Return foreign words, such as captions, in lines: what nobody would read is cut off before it is laid out."""
+    return fill(printable(shortened(words, _MOST_WORDS)), width)
+
+
+def _draw(axes: Axes, image: SampleImage, **place: Any) -> None:
+    """Draw the picture; nothing where there is none in the file."""
+    picture = read_image(image.jpeg)
+    if picture is not None:
+        axes.imshow(picture, **place)
+
+
 def _place(axes: Axes, image: SampleImage, left: float, top: float) -> None:
-    axes.imshow(Image.open(io.BytesIO(image.jpeg)), extent=(left, left + 0.92, top + 0.92, top))
+    _draw(axes, image, extent=(left, left + 0.92, top + 0.92, top))
     if image.mark:
         axes.add_patch(Rectangle((left, top), 0.92, 0.92, fill=False, edgecolor="C0", linewidth=2))
         box = {"facecolor": "C0", "edgecolor": "none", "pad": 1.5}

@@ -53,7 +53,7 @@ class SideBySide(Callback):
             (position,) = queries.positions([query])
             figure = image_rows(
                 {method: [_image(store, *each, shared[each[0]]) for each in top] for method, top in rows.items()},
-                SampleImage(queries.thumb(int(position)), f"Query {query}: {queries.meta(int(position)).captions[0]}"),
+                SampleImage(queries.thumb(int(position)), f"Query {query}: {queries.meta(int(position)).caption}"),
             )
             figure.supxlabel(SIGN, fontsize=7)
             writer.add_figure(f"side_by_side/{query}", figure, global_step=0)

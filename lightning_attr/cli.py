@@ -3,32 +3,42 @@
 from __future__ import annotations
 
 import logging
+import signal
 import sys
 import warnings
 from collections.abc import Sequence
 from contextlib import ExitStack
+from pathlib import Path
+from pydoc import locate
 from typing import Any
 
 import lightning.pytorch as pl
 from jsonargparse import set_parsing_settings
-from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 import lightning_attr.tasks  # noqa: F401 (makes the tasks known by their class names)
 from callbacks import TopImages
-from lightning_attr.artifacts.checkpoint_files import read_checkpoint
-from lightning_attr.console import err, made, note, out, summary
-from lightning_attr.errors import UserError, one_line
+from lightning_attr.console import Stopped, ending, made, note, out, summary
+from lightning_attr.errors import UserError
 from lightning_attr.options import check_yaml, config_files, user_errors
-from lightning_attr.runs.checkpoints import AtomicCheckpointIO, RunCheckpoint
+from lightning_attr.runs.checkpoints import AtomicCheckpointIO, RunCheckpoint, read_to_resume
 from lightning_attr.runs.folder import RunFolder
 from lightning_attr.runs.following import next_command
 from lightning_attr.runs.lock import locked
-from lightning_attr.runs.ranks import ending_together, follow_parent, one_speaker, starts_ranks, this_rank
+from lightning_attr.runs.ranks import (
+    OneProcess,
+    begin_ranks,
+    ending_together,
+    follow_parent,
+    one_speaker,
+    starts_ranks,
+    this_rank,
+)
 from lightning_attr.runs.stopping import GracefulStop
-from lightning_attr.runs.whole import check_whole
+from lightning_attr.runs.whole import check_trainer
 
 #: What Lightning says about choices that are ours, not the user's.
 QUIET = (
@@ -46,6 +56,9 @@ QUIET = (
     ".*GPU available but not used.*",
     ".*args parameter is intended to run from within Python.*",
 )
+
+#: What a task must have for each verb.
+STEPS = {"fit": "training_step", "validate": "validation_step", "test": "test_step", "predict": "predict_step"}
 
 
 #: Seconds to wait for another process that has the run's folder: it may be saving, or dying.
@@ -94,6 +107,8 @@ class AttributionCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Compare the run's folder with the config, and find the checkpoint to resume from."""
         out.quiet = out.quiet or self._get(self.config, "quiet")
+        begin_ranks(self._get(self.config, "trainer"))
+        self._check_verb()
         if self.subcommand == "validate":
             self._resume(must_exist=True)
             return
@@ -103,6 +118,21 @@ class AttributionCLI(LightningCLI):
             raise FinishedError(f"{self.folder.path}: finished already, nothing to do")
         if self.subcommand == "fit":
             self._resume(must_exist=self.config.fit.ckpt_path == "last")
+
+    def _check_verb(self) -> None:
+        """Check that the task does what the verb asks for.
+
+        Raises:
+            UserError: It is a task of another verb, and the message says of which.
+        """
+        path = self._get(self.config, "model").class_path
+        task = locate(path)
+        able = [
+            verb for verb, step in STEPS.items() if getattr(task, step, None) is not getattr(pl.LightningModule, step)
+        ]
+        if self.subcommand not in able:
+            found = f"{path.rpartition('.')[2]}, a task to {' and '.join(able) or 'do nothing'}"
+            raise UserError(f"model: found {found}, expected one to {self.subcommand}")
 
     def _start(self, config: dict[str, Any]) -> bool:
         """Return whether there is anything to do. The folder is rank 0's: others only read it."""
@@ -115,6 +145,8 @@ class AttributionCLI(LightningCLI):
         """Continue from the run's last checkpoint where the user names no other one."""
         config = self.config[self.subcommand]
         if config.ckpt_path not in (None, "last"):
+            if not Path(config.ckpt_path).is_file():
+                raise UserError(f"ckpt_path: found {config.ckpt_path}, expected last or a file that is there")
             return
         last = self.folder.last_checkpoint
         if last.exists():
@@ -125,16 +157,16 @@ class AttributionCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         """Add what every run has: TensorBoard in its folder, safe checkpoints, a graceful stop, a progress bar."""
         config = self._get(self.config_init, "trainer")
-        check_whole(str(self.subcommand), config)
+        check_trainer(str(self.subcommand), config)
         if config.logger in (None, True) and self.subcommand != "validate":
             kwargs["logger"] = self._tensorboard()
-        kwargs["plugins"] = [AtomicCheckpointIO(), *(config.plugins or [])]
+        plugins = config.plugins if isinstance(config.plugins, list) else [config.plugins] if config.plugins else []
+        kwargs["plugins"] = [AtomicCheckpointIO(self.subcommand == "fit"), *plugins]
+        if not begin_ranks(config) and not any(isinstance(each, ClusterEnvironment) for each in plugins):
+            kwargs["plugins"].append(OneProcess())
         terminal = sys.stderr.isatty() and not out.quiet
         kwargs["enable_progress_bar"] = terminal and config.enable_progress_bar is not False
-        try:
-            trainer = super().instantiate_trainer(**kwargs)
-        except (MisconfigurationException, ValueError) as error:
-            raise (error if isinstance(error, UserError) else UserError(f"trainer: {one_line(error)}")) from error
+        trainer = super().instantiate_trainer(**kwargs)
         callbacks = trainer.callbacks  # type: ignore[attr-defined]
         callbacks.insert(0, GracefulStop())
         if self.subcommand == "predict" and not any(isinstance(callback, TopImages) for callback in callbacks):
@@ -165,7 +197,7 @@ class AttributionCLI(LightningCLI):
         checkpoint = self._get(self.config, "ckpt_path") if self.subcommand == "fit" else None
         step = 0
         if checkpoint is not None:
-            step = int(read_checkpoint(checkpoint)["global_step"])
+            step = int(read_to_resume(checkpoint)["global_step"])
             note(f"resuming from {checkpoint}, step {step}")
         # Points that a killed run wrote after its last checkpoint are dropped, so that the curves stay single. The
         # batch that makes step n + 1 is point n.
@@ -192,6 +224,7 @@ def run_stage(args: list[str] | None) -> AttributionCLI:
         SIGTERMException: The run was stopped, after saving a checkpoint.
     """
     quiet()
+    begin_ranks()
     follow_parent()
     set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
     with one_speaker(no_error=FinishedError), user_errors():
@@ -226,19 +259,14 @@ def _cli(args: list[str] | None, until_end: ExitStack) -> AttributionCLI:
 def main(args: list[str] | None = None) -> None:
     """Run a stage and exit with a status: 0 done, 1 the user's mistake, 130 for Ctrl-C, 143 for SIGTERM."""
     out.quiet = False  # until -q is read
-    try:
-        _say_made(run_stage(args), config_files(sys.argv[1:] if args is None else args))
-    except FinishedError as finished:
-        note(str(finished))
-    except UserError as error:
-        err.print(f"error: {error}", style="red", markup=False, soft_wrap=True)
-        sys.exit(1)
-    except KeyboardInterrupt:
-        err.print("interrupted; the same command goes on from the last checkpoint", markup=False, soft_wrap=True)
-        sys.exit(130)
-    except SIGTERMException as stopped:
-        err.print("stopped and saved; the same command goes on from here", markup=False, soft_wrap=True)
-        sys.exit(stopped.code)
+    with ending("the same command goes on from the last checkpoint"):
+        try:
+            _say_made(run_stage(args), config_files(sys.argv[1:] if args is None else args))
+        except FinishedError as finished:
+            note(str(finished))
+        except SIGTERMException as stopped:
+            status = int(stopped.code or 128 + signal.SIGTERM)
+            raise Stopped(status, "stopped and saved; the same command goes on from here") from None
 
 
 def _say_made(cli: AttributionCLI, configs: Sequence[str]) -> None:

@@ -1,66 +1,139 @@
 """What all commands share: where they print, how they show progress, how they end on a mistake."""
 
 import os
+import re
 import shlex
 import signal
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from textwrap import fill
 from typing import NoReturn
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
 from rich.measure import Measurement
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.segment import Segment
 from rich.table import Column, Table
 from rich.text import Text
 
-from lightning_attr.errors import UserError
+from lightning_attr.errors import UserError, explained
 
-out = Console(highlight=False)
+
+class Terminal(Console):
+    """A console that takes all text as it is: brackets are no markup, and no character in it commands the terminal."""
+
+    def __init__(self, stderr: bool = False) -> None:
+        super().__init__(stderr=stderr, highlight=False, markup=False, emoji=False)
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        """Render without control characters, whoever wrote them."""
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else Segment(printable(segment.text), segment.style)
+
+
+out = Terminal()
 """Results: tables and the sentences a user reads at the end."""
 
-err = Console(stderr=True, highlight=False)
+err = Terminal(stderr=True)
 """Everything else: progress bars, warnings, errors."""
 
 
+def printable(text: str) -> str:
+    """Return foreign text with a sign in place of every character that is none: controls, turns of direction, halves.
+
+    Line ends and tabs are kept.
+    """
+    return text if text.isprintable() else _CONTROLS.sub("\N{REPLACEMENT CHARACTER}", text)
+
+
+#: C0 and C1 but line ends and tabs, marks and turns of direction, line separators, halves of surrogate pairs.
+_CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
 class Stopped(BaseException):
-    """SIGTERM was received."""
+    """A signal to stop was received.
 
+    Args:
+        code: The status to exit with.
+        says: What the user is told; empty is that it was stopped, and what is kept.
+    """
 
-def _stop(signum: int, frame: object) -> NoReturn:
-    raise Stopped
+    def __init__(self, code: int, says: str = "") -> None:
+        self.code = code
+        self.says = says
 
 
 def run(main: Callable[[], None]) -> NoReturn:
-    """Run a command and exit: status 0; 1 and one line for a ``UserError``; 130 for Ctrl-C, 143 for SIGTERM.
+    """Run a command and exit: status 0; 1 and one line for a mistake; 130 for Ctrl-C, 143 for SIGTERM.
 
     Any other exception is a bug of ours and keeps its traceback.
     """
-    previous = signal.signal(signal.SIGTERM, _stop)
-    try:
+    with ending("what is finished is kept"):
         main()
-    except Stopped:
-        err.print("stopped; what is finished is kept")
-        sys.exit(128 + signal.SIGTERM)
-    except UserError as error:
-        err.print(f"error: {error}", style="red", markup=False, soft_wrap=True)
-        sys.exit(1)
-    except KeyboardInterrupt:
-        err.print("interrupted; what is finished is kept")
-        sys.exit(128 + signal.SIGINT)
-    except BrokenPipeError:  # ``... | head`` closed our stdout; what is left in its buffer has nowhere to go
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
-    finally:
-        signal.signal(signal.SIGTERM, previous)
     sys.exit(0)
+
+
+@contextmanager
+def ending(kept: str) -> Iterator[None]:
+    """End in one line where there is a mistake or a signal to stop.
+
+    Args:
+        kept: What a stop has left, in words.
+
+    Raises:
+        SystemExit: With status 1 for a mistake, 128 and its number for a signal.
+    """
+    with _stoppable():
+        try:
+            yield
+        except Stopped as stopped:
+            word = "interrupted" if stopped.code == 128 + signal.SIGINT else "stopped"
+            _end(stopped.says or f"{word}; {kept}", stopped.code)
+        except KeyboardInterrupt:
+            _end(f"interrupted; {kept}", 128 + signal.SIGINT)
+        except BrokenPipeError:  # ``... | head`` closed our stdout; what is left in its buffer has nowhere to go
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(1)
+        except Exception as error:
+            told = error if isinstance(error, UserError) else explained(error)
+            if told is None:
+                raise
+            _end(f"error: {told}", 1, "red")
+
+
+def signals() -> list[signal.Signals]:
+    """Return the signals that stop a run. A terminal that closes is one, unless ``nohup`` has it ignored."""
+    hung_up = [] if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN else [signal.SIGHUP]
+    return [signal.SIGINT, signal.SIGTERM, *hung_up]
+
+
+@contextmanager
+def _stoppable() -> Iterator[None]:
+    """Raise :class:`Stopped` at the signals that stop a run."""
+
+    def stop(number: int, frame: object) -> NoReturn:
+        raise Stopped(128 + number)
+
+    previous = {number: signal.signal(number, stop) for number in signals()}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def _end(message: str, status: int, style: str = "") -> NoReturn:
+    with suppress(OSError):  # there is no terminal any more
+        err.print(message, style=style, soft_wrap=True)
+    sys.exit(status)
 
 
 def made(paths: Iterable[object], then: str | None = None) -> None:
     """Say at the end of a command what it made, and what is useful next."""
-    out.print(f"made: {', '.join(map(str, paths))}", markup=False, soft_wrap=True)
+    out.print(f"made: {', '.join(map(str, paths))}", soft_wrap=True)
     if then is not None:
-        out.print(f"next: {then}", markup=False, soft_wrap=True)
+        out.print(f"next: {then}", soft_wrap=True)
 
 
 def command(*words: object) -> str:
@@ -71,12 +144,12 @@ def command(*words: object) -> str:
 def note(message: str) -> None:
     """Print on stderr what a user may want to know, unless ``-q`` is given."""
     if not out.quiet:
-        err.print(message, markup=False, soft_wrap=True)
+        err.print(message, soft_wrap=True)
 
 
 def warn(message: str) -> None:
     """Print one warning line on stderr."""
-    err.print(f"warning: {message}", style="yellow", markup=False, soft_wrap=True)
+    err.print(f"warning: {message}", style="yellow", soft_wrap=True)
 
 
 class RateColumn(ProgressColumn):

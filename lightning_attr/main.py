@@ -5,6 +5,8 @@ This module imports nothing slow at its top: processes that decode images import
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
 
 #: The verbs of Lightning, each of which runs a stage from a config.
@@ -28,6 +30,9 @@ COMMANDS = {
 
 def main(args: list[str] | None = None) -> None:
     """Run the command that the first word names, and exit with its status."""
+    if args is None:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, _end_at_once)
     words = sys.argv[1:] if args is None else args
     if words and words[0] in STAGES:
         from lightning_attr.cli import main as run_stage
@@ -42,6 +47,12 @@ def main(args: list[str] | None = None) -> None:
         run(lambda: command.main(words[1:]))
     else:
         _explain(words)
+
+
+def _end_at_once(number: int, frame: object) -> None:
+    """End where no run has begun or all is done: libraries that are being imported would make it an error of theirs."""
+    os.write(2, b"interrupted\n" if number == signal.SIGINT else b"stopped\n")
+    os._exit(128 + number)
 
 
 def _explain(words: list[str]) -> None:

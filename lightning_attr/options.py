@@ -15,7 +15,7 @@ from jsonargparse import ArgumentError, ArgumentParser
 from omegaconf.errors import OmegaConfBaseException
 
 from lightning_attr.console import out
-from lightning_attr.errors import UserError, expect_within, one_line
+from lightning_attr.errors import UserError, expect_within, explained, one_line
 
 #: Settings that name a class: the package of ours, and the base class.
 CLASSES = {
@@ -66,19 +66,19 @@ def parsed(of: ArgumentParser, arguments: Sequence[str]) -> Any:
 
 @contextmanager
 def user_errors() -> Iterator[None]:
-    """Turn what jsonargparse and OmegaConf say about the user's mistakes into a ``UserError``."""
+    """Turn what other libraries and the system say about the user's settings into a ``UserError``."""
     try:
         yield
+    except UserError:
+        raise
     except ArgumentError as error:
         raise UserError(plain(str(error))) from None
     except OmegaConfBaseException as error:
         raise UserError(f"config: {one_line(error)}") from None
-    except ValueError as error:
-        # jsonargparse wraps what a constructor raises in messages about types; the cause is what the user can act on.
-        cause: BaseException | None = error
-        while cause is not None and not isinstance(cause, UserError):
-            cause = cause.__cause__ or cause.__context__
-        raise cause or error from None
+    except Exception as error:  # their errors have no type in common
+        if (told := explained(error)) is None:
+            raise
+        raise told from error
 
 
 def at_least(options: Any, **least: int) -> None:

@@ -58,7 +58,7 @@ class Stages:
 
     def __call__(self, name: str, stage: Callable[[], object]) -> None:
         """Run a stage; one that was finished before keeps its time."""
-        err.print(f"[bold]{name}[/bold]")
+        err.print(name, style="bold")
         start = time.perf_counter()
         try:
             stage()

@@ -9,6 +9,7 @@ from lightning_attr.artifacts.tensors import (
     read_safetensors,
     save_tensors,
     tensors_digest,
+    whole_file,
     write_atomically,
     write_json,
 )
@@ -22,6 +23,7 @@ __all__ = [
     "read_safetensors",
     "save_tensors",
     "tensors_digest",
+    "whole_file",
     "write_atomically",
     "write_json",
 ]

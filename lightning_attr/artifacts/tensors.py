@@ -8,10 +8,13 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from fcntl import LOCK_EX, LOCK_NB, flock
+from glob import escape
 from pathlib import Path
-from typing import Any
+from secrets import token_hex
+from typing import Any, BinaryIO
 
 import torch
 import xxhash
@@ -20,22 +23,64 @@ from safetensors.torch import save
 from torch import Tensor
 
 from lightning_attr.artifacts.before import kind_before, scores_checksum_before
-from lightning_attr.errors import UserError
+from lightning_attr.errors import UserError, causes, one_line, system_error
 
 FORMAT = "1"
 """Of the headers."""
 
 
 def write_atomically(path: str | Path, data: bytes) -> None:
-    """Write a file that is there as a whole or not at all, whatever kills the process."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("wb") as file:
+    """Write a file that is there as a whole or not at all, whatever kills the process.
+
+    Raises:
+        UserError: The system refuses it: no space, no permission, a folder in the way.
+    """
+    with whole_file(path) as file:
         file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+
+
+@contextmanager
+def whole_file(path: str | Path) -> Iterator[BinaryIO]:
+    """Open a new file that takes the place of ``path`` when it is whole. An error leaves what is there.
+
+    Raises:
+        UserError: The system refuses it: no space, no permission, a folder in the way.
+    """
+    path = Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary, file = _temporary(path)
+        try:
+            with file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+                os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except Exception as error:  # torch has errors of its own about a system's error
+        if (refused := next((each for each in causes(error) if isinstance(each, OSError)), None)) is None:
+            raise
+        raise system_error(refused, path) from error
+
+
+def _temporary(path: Path) -> tuple[Path, BinaryIO]:
+    """Make a file beside ``path`` that no one else has and no link leads to; remove what killed processes left there.
+
+    A lock tells whether the process lives. It ends with the process.
+    """
+    for left in path.parent.glob(f".{escape(path.name)}.*tmp"):
+        with suppress(OSError), left.open("rb+") as dead:
+            flock(dead, LOCK_EX | LOCK_NB)
+            left.unlink()
+    while True:
+        temporary = path.with_name(f".{path.name}.{token_hex(4)}.tmp")
+        file = temporary.open("xb")
+        with suppress(OSError):  # where there are no locks nothing is removed either
+            flock(file, LOCK_EX)
+        if temporary.exists():  # not removed by another process before it was locked
+            return temporary, file
+        file.close()
 
 
 def read_safetensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -57,7 +102,7 @@ def _opened(path: str | Path) -> Iterator[Any]:
         with safe_open(path, framework="pt") as file:
             yield file
     except (SafetensorError, OSError) as error:
-        raise UserError(f"{path}: damaged or not a safetensors file ({error})") from error
+        raise UserError(f"{path}: damaged or not a safetensors file ({one_line(error)})") from error
 
 
 def write_json(path: str | Path, value: Any) -> None:
@@ -75,8 +120,10 @@ def read_json(path: str | Path) -> Any:
         return json.loads(Path(path).read_text())
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such file") from error
-    except ValueError as error:
-        raise UserError(f"{path}: not JSON ({error})") from error
+    except OSError as error:
+        raise system_error(error, path) from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: not JSON ({one_line(error)})") from error
 
 
 @dataclass(frozen=True)

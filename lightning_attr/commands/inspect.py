@@ -9,7 +9,11 @@ from rich.table import Table
 
 from datamodules.store import Store
 from lightning_attr.console import out, print_table, progress, summary
+from lightning_attr.errors import shortened
 from lightning_attr.options import parsed, parser
+
+LONGEST = 1000
+"""How many characters of a caption are shown."""
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -37,6 +41,7 @@ def _describe(path: Path, store: Store) -> None:
         ("captions per sample", ", ".join(f"{count} in {per_sample[count]:,}" for count in sorted(per_sample))),
         ("size", f"{path.stat().st_size / 1e6:,.1f} MB"),
         ("digest", store.digest),
+        *store.notes.items(),
     ]
     for name, config in store.schema.encoders.items():
         state = store.encoder_state(name)
@@ -59,8 +64,9 @@ def _show_captions(store: Store, count: int) -> None:
     shown = min(count, len(store))
     for i in range(shown):
         meta = store.meta(i * len(store) // shown)
-        rows = [("caption", caption) for caption in meta.captions]
-        rows += [(name, value) for name, value in (("licence", meta.licence), ("source", meta.source)) if value]
+        rows = [("caption", shortened(caption, LONGEST)) for caption in meta.captions]
+        credit = (("licence", meta.licence), ("source", meta.source))
+        rows += [(name, shortened(value, LONGEST)) for name, value in credit if value]
         summary(f"sample {meta.id}", rows)
 
 

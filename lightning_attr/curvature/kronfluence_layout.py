@@ -7,7 +7,6 @@ has no place for settings: they go into ``curvature.json`` beside, with the dige
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from pathlib import Path
 from typing import Any, Literal
@@ -36,7 +35,9 @@ def save_factors(folder: str | Path, curvature: KroneckerCurvature) -> None:
     for its own under ``factors_name=NAME``.
     """
     folder = Path(folder)
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    temporary = folder.with_name(f".{folder.name}.tmp")
+    if temporary.is_symlink():
+        temporary.unlink()
     shutil.rmtree(temporary, ignore_errors=True)
     for name, tensors in _files(curvature).items():
         # safetensors refuses tensors that share memory, as those of a shared factor do.

@@ -59,6 +59,15 @@ class TextEncoder(Encoder, Protocol):
         """Return the shapes of the conditions of a text, by name."""
         ...
 
+    @property
+    def room(self) -> int:
+        """Return how many tokens of a text are encoded; the rest is cut off."""
+        ...
+
+    def lengths(self, texts: list[str]) -> list[int]:
+        """Return how many tokens each text has before it is cut, without begin and end and those that say nothing."""
+        ...
+
     def encode(self, texts: list[str]) -> dict[str, Tensor]:
         """Encode texts to float32 conditions [B, ...] by name; "" is the null caption of classifier-free guidance."""
         ...

@@ -62,6 +62,15 @@ class HashedWords:
         """Return the shape of the text states."""
         return {"text": (self.tokens, self.dim)}
 
+    @property
+    def room(self) -> int:
+        """Return how many words of a text are encoded."""
+        return self.tokens - 2
+
+    def lengths(self, texts: list[str]) -> list[int]:
+        """Return how many words each text has."""
+        return [len(_WORD.findall(text.lower())) for text in texts]
+
     def encode(self, texts: list[str]) -> dict[str, Tensor]:
         """Encode texts to float32 states, ``text`` [B, tokens, dim]."""
         if not texts:
@@ -71,7 +80,7 @@ class HashedWords:
 
     def _embed(self, text: str) -> np.ndarray[Any, np.dtype[np.float32]]:
         """Turn one text into embeddings [tokens, dim], without positions."""
-        words = [_BEGIN, *_WORD.findall(text.lower())[: self.tokens - 2], _END]
+        words = [_BEGIN, *_WORD.findall(text.lower())[: self.room], _END]
         words += [_PAD] * (self.tokens - len(words))
         return np.stack([_embedding(word, self.dim, self.seed) for word in words])
 

@@ -37,10 +37,10 @@ class AutoencoderKLEncoder:
         # Both libraries are imported when needed: they are slow to load, and most runs do without them.
         autoencoder: Any = import_module("diffusers").AutoencoderKL
         self.source, self.pipeline = source, pipeline
-        with _loading("AutoencoderKL", source, local):
-            self._vae = autoencoder.from_pretrained(
-                source, subfolder="vae" if pipeline else None, use_safetensors=True, local_files_only=local
-            )
+        part = "vae" if pipeline else ""
+        with _loading("AutoencoderKL", source):
+            place = _here("AutoencoderKL", source, part) if local else source
+            self._vae = autoencoder.from_pretrained(place, subfolder=part or None, use_safetensors=True)
         self._vae.requires_grad_(False).eval()
         self.weights = _checked_digest(self._vae, source, weights)
         # x' = (x - shift) * scale has unit deviation or so; both numbers come with the model.
@@ -113,18 +113,19 @@ class CLIPText:
         self.source, self.pipeline = source, pipeline
         model_folder, tokenizer_folder = ("text_encoder", "tokenizer") if pipeline else ("", "")
         what = f"CLIP text encoder {source}"
-        with _loading("CLIP text encoder", source, local):
-            _check_text_pipeline(Path(source), what)
-            reading = {"local_files_only": local}
-            of_model = {"subfolder": model_folder, **reading}
-            found = transformers.AutoConfig.from_pretrained(source, trust_remote_code=False, **of_model).model_type
+        with _loading("CLIP text encoder", source):
+            place = _here("CLIP text encoder", source, model_folder) if local else source
+            _check_text_pipeline(Path(place), what)
+            found = transformers.AutoConfig.from_pretrained(
+                place, subfolder=model_folder, trust_remote_code=False
+            ).model_type
             if found not in ("clip", "clip_text_model"):
                 raise UserError(f"{what}: found a model of type {found!r}, expected CLIP's")
             self._tokenizer = transformers.AutoTokenizer.from_pretrained(
-                source, subfolder=tokenizer_folder, trust_remote_code=False, **reading
+                place, subfolder=tokenizer_folder, trust_remote_code=False
             )
             self._model, loading = transformers.CLIPTextModel.from_pretrained(
-                source, use_safetensors=True, dtype=torch.float32, output_loading_info=True, **of_model
+                place, subfolder=model_folder, use_safetensors=True, dtype=torch.float32, output_loading_info=True
             )
         _check_weights(what, loading["missing_keys"])
         self._model.requires_grad_(False).eval()
@@ -157,6 +158,19 @@ class CLIPText:
     def conditions(self) -> Mapping[str, tuple[int, ...]]:
         """Return the shape of the text states."""
         return {"text": (self.tokens, self.dim)}
+
+    @property
+    def room(self) -> int:
+        """Return how many tokens of a text are encoded: all but begin and end."""
+        return self.tokens - 2
+
+    def lengths(self, texts: list[str]) -> list[int]:
+        """Return how many tokens each text has that are in the vocabulary."""
+        if not texts:
+            return []
+        found = self._tokenizer(texts, add_special_tokens=False, verbose=False).input_ids
+        unknown = self._tokenizer.unk_token_id
+        return [sum(token != unknown for token in tokens) for tokens in found]
 
     @torch.no_grad()
     def encode(self, texts: list[str]) -> dict[str, Tensor]:
@@ -251,22 +265,36 @@ def _check_text_pipeline(folder: Path, what: str) -> None:
         raise UserError(f"{what}: found a pipeline with {found}, expected one CLIPTextModel as its only text encoder")
 
 
+def _here(kind: str, source: str, part: str) -> str:
+    """Return the folder on this machine of what a store names, in the hub's cache if need be.
+
+    The libraries are then given a folder: with a name, they reach out even where they are told not to.
+
+    Raises:
+        UserError: It is not there.
+    """
+    if Path(source).is_dir():
+        return source
+    found = import_module("huggingface_hub").try_to_load_from_cache(source, f"{part}/config.json".lstrip("/"))
+    if not isinstance(found, str):
+        raise UserError(
+            f"{kind} {quoted(source)}: found nothing of that name on this machine, and a store that names it downloads "
+            f"nothing; fetch it first: hf download {shlex.quote(shortened(source, 80))}"
+        )
+    return str(Path(found).parents[1 if part else 0])
+
+
 @contextmanager
-def _loading(kind: str, source: str, local: bool = False) -> Iterator[None]:
+def _loading(kind: str, source: str) -> Iterator[None]:
     """Turn what the libraries raise for a wrong name, folder or file into one message."""
     try:
         yield
     except UserError:
         raise
     except (OSError, ValueError, KeyError, SafetensorError) as error:
-        if local and not Path(source).exists():
-            raise UserError(
-                f"{kind} {quoted(source)}: found nothing of that name on this machine, and a store that names it "
-                f"downloads nothing; fetch it first: hf download {shlex.quote(shortened(source, 80))}"
-            ) from error
         reason = shortened(str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__, 200)
         raise UserError(
-            f"{kind} {source}: expected a hub name or a local folder with safetensors weights: {reason}"
+            f"{kind} {shortened(source, 120)}: expected a hub name or a local folder with safetensors weights: {reason}"
         ) from error
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -14,31 +13,49 @@ from lightning.pytorch.loops.progress import _ProcessedTracker as ProcessedTrack
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor
 
+from lightning_attr.artifacts import whole_file
 from lightning_attr.artifacts.checkpoint_files import read_checkpoint, with_digests
 from lightning_attr.errors import UserError, expect_within
 from lightning_attr.runs.ranks import gather
+
+#: What Lightning needs of a checkpoint to go on from it.
+RESUMED = (
+    "state_dict", "optimizer_states", "lr_schedulers", "loops", "global_step", "epoch", "pytorch-lightning_version",
+)  # fmt: skip
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
     """Writes a checkpoint beside its place and renames it: at any moment the old or the new one is whole.
 
     Reads without running code from the file.
+
+    Args:
+        resumes: Whether a checkpoint that is read is to be gone on from; else its weights alone are needed.
     """
+
+    def __init__(self, resumes: bool = False) -> None:
+        self.resumes = resumes
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         """Write a checkpoint, or leave the one that is there."""
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.tmp")
-        with temporary.open("wb") as file:
+        with whole_file(path) as file:
             torch.save(with_digests(checkpoint), file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
         """Read a checkpoint; a damaged or malicious one is the user's error, with one message."""
-        return read_checkpoint(path)
+        return read_to_resume(path) if self.resumes else read_checkpoint(path)
+
+
+def read_to_resume(path: Any) -> dict[str, Any]:
+    """Read the checkpoint of a training to go on from.
+
+    Raises:
+        UserError: There is none, or it holds less, such as the weights alone.
+    """
+    checkpoint = read_checkpoint(path)
+    if missing := [part for part in RESUMED if part not in checkpoint]:
+        raise UserError(f"checkpoint {path}: found no {', '.join(missing)}, expected the checkpoint of a training")
+    return checkpoint
 
 
 class RunCheckpoint(Checkpoint):

@@ -18,7 +18,9 @@ from subprocess import Popen
 from typing import Any, TypeVar
 
 import lightning.pytorch as pl
-from lightning.fabric.utilities.rank_zero import rank_zero_only
+import torch
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
+from lightning.fabric.utilities.rank_zero import _get_rank, rank_zero_only
 from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import distributed
@@ -40,6 +42,49 @@ END = 60.0
 def this_rank() -> int:
     """Return the rank of this process: 0 too where there is only one, or where the others are yet to be started."""
     return int(getattr(rank_zero_only, "rank", 0))
+
+
+def begin_ranks(trainer: Any = None) -> bool:
+    """Set this process's rank, and return whether there may be others.
+
+    There are ranks where the trainer's settings ask for more than one. Variables of a scheduler make none: tasks of
+    one SLURM job are often runs of their own.
+
+    Args:
+        trainer: The trainer's settings; None while they are unknown. Then only rank 0's own children are other ranks.
+    """
+    several = PARENT in os.environ or (trainer is not None and trainer.num_nodes * _devices(trainer) > 1)
+    rank_zero_only.rank = (_get_rank() or 0) if several else 0  # type: ignore[attr-defined]
+    return several
+
+
+def _devices(trainer: Any) -> int:
+    """Return how many devices the trainer's settings ask for on a node."""
+    devices = trainer.devices
+    if devices in ("auto", -1, "-1"):
+        return 1 if trainer.accelerator == "cpu" else max(1, torch.cuda.device_count())
+    if isinstance(devices, list):
+        return len(devices)
+    if isinstance(devices, str) and "," in devices:
+        return len([each for each in devices.split(",") if each.strip()])
+    return int(devices) if isinstance(devices, int) or devices.isdecimal() else 1  # what is neither Lightning refuses
+
+
+class OneProcess(LightningEnvironment):
+    """The surroundings of a run of one process, whatever the variables of a scheduler say."""
+
+    @property
+    def creates_processes_externally(self) -> bool:
+        """Return True: there are no further processes to start."""
+        return True
+
+    def local_rank(self) -> int:
+        """Return 0."""
+        return 0
+
+    def node_rank(self) -> int:
+        """Return 0."""
+        return 0
 
 
 def gather(trainer: pl.Trainer, value: T) -> list[T]:
@@ -138,7 +183,7 @@ def _end(processes: list[Popen[bytes]], error: BaseException) -> None:
     if failed is None:
         return
     rank, status = failed
-    if status in (128 + signal.SIGTERM, 128 + signal.SIGINT):
+    if status in (128 + signal.SIGTERM, 128 + signal.SIGINT, 128 + signal.SIGHUP):
         raise SIGTERMException(status) from error
     if status < 0:
         name = signal.Signals(-status).name

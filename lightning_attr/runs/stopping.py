@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C stop a run so that the same command goes on from there."""
+"""SIGTERM, Ctrl-C and a terminal that closes stop a run so that the same command goes on from there."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from lightning_attr.console import err
+from lightning_attr.console import err, signals
 
 
 class GracefulStop(Callback):
-    """Raises Lightning's ``SIGTERMException`` for SIGTERM and for Ctrl-C; its ``code`` is the status to exit with.
+    """Raises Lightning's ``SIGTERMException`` for SIGTERM, Ctrl-C and SIGHUP; its ``code`` is the status to exit with.
 
     While a model trains, at the end of the batch, where Lightning does so: in the middle of an optimizer step, weights
     are those of no uninterrupted run. All ranks stop at the same batch, whichever of them got the signal. Elsewhere at
@@ -28,7 +28,7 @@ class GracefulStop(Callback):
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Take over the signals."""
-        self._previous = {number: signal.signal(number, self._stop) for number in (signal.SIGINT, signal.SIGTERM)}
+        self._previous = {number: signal.signal(number, self._stop) for number in signals()}
         # Lightning puts a handler of its own in front while its loops run. It waits for the other ranks wherever the
         # signal finds it: ranks that are in the middle of another exchange would wait for each other for ever.
         trainer._signal_connector._sigterm_notifier_fn = self._stop  # type: ignore[method-assign,assignment]
@@ -74,7 +74,7 @@ class GracefulStop(Callback):
             raise SIGTERMException(self._status)
         self._requested = True
         if signum == signal.SIGINT:
-            err.print("stopping after this batch; press Ctrl-C again to stop at once", markup=False)
+            err.print("stopping after this batch; press Ctrl-C again to stop at once")
             signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def _restore(self) -> None:

@@ -54,6 +54,7 @@ class LatentDiffusion(pl.LightningModule):
         expect_within("model.weight_decay", weight_decay, 0)
         expect_within("model.warmup_steps", warmup_steps, 0)
         expect_within("model.caption_dropout", caption_dropout, 0, 1)
+        expect_within("model.seed", seed, 0, 2**64 - 1)
         self.configs = {"denoiser": denoiser, "scheduler": scheduler or {}}
         self.learning_rate = learning_rate
         self.weight_decay = weight_decay
@@ -119,6 +120,9 @@ class LatentDiffusion(pl.LightningModule):
         optimizer = torch.optim.AdamW(
             self.denoiser.parameters(), self.learning_rate, weight_decay=self.weight_decay, fused=True
         )
+        # Lightning refuses to clip gradients where the optimizer itself undoes the scaling of 16-mixed. Without this
+        # sign it is undone before they are clipped, as for any other optimizer.
+        optimizer._step_supports_amp_scaling = False
         warmup = torch.optim.lr_scheduler.LambdaLR(
             optimizer, lambda step: min(1.0, (step + 1) / (self.warmup_steps + 1))
         )

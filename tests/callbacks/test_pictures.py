@@ -1,6 +1,9 @@
 """The pictures that go to TensorBoard show what they were given."""
 
+import time
+
 import numpy as np
+import pytest
 
 from callbacks.pictures import SampleImage, image_grid, image_rows
 from lightning_attr.encoders import jpeg
@@ -35,3 +38,27 @@ def test_image_rows_show_each_method_and_mark_what_they_share() -> None:
     words = [text.get_text() for text in axes.texts]
     assert words == ["Query 7: a $ sign", "dot", "2", "+3.0", "+2.0", list(rows)[1], "+1.0", "2", "+0.5"]
     assert len(axes.patches) == 2
+
+
+@pytest.mark.parametrize("letters", ["word ", "x"])
+def test_long_captions_are_cut_before_they_are_laid_out(letters: str) -> None:
+    picture = jpeg(np.full((16, 16, 3), 200, np.uint8))
+    long = letters * (200_000 // len(letters))
+    start = time.perf_counter()
+    for figure in (
+        image_grid([SampleImage(picture, long)] * 3, "title"),
+        image_rows({"dot": [SampleImage(picture, "1")]}, SampleImage(picture, long)),
+    ):
+        figure.canvas.draw()
+    assert time.perf_counter() - start < 5
+
+
+def test_words_without_control_characters_and_pictures_that_are_none() -> None:
+    for data in (b"", b"no image", jpeg(np.full((16, 16, 3), 200, np.uint8))[:300]):
+        image = SampleImage(data, "a\x1b[2J \x00 $x_{$ b")
+        figures = image_grid([image], "$\x1b"), image_rows({"$\x07_{$": [image]}, image)
+        for figure in figures:
+            figure.canvas.draw()
+            texts = [text.get_text() for axis in figure.axes for text in (axis.title, *axis.texts)]
+            assert not any(control in text for text in texts for control in ("\x1b", "\x00", "\x07"))
+            assert not any(axis.images for axis in figure.axes)

@@ -26,6 +26,8 @@ from lightning_attr.runs.folder import RunFolder
 SAMPLES, SIDE = 40, 16
 QUERIES = (0, 1, 2, 4)
 HOSTILE = "<script>alert('caption')</script> & \"quotes\""
+CONTROLS = "\x1b[2J\x00\u202e"
+LONG = "long " * 40_000
 LICENCE = "Attribution-ShareAlike License (http://creativecommons.org/licenses/by-sa/2.0/)"
 SOURCE = "http://farm8.example.org/7452/8930538048_z.jpg"
 METHODS = ("influence-ekfac", "gradient-dot", "trak", "d-trak", "journey-trak", "random")
@@ -71,7 +73,7 @@ class Builder:
 
     def training(self) -> None:
         metas = [Meta(3 * i, (f"caption number {3 * i}",), LICENCE, SOURCE, {}) for i in range(SAMPLES - 1)]
-        metas.append(Meta(3 * SAMPLES, (HOSTILE,), None, "javascript:alert(1)", {}))
+        metas.append(Meta(3 * SAMPLES, (HOSTILE + CONTROLS + LONG,), CONTROLS, "javascript:alert(1)", {}))
         write_store(self.train, metas)
         self.stage("train", "fit", "LatentDiffusion", learning_rate=0.001)
 

@@ -56,7 +56,7 @@ def main(arguments: Sequence[str] | None = None, sizes: Sizes = Sizes()) -> None
 def _measured(groups: Sequence[str], sizes: Sizes) -> Iterator[Figure]:
     """Yield the figures of some groups; all that is said meanwhile goes to stderr."""
     for name in groups:
-        err.print(f"[bold]{name}[/bold]")
+        err.print(name, style="bold")
         with TemporaryDirectory(prefix="benchmark-") as folder, redirect_stdout(sys.stderr):
             for figure in GROUPS[name](Path(folder), sizes):
                 err.print(f"  {figure.name}: {_median(figure)}")

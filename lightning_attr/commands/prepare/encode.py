@@ -3,7 +3,8 @@
 Shapes: B images, C x h x w a latent.
 """
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import numpy as np
 import torch
 
 from datamodules.store import Store
-from datamodules.store.records import Field, Schema
+from datamodules.store.records import Field, Meta, Schema, first_difference
 from lightning_attr.commands.prepare.images import Pixels
 from lightning_attr.encoders import ImageEncoder, TextEncoder
 from lightning_attr.encoders.store import store_image_encoder, store_text_encoder
@@ -54,17 +55,33 @@ class Recipe:
             encoders={"image": self.image.config(), "text": self.text.config()},
         )
 
-    def arrays(self, pixels: Pixels, captions: Sequence[Sequence[str]]) -> list[dict[str, Half]]:
-        """Encode uint8 pixels [B, size, size, 3] and at most ``captions`` texts an image to arrays by field."""
+    def arrays(self, pixels: Pixels, metas: Sequence[Meta]) -> list[dict[str, Half]]:
+        """Encode uint8 pixels [B, size, size, 3] and at most ``captions`` texts an image to arrays by field.
+
+        Raises:
+            UserError: An encoder gives numbers that half precision cannot hold.
+        """
+        captions = [meta.captions for meta in metas]
         arrays = {"latent": self._latents(pixels), **self._conditions(captions)}
+        for name, values in arrays.items():
+            finite = np.isfinite(values).reshape(len(metas), -1).all(1)
+            if not finite.all():
+                image = f"image {metas[int(finite.argmin())].id}"
+                raise UserError(f"{image}: found no finite {name} in half precision, expected numbers below 65504")
         return [{name: values[row] for name, values in arrays.items()} for row in range(len(pixels))]
+
+    def count_texts(self, captions: Iterable[str]) -> Counter[str]:
+        """Count the captions that the text encoder cuts, and those of which it sees nothing."""
+        lengths, room = self.text.lengths(list(captions)), self.text.room
+        cut = sum(length > room for length in lengths)
+        return Counter({f"captions cut after {room} tokens": cut, "captions without a token": lengths.count(0)})
 
     def _latents(self, pixels: Pixels) -> Half:
         """Encode pixels to latents [B, views, C, h, w]."""
         images = torch.from_numpy(pixels)
         views = [images, images.flip(2)] if self.flips else [images]
         latents = torch.stack([self.image.encode(view) for view in views], dim=1)
-        return _half(latents, "image")
+        return _half(latents)
 
     def _conditions(self, captions: Sequence[Sequence[str]]) -> dict[str, Half]:
         """Encode captions to conditions [B, captions, ...] by name, zero where an image has fewer captions."""
@@ -72,17 +89,12 @@ class Recipe:
         arrays = {}
         for name, encoded in self.text.encode([text for texts in captions for text in texts]).items():
             arrays[name] = np.zeros((*has_caption.shape, *encoded.shape[1:]), np.float16)
-            arrays[name][has_caption] = _half(encoded, "text")
+            arrays[name][has_caption] = _half(encoded)
         return arrays
 
 
-def _half(values: torch.Tensor, encoder: str) -> Half:
-    """Convert to float16, refusing what it cannot hold."""
-    half = values.to("cpu", torch.float16)
-    if not half.isfinite().all():
-        largest = values.abs().max().item()
-        raise UserError(f"{encoder} encoder: found a value of size {largest:.3g}, expected finite ones below 65504")
-    return half.numpy()
+def _half(values: torch.Tensor) -> Half:
+    return values.to("cpu", torch.float16).numpy()
 
 
 def encoders_of(path: Path) -> tuple[ImageEncoder, TextEncoder]:
@@ -91,20 +103,35 @@ def encoders_of(path: Path) -> tuple[ImageEncoder, TextEncoder]:
         return store_image_encoder(store), store_text_encoder(store)
 
 
-def finished(path: Path, schema: Schema) -> bool:
+ANOTHER_OUT = "choose another --out"
+
+
+def finished(path: Path, schema: Schema, made_from: Mapping[str, Any]) -> bool:
     """Return whether a complete store lies at ``path`` already.
 
     Raises:
-        UserError: There is one, of another schema.
+        UserError: There is one, of another schema, or made from something else.
     """
     if not path.exists():
         return False
     with Store(path) as store:
-        if store.schema != schema:
-            raise UserError(
-                f"{path}: holds a finished store with {store.schema}, expected {schema}; choose another --out"
-            )
+        difference = first_difference(store.schema.to_json(), schema.to_json())
+        if difference is not None:
+            raise UserError(f"{path}: holds a finished store of another kind: {difference}; {ANOTHER_OUT}")
+        check_made_from(path, store.made_from, made_from, ANOTHER_OUT)
     return True
+
+
+def check_made_from(path: str | Path, found: Mapping[str, Any], expected: Mapping[str, Any], advice: str) -> None:
+    """Check that what a store says that it was made from is what is asked for.
+
+    Raises:
+        UserError: It is something else, or the store does not say.
+    """
+    if not found:
+        raise UserError(f"{path}: does not say what it was made from, as stores of before; {advice}")
+    if difference := first_difference({name: found.get(name) for name in expected}, expected):
+        raise UserError(f"{path}: was made from something else: {difference}; {advice}")
 
 
 def device(name: str) -> torch.device:

@@ -4,17 +4,17 @@ A rare concept, a purple star, is planted in a few of the images, so that an att
 ``meta.attributes["planted"]`` tells which. With ``--val``, a second store holds held-out images and the same encoders.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from jsonargparse import ArgumentParser, Namespace
 
-from datamodules.store import Store
 from datamodules.store.records import Meta, Sample
 from datamodules.store.writer import StoreWriter
-from lightning_attr.commands.prepare.encode import Recipe, finished
+from lightning_attr.commands.prepare.encode import Recipe, check_made_from, finished
 from lightning_attr.commands.prepare.images import Pixels, thumbnail
 from lightning_attr.commands.prepare.scenes import Scene, captions, draw_scene, planted_ids, render
 from lightning_attr.console import command, made, out, progress, summary
@@ -36,10 +36,13 @@ def main(arguments: Sequence[str]) -> None:
     train = _scenes(args.seed, range(args.count), args.planted)
     held_out = range(args.count, args.count + args.val_count)
     image.fit(torch.from_numpy(pixels) for _, pixels in _rendered(train, args.size))
-    new = _make(args.out, recipe, train, args.seed)
+    # The encoder, and so the latents of both, is of the training images.
+    made_from = {"source": "shapes", **{name: vars(args)[name] for name in ("count", "planted", "size", "seed")}}
+    new = _make(args.out, recipe, train, args.seed, {**made_from, "held_out": 0})
     if args.val:
         rare = round(args.val_count * args.planted / args.count)
-        new += _make(args.val, recipe, _scenes(args.seed + 1, held_out, max(rare, min(args.planted, 1))), args.seed + 1)
+        scenes = _scenes(args.seed + 1, held_out, max(rare, min(args.planted, 1)))
+        new += _make(args.val, recipe, scenes, args.seed + 1, {**made_from, "held_out": args.val_count})
     if new:
         made(new, command("inspect", new[0]))
 
@@ -65,6 +68,8 @@ def _check(args: Namespace) -> None:
     at_least(args, count=1, val_count=1, planted=0, size=8, seed=0)
     if args.planted > args.count:
         raise UserError(f"--planted: found {args.planted}, expected at most --count, which is {args.count}")
+    if args.val and args.val.absolute() == args.out.absolute():
+        raise UserError(f"--val: found {args.val}, expected another path than --out")
 
 
 def _scenes(seed: int, ids: range, planted: int) -> dict[int, Scene]:
@@ -81,19 +86,21 @@ def _rendered(scenes: dict[int, Scene], size: int) -> Iterator[tuple[list[int], 
         yield batch, np.stack([np.asarray(render(scenes[id], size)) for id in batch])
 
 
-def _make(path: Path, recipe: Recipe, scenes: dict[int, Scene], seed: int) -> list[Path]:
+def _make(path: Path, recipe: Recipe, scenes: dict[int, Scene], seed: int, made_from: Mapping[str, Any]) -> list[Path]:
     """Write one store, unless it is there already; return what is new."""
     metas = {id: _meta(id, scene, seed) for id, scene in scenes.items()}
-    if finished(path, recipe.schema):
-        _check_same(path, metas)
+    if finished(path, recipe.schema, made_from):
         out.print(f"{path} is finished already: nothing to do", soft_wrap=True)
         return []
     with StoreWriter(path, recipe.schema) as writer:
+        if len(writer):
+            check_made_from(writer.partial, writer.made_from, made_from, "remove that file to start anew")
         state = recipe.image.state()
         assert state is not None  # of a PatchPCA
+        writer.put_made_from(made_from)
         writer.put_encoder_state("image", state)
         _write(writer, recipe, scenes, metas)
-        writer.finish()
+        writer.finish(+recipe.count_texts(caption for meta in metas.values() for caption in meta.captions))
     rare = sum(scene.planted for scene in scenes.values())
     size = f"{path.stat().st_size / 1e6:,.1f} MB"
     summary(str(path), [("samples", len(scenes)), ("planted", rare), ("size", size)])
@@ -106,7 +113,7 @@ def _write(writer: StoreWriter, recipe: Recipe, scenes: dict[int, Scene], metas:
     with progress("images") as bar:
         task = bar.add_task("encode", total=len(scenes))
         for ids, pixels in _rendered(scenes, recipe.size):
-            arrays = recipe.arrays(pixels, [metas[id].captions for id in ids])
+            arrays = recipe.arrays(pixels, [metas[id] for id in ids])
             for id, fields in zip(ids, arrays, strict=True):
                 if last is None or id > last:
                     writer.write(Sample(metas[id], fields, thumbnail(render(scenes[id], 3 * recipe.size))))
@@ -116,14 +123,3 @@ def _write(writer: StoreWriter, recipe: Recipe, scenes: dict[int, Scene], metas:
 def _meta(id: int, scene: Scene, seed: int) -> Meta:
     attributes = {"planted": scene.planted, "shape": scene.shape, "colour": scene.colour}
     return Meta(id, captions(scene), "CC0-1.0", f"generated: shapes, seed {seed}", attributes)
-
-
-def _check_same(path: Path, metas: dict[int, Meta]) -> None:
-    """Refuse a finished store of other images.
-
-    Raises:
-        UserError: Its ids or what its records say are not what would be written.
-    """
-    with Store(path) as store:
-        if list(store.ids) != list(metas) or any(store.meta(i) != meta for i, meta in enumerate(metas.values())):
-            raise UserError(f"{path}: holds a finished store of other images, expected {len(metas)} as asked for")

@@ -7,23 +7,26 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
 
 from lightning_attr.artifacts.scores import SIGN
 from lightning_attr.commands.report.agreement import agreement
 from lightning_attr.commands.report.checks import ground_truths
 from lightning_attr.commands.report.contents import LOSS_DELTAS, Run
 from lightning_attr.commands.report.sections import BESIDE, comparisons, query_views, retrievals, training_pictures
+from lightning_attr.console import printable
 
 
 def render(run: Run) -> str:
     """Return the report of a run as one HTML page that needs no other file and no network."""
-    # Captions and prompts are foreign text: everything that is put into the page is escaped.
+    # Captions and prompts are foreign text: all that is put into the page is escaped, and free of control characters.
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
+        finalize=_without_controls,
     )
     environment.filters["setting"] = write_setting
     queries = list(query_views(run))
@@ -40,6 +43,10 @@ def render(run: Run) -> str:
         loss_deltas=LOSS_DELTAS,
         sign=SIGN,
     )
+
+
+def _without_controls(value: Any) -> Any:
+    return printable(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 def write_setting(value: Any) -> str:

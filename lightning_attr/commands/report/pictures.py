@@ -10,9 +10,12 @@ import io
 import re
 from dataclasses import dataclass
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 
+from lightning_attr.errors import shortened
+
+_MOST_WORDS = 200
 _ADDRESS = re.compile(r"https?://[^\s()<>]+")
 _CREATIVE_COMMONS = re.compile(r"creativecommons\.org/licenses/([a-z-]+)/([\d.]+)")
 
@@ -31,7 +34,7 @@ class Picture:
         try:
             with Image.open(io.BytesIO(data)) as image:
                 return cls(_address(image.get_format_mimetype() or "", data), *image.size)
-        except UnidentifiedImageError:
+        except Exception:  # on damaged files Pillow raises OSError, SyntaxError, struct.error, ValueError, ...
             return None
 
     @classmethod
@@ -59,10 +62,11 @@ class Credit:
         address = _ADDRESS.search(text)
         if found := _CREATIVE_COMMONS.search(text):
             return cls(f"CC {found[1].upper()} {found[2]}", address and address[0])
-        return cls(_ADDRESS.sub("", text).replace("()", "").strip() or text, address and address[0])
+        words = _ADDRESS.sub("", text).replace("()", "").strip() or text
+        return cls(shortened(words, _MOST_WORDS), address and address[0])
 
     @classmethod
     def source(cls, text: str) -> Credit:
         """Call an address "source"; other texts stay as they are."""
         address = _ADDRESS.fullmatch(text)
-        return cls("source", text) if address else cls(text, None)
+        return cls("source", text) if address else cls(shortened(text, _MOST_WORDS), None)

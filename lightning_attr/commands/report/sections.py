@@ -19,12 +19,15 @@ from datamodules.store.records import Meta
 from lightning_attr.commands.report.contents import LOSS_DELTAS, Ranking, Retrained, Run
 from lightning_attr.commands.report.pictures import Credit, Picture
 from lightning_attr.commands.report.scales import Axis, Histogram, Scale
+from lightning_attr.errors import shortened
 from lightning_attr.ground_truth.metrics.per_query import Summary, summarise
 
 MOST = 12
 LEAST = 6
 BESIDE = 8
 """How many images a ranking has where rankings stand side by side."""
+LONGEST = 1000
+"""How many characters of a caption are shown."""
 
 
 @dataclass(frozen=True)
@@ -105,7 +108,7 @@ def query_views(run: Run) -> Iterator[QueryView]:
         measured = [(model, model.query_id.index(query)) for model in models if query in model.query_id]
         yield QueryView(
             id=query,
-            prompt=meta.captions[0] if meta and meta.captions else None,
+            prompt=shortened(meta.caption, LONGEST) or None if meta else None,
             attributes=_ordered(meta.attributes) if meta else {},
             picture=picture,
             rankings=rankings,
@@ -186,7 +189,7 @@ class Gallery:
             credits.append(Credit.licence(meta.licence))
         if meta is not None and meta.source:
             credits.append(Credit.source(meta.source))
-        return Card(rank, sample, score, picture, meta.captions[0] if meta and meta.captions else "", credits)
+        return Card(rank, sample, score, picture, shortened(meta.caption, LONGEST) if meta else "", credits)
 
 
 @dataclass(frozen=True)

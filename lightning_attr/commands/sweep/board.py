@@ -46,7 +46,7 @@ class Board:
         for folder in outcome.job.folders:
             name = folder.relative_to(self.folder.path / "entries")
             if outcome.error is not None:
-                err.print(f"not done: {name}: {outcome.error}", style="red", markup=False, soft_wrap=True)
+                err.print(f"not done: {name}: {outcome.error}", style="red", soft_wrap=True)
             elif not err.is_terminal:
                 note(f"done: {name} ({progress})")
 

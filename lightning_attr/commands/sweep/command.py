@@ -120,7 +120,7 @@ def _run_all(folder: SweepFolder, options: Any) -> None:
     out.print(board.table(), soft_wrap=True)
     if not_done := board.not_done():
         for line in not_done:
-            err.print(line, style="red", markup=False, soft_wrap=True)
+            err.print(line, style="red", soft_wrap=True)
         raise UserError(
             f"{folder.path}: {len(not_done)} of {len(folder.entries)} entries are not done, so no pack is written; the "
             "same command tries them again"
@@ -170,7 +170,7 @@ def _stoppable() -> Iterator[None]:
     try:
         yield
     except SystemExit:  # from ``stop``; Ray passes it on as its base class
-        err.print("stopped and saved; the same command goes on from here", markup=False)
+        err.print("stopped and saved; the same command goes on from here")
         sys.exit(STOPPED)
     finally:
         signal.signal(signal.SIGTERM, previous)

@@ -134,6 +134,21 @@ def test_a_flipped_bit_in_small_values(tmp_path: Path, store_path: Path) -> None
         Store(path)
 
 
+@pytest.mark.parametrize("number", [-1, 1, 1 << 40, (1 << 63) - 1, -(1 << 63)])
+@pytest.mark.parametrize("place", [0, 2, -1])
+def test_the_numbers_of_a_seal_are_checked_before_use(
+    tmp_path: Path, store_path: Path, place: int, number: int
+) -> None:
+    """The seal ends in: numbers of pages, a checksum, how many pages, eight letters."""
+    data = bytearray(store_path.read_bytes())
+    count = int.from_bytes(data[-16:-8], "little")
+    numbers = np.frombuffer(data, "<i8", count, offset=len(data) - 24 - 8 * count)
+    numbers[place] = number
+    (tmp_path / "a.lmdb").write_bytes(data)
+    with pytest.raises(StoreError, match=r"a\.lmdb: damaged"):
+        Store(tmp_path / "a.lmdb")
+
+
 def read_everything(path: Path, flips: list[tuple[int, int]], good: Path) -> None:
     """Flip one bit after the other, and read all: right data or a StoreError, else exit with an error."""
     expected, data = contents(Store(good)), bytearray(path.read_bytes())

@@ -1,5 +1,6 @@
 import json
 import shutil
+import socket
 import subprocess
 import sys
 from importlib import import_module
@@ -132,6 +133,71 @@ def test_clip_is_rebuilt_from_its_config(clip_folder: Path) -> None:
     again = text_encoder(json.loads(json.dumps(encoder.config())), encoder.state())
     assert torch.equal(again.encode(["a cat"])["text"], encoder.encode(["a cat"])["text"])
     assert encoder.encode([])["text"].shape == (0, 9, 16)
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[object]:
+    """The machines whose addresses were asked for; none answers."""
+    hosts: list[object] = []
+
+    def nobody(host: object, *_: object, **__: object) -> None:
+        hosts.append(host)
+        raise socket.gaierror("no network")
+
+    monkeypatch.setattr(socket, "getaddrinfo", nobody)
+    monkeypatch.setattr("time.sleep", lambda _: None)  # between attempts
+    return hosts
+
+
+@pytest.mark.parametrize("pipeline", [False, True])
+@pytest.mark.parametrize("name", ["AutoencoderKLEncoder", "CLIPText"])
+def test_a_store_that_names_a_model_of_the_hub_does_not_reach_out(
+    asked: list[object], name: str, pipeline: bool
+) -> None:
+    config = {"class": name, "source": "somebody/model", "pipeline": pipeline, "weights": "0" * 16}
+    rebuild: Any = image_encoder if name == "AutoencoderKLEncoder" else text_encoder
+    with pytest.raises(UserError, match=r"'somebody/model': found nothing .*fetch it first: hf download somebody/mo"):
+        rebuild(config, None)
+    with pytest.raises(UserError, match="found argument 'local'"):
+        rebuild({**config, "local": False}, None)
+    for source in ("", "../..", "a/b/c", "x" * 10_000, "http://127.0.0.1/model", "a\x00b"):
+        with pytest.raises(UserError) as error:
+            rebuild({**config, "source": source}, None)
+        assert len(str(error.value)) < 500
+    assert asked == []
+
+
+def test_what_was_downloaded_before_is_found_without_the_network(
+    asked: list[object], clip_folder: Path, vae_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    (tmp_path / "models--somebody--model" / "refs").mkdir(parents=True)
+    (tmp_path / "models--somebody--model" / "refs" / "main").write_text("0" * 40)
+    snapshot = tmp_path / "models--somebody--model" / "snapshots" / ("0" * 40)
+    shutil.copytree(clip_folder, snapshot)
+    shutil.copytree(vae_folder, snapshot / "vae")
+    for part in ("text_encoder", "tokenizer"):
+        shutil.copytree(clip_folder, snapshot / part)
+    for pipeline in (False, True):
+        text: dict[str, Any] = {**CLIPText(str(clip_folder)).config(), "source": "somebody/model", "pipeline": pipeline}
+        assert text_encoder(text, None).config() == text
+    image = {**AutoencoderKLEncoder(str(vae_folder)).config(), "source": "somebody/model", "pipeline": True}
+    assert image_encoder(image, None).config() == image
+    assert asked == []
+
+
+@pytest.mark.parametrize("kind", [AutoencoderKLEncoder, CLIPText])
+def test_a_user_that_names_one_does(asked: list[object], kind: type) -> None:
+    with pytest.raises(UserError, match="somebody/model: expected a hub name or a local folder"):
+        kind("somebody/model")
+    assert "huggingface.co" in asked
+
+
+def test_of_a_text_what_the_encoder_sees_is_counted(clip_folder: Path) -> None:
+    encoder = CLIPText(str(clip_folder))
+    assert encoder.room == 7
+    assert encoder.lengths(["a cat", "", "cat " * 20, "  "]) == [2, 0, 20, 0]
+    assert encoder.lengths([]) == []
 
 
 OTHERS = {

@@ -4,12 +4,16 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, TypeVar
 
-from lightning_attr.errors import UserError
+from datamodules.store.records import Meta, check_text
+from lightning_attr.errors import UserError, one_line, quoted, shortened
 
 T = TypeVar("T")
+
+_NAMES: tuple[type[int | str], ...] = (int, str)
+"""What licences are named by."""
 
 
 @dataclass(frozen=True)
@@ -22,6 +26,10 @@ class CocoImage:
     licence: str | None
     source: str
 
+    def meta(self, most: int) -> Meta:
+        """Return what a store keeps of it with at most so many captions."""
+        return Meta(self.id, self.captions[:most], self.licence, self.source, {"file_name": self.file_name})
+
 
 def read_captions(path: Path) -> list[CocoImage]:
     """Read all images of a captions file in ascending order of their ids, those without captions included.
@@ -30,23 +38,40 @@ def read_captions(path: Path) -> list[CocoImage]:
         UserError: The file is missing, is no JSON, or is not in COCO's captions format.
     """
     content = _read_json(path)
-    licences = {entry.get("id"): _licence(entry) for entry in _entries(content, "licenses", path, optional=True)}
+    licences = {
+        _field(entry, "id", _NAMES, "licenses", path): _licence(entry, path)
+        for entry in _entries(content, "licenses", path, optional=True)
+    }
     captions = _captions_by_image(content, path)
-    images = [
-        CocoImage(
-            id=_field(entry, "id", int, "images", path),
-            file_name=_field(entry, "file_name", str, "images", path),
-            captions=tuple(text for _, text in sorted(captions.get(entry["id"], []))),
-            licence=licences.get(entry.get("license")),
-            source=entry.get("flickr_url") or entry.get("coco_url") or entry["file_name"],
-        )
-        for entry in _entries(content, "images", path)
-    ]
+    images = [_image(entry, licences, captions, path) for entry in _entries(content, "images", path)]
     images.sort(key=lambda image: image.id)
     for first, second in pairwise(images):
         if first.id == second.id:
             raise UserError(f"{path}: image id {first.id} appears twice, expected ids that are unique")
     return images
+
+
+def _image(
+    entry: Mapping[str, Any],
+    licences: Mapping[int | str, str | None],
+    captions: Mapping[int, list[tuple[int, str]]],
+    path: Path,
+) -> CocoImage:
+    id = _field(entry, "id", int, "images", path)
+    if not 0 <= id < 1 << 63:
+        raise UserError(f"{path}: images: found id {quoted(id)}, expected one from 0 to 2^63 - 1")
+    name = _field(entry, "file_name", str, "images", path)
+    if PurePath(name).is_absolute() or ".." in PurePath(name).parts:
+        raise UserError(f"{path}: image {id}: found file_name {quoted(name)}, expected a path within --images")
+    licence = None if entry.get("license") is None else _field(entry, "license", _NAMES, "images", path)
+    urls = [_field(entry, key, str, "images", path) for key in ("flickr_url", "coco_url") if entry.get(key) is not None]
+    return CocoImage(
+        id=id,
+        file_name=name,
+        captions=tuple(text for _, text in sorted(captions.get(id, []))),
+        licence=None if licence is None else licences.get(licence),
+        source=next((url for url in urls if url), name),
+    )
 
 
 def _captions_by_image(content: Mapping[str, Any], path: Path) -> dict[int, list[tuple[int, str]]]:
@@ -65,8 +90,9 @@ def _read_json(path: Path) -> Mapping[str, Any]:
         content = json.loads(path.read_bytes())
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}), expected a COCO captions file") from error
-    except ValueError as error:  # JSONDecodeError and UnicodeDecodeError
-        raise UserError(f"{path}: not JSON ({error}), expected a COCO captions file") from error
+    except (ValueError, RecursionError) as error:  # JSONDecodeError, UnicodeDecodeError, and what is nested too deep
+        reason = shortened(one_line(error), 200)
+        raise UserError(f"{path}: not JSON ({reason}), expected a COCO captions file") from error
     if not isinstance(content, dict):
         raise UserError(
             f"{path}: found a JSON {type(content).__name__}, expected an object with images and annotations"
@@ -75,23 +101,33 @@ def _read_json(path: Path) -> Mapping[str, Any]:
 
 
 def _entries(content: Mapping[str, Any], key: str, path: Path, optional: bool = False) -> list[Mapping[str, Any]]:
-    if optional and key not in content:
+    if optional and content.get(key) is None:
         return []
     entries = content.get(key)
     if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
-        found = f"keys {', '.join(map(repr, content))}" if key not in content else f"type {type(entries).__name__}"
+        keys = shortened(", ".join(map(repr, content)), 200)
+        found = f"keys {keys or 'none'}" if key not in content else f"type {type(entries).__name__}"
         raise UserError(f"{path}: found {found}, expected a list of objects under {key!r}")
     return entries
 
 
-def _field(entry: Mapping[str, Any], key: str, kind: type[T], where: str, path: Path) -> T:
+def _field(entry: Mapping[str, Any], key: str, kind: type[T] | tuple[type[T], ...], where: str, path: Path) -> T:
+    """Return a value of an entry, which must be of a type, and of text what a file can hold."""
     value = entry.get(key)
-    if not isinstance(value, kind):
-        raise UserError(f"{path}: {where}: found {key} {value!r}, expected {kind.__name__}, in {dict(entry)}")
+    if not isinstance(value, kind) or isinstance(value, bool):
+        expected = " or ".join(each.__name__ for each in (kind if isinstance(kind, tuple) else (kind,)))
+        raise UserError(
+            f"{path}: {where}: found {key} {quoted(value)}, expected {expected}, in {shortened(repr(entry), 200)}"
+        )
+    if isinstance(value, str):
+        of = f"image {entry.get('image_id', entry.get('id'))}: {key}"
+        check_text(f"{path}: {where}: {shortened(of, 80)}", value)
     return value
 
 
-def _licence(entry: Mapping[str, Any]) -> str | None:
+def _licence(entry: Mapping[str, Any], path: Path) -> str | None:
     """Return the name and address of a licence."""
-    name, url = entry.get("name", ""), entry.get("url", "")
+    name, url = (
+        "" if entry.get(key) is None else _field(entry, key, str, "licenses", path).strip() for key in ("name", "url")
+    )
     return f"{name} ({url})" if name and url else name or url or None

@@ -3,7 +3,8 @@
     lightning-attr prepare coco --images DIR --captions FILE --out STORE
 
 Images go in by ascending id. A run that was killed goes on when the same command is given again, and the store is then
-the same as that of an uninterrupted run, bit for bit.
+the same as that of an uninterrupted run, bit for bit. The store knows what it was made from: where it lies already, all
+captions and every byte of the image files are compared with those asked for.
 """
 
 import os
@@ -14,14 +15,16 @@ from typing import Literal
 
 from jsonargparse import ArgumentParser, Namespace
 
+from datamodules.store import Store
 from datamodules.store.writer import StoreWriter
 from lightning_attr.commands.prepare.coco.captions import CocoImage, read_captions
 from lightning_attr.commands.prepare.coco.decoder import Decoder
 from lightning_attr.commands.prepare.coco.job import Job
-from lightning_attr.commands.prepare.encode import Recipe, device, encoders_of, finished
+from lightning_attr.commands.prepare.coco.same import check_images, made_from
+from lightning_attr.commands.prepare.encode import ANOTHER_OUT, Recipe, device, encoders_of, finished
 from lightning_attr.console import command, made, out, summary
 from lightning_attr.encoders import AutoencoderKLEncoder, CLIPText, HashedWords, PatchPCA
-from lightning_attr.errors import UserError
+from lightning_attr.errors import UserError, one_line, quoted
 from lightning_attr.options import at_least, parsed, parser
 
 
@@ -29,12 +32,15 @@ def main(arguments: Sequence[str]) -> None:
     """Run the command."""
     args = parsed(_parser(), arguments)
     recipe = _recipe(args)
-    if finished(args.out, recipe.schema):
+    images, counts = _images(args)
+    skip = args.on_error == "skip"
+    if finished(args.out, recipe.schema, made_from(recipe)):
+        with Store(args.out) as store:
+            samples = ((store.meta(place), store.file_digest(place)) for place in range(len(store)))
+            check_images(args.out, ANOTHER_OUT, samples, args.images, images, recipe, skip)
         out.print(f"{args.out} is finished already: nothing to do", soft_wrap=True)
         return
-    images, counts = _images(args)
     with Decoder(args.size, args.workers) as decoder, StoreWriter(args.out, recipe.schema) as writer:
-        skip = args.on_error == "skip"
         job = Job(args.images, images, recipe, args.batch_size, skip, decoder, writer, counts)
         counts["already there"] = len(writer)
         job.check_partial()
@@ -43,8 +49,8 @@ def main(arguments: Sequence[str]) -> None:
         if len(writer) == 0:
             raise UserError(f"{args.images}: none of {len(images)} images could be stored")
         stored = len(writer)
-        writer.finish()
-    _report(args.out, stored, counts)
+        writer.finish(+job.texts)
+    _report(args.out, stored, counts + job.texts)
     made([args.out], command("inspect", args.out))
 
 
@@ -110,9 +116,12 @@ def _wanted(listed: list[CocoImage], ids: Path, captions: Path) -> list[CocoImag
     """Return the images whose ids a file names."""
     if not ids.is_file():
         raise UserError(f"--ids {ids}: no such file")
-    lines = ids.read_text().split()
-    if wrong := [line for line in lines if not line.isdecimal()]:
-        raise UserError(f"--ids {ids}: found {wrong[0]!r}, expected ids, one a line")
+    try:
+        lines = ids.read_text().split()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"--ids {ids}: found no text ({one_line(error)}), expected ids, one a line") from error
+    if wrong := [line for line in lines if not (line.isascii() and line.isdecimal() and len(line) < 20)]:
+        raise UserError(f"--ids {ids}: found {quoted(wrong[0])}, expected ids, one a line")
     wanted = {int(line) for line in lines}
     if missing := sorted(wanted - {image.id for image in listed}):
         raise UserError(f"--ids {ids}: found image {missing[0]}, which {captions} has not")

@@ -6,24 +6,27 @@ Shapes: B images of H x W pixels.
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeGuard
 
 import numpy as np
 import torch
+from xxhash import xxh3_128_hexdigest
 
-from datamodules.store.records import Meta, Sample
+from datamodules.store.records import Sample
 from datamodules.store.writer import StoreWriter
 from lightning_attr.commands.prepare.coco.captions import CocoImage
 from lightning_attr.commands.prepare.coco.decoder import Decoder
-from lightning_attr.commands.prepare.encode import Recipe
-from lightning_attr.commands.prepare.images import Decoded, Undecoded
+from lightning_attr.commands.prepare.coco.same import check_images, made_from
+from lightning_attr.commands.prepare.encode import Recipe, check_made_from
+from lightning_attr.commands.prepare.images import Decoded, Undecoded, file_digest, locate
 from lightning_attr.console import progress, warn
 from lightning_attr.encoders import PatchPCA
 from lightning_attr.errors import UserError
 
 FIT_IMAGES = 2_000  # a 48 x 48 covariance is known to three digits after far fewer
+SAME_AGAIN = "give the same arguments again or remove that file"
 NAMED = 20  # images left out for one reason that are named; the rest is only counted
 
 
@@ -39,22 +42,22 @@ class Job:
     decoder: Decoder
     writer: StoreWriter
     counts: Counter[str]
+    texts: Counter[str] = field(default_factory=Counter)
 
     def check_partial(self) -> None:
-        """Refuse to go on with a killed run of other images.
+        """Refuse to go on with a killed run of other images or encoders.
 
         Raises:
-            UserError: The partial store cannot come from these images.
+            UserError: The partial store does not come from these images.
         """
         last = self.writer.last_id
         if last is None:
             return
-        ids = [image.id for image in self.images if image.id <= last]
-        if last not in ids[-1:] or len(self.writer) > len(ids):
-            raise UserError(
-                f"{self.writer.partial}: a killed run left {len(self.writer)} samples up to id {last}, expected them "
-                "among the images asked for; give the same arguments again or delete that file"
-            )
+        partial = self.writer.partial
+        check_made_from(partial, self.writer.made_from, made_from(self.recipe), SAME_AGAIN)
+        images = [image for image in self.images if image.id <= last]
+        check_images(partial, SAME_AGAIN, self.writer.written(), self.folder, images, self.recipe, self.skip)
+        self.texts += self.recipe.count_texts(text for meta, _ in self.writer.written() for text in meta.captions)
 
     def settle_encoders(self) -> None:
         """Fit the image encoder where it needs that, or take its state from the run that this one goes on with.
@@ -62,16 +65,19 @@ class Job:
         Raises:
             UserError: That run had other encoders.
         """
-        encoder, saved = self.recipe.image, self.writer.encoder_state("image")
+        encoder, saved, known = self.recipe.image, self.writer.encoder_state("image"), made_from(self.recipe)
         if isinstance(encoder, PatchPCA) and not encoder.fitted:
             if saved is None:
                 encoder.fit(self._fit_batches())
             else:
                 encoder.load_state(saved)
-        state = encoder.state()
-        if saved is not None and saved != state:
-            raise UserError(f"{self.writer.partial}: a killed run left another fitted encoder, expected the same")
-        if state is not None:
+            # Of images that come later in the store, too: they must not have changed in between.
+            files = [file_digest(self._path(image)) for image in self._spread()]
+            known["fitted_on"] = xxh3_128_hexdigest(" ".join(files).encode())
+        if saved is not None:
+            check_made_from(self.writer.partial, self.writer.made_from, known, SAME_AGAIN)
+        self.writer.put_made_from(known)
+        if (state := encoder.state()) is not None:
             self.writer.put_encoder_state("image", state)
 
     def store(self) -> None:
@@ -86,12 +92,13 @@ class Job:
                 for sample in self._samples(pairs):
                     if last is None or sample.meta.id > last:
                         self.writer.write(sample)
+                        self.texts += self.recipe.count_texts(sample.meta.captions)
                 self._count(item for image, item in zip(batch, items, strict=True) if last is None or image.id > last)
                 bar.advance(task, len(batch))
 
     def _fit_batches(self) -> Iterator[torch.Tensor]:
         """Yield images evenly spread over all of them, in batches [B, H, W, 3]."""
-        spread = self.images[:: math.ceil(len(self.images) / FIT_IMAGES)]
+        spread = self._spread()
         with progress("images") as bar:
             task = bar.add_task("fit encoder", total=len(spread))
             for items in self._decoded(self._batches(spread)):
@@ -100,11 +107,17 @@ class Job:
                     yield torch.from_numpy(np.stack(pixels))
                 bar.advance(task, len(items))
 
+    def _spread(self) -> Sequence[CocoImage]:
+        return self.images[:: math.ceil(len(self.images) / FIT_IMAGES)]
+
+    def _path(self, image: CocoImage) -> Path:
+        return locate(self.folder, image.file_name)
+
     def _batches(self, images: Sequence[CocoImage]) -> list[Sequence[CocoImage]]:
         return [images[i : i + self.batch_size] for i in range(0, len(images), self.batch_size)]
 
     def _decoded(self, batches: Iterable[Sequence[CocoImage]]) -> Iterator[list[Decoded | Undecoded]]:
-        return self.decoder.batches([self.folder / image.file_name for image in batch] for batch in batches)
+        return self.decoder.batches([self._path(image) for image in batch] for batch in batches)
 
     def _accepts(self, item: Decoded | Undecoded) -> TypeGuard[Decoded]:
         """Return whether an image was decoded; where not, it is left out, or the run fails."""
@@ -116,21 +129,18 @@ class Job:
         """Count what was left out and what was changed."""
         for item in items:
             if isinstance(item, Undecoded):
-                kind = "skipped: missing file" if item.missing else "skipped: unreadable"
+                kind = "skipped: unreadable" if item.digest else "skipped: missing file"
                 self.counts[kind] += 1
                 if self.counts[kind] <= NAMED:
                     warn(f"skipped {item.path}: {item.reason}")
                 continue
-            if item.converted:
-                self.counts[f"converted to RGB: {item.converted}"] += 1
-            self.counts["kept as stored in spite of EXIF orientation"] += item.turned
+            self.counts.update(item.notes)
 
     def _samples(self, pairs: Sequence[tuple[CocoImage, Decoded]]) -> Iterator[Sample]:
         """Encode a batch."""
         if not pairs:
             return
-        captions = [image.captions[: self.recipe.captions] for image, _ in pairs]
-        arrays = self.recipe.arrays(np.stack([item.pixels for _, item in pairs]), captions)
-        for (image, item), texts, fields in zip(pairs, captions, arrays, strict=True):
-            meta = Meta(image.id, texts, image.licence, image.source, {"file_name": image.file_name})
-            yield Sample(meta, fields, item.thumb)
+        metas = [image.meta(self.recipe.captions) for image, _ in pairs]
+        arrays = self.recipe.arrays(np.stack([item.pixels for _, item in pairs]), metas)
+        for (_, item), meta, fields in zip(pairs, metas, arrays, strict=True):
+            yield Sample(meta, fields, item.thumb, item.digest)

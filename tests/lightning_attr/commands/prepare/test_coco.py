@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unicodedata import normalize
 
 import numpy as np
 import pytest
@@ -16,7 +17,10 @@ import torch
 from PIL import Image
 
 from datamodules.store import Store
+from datamodules.store.writer import StoreWriter
+from lightning_attr.commands.inspect import main as inspect
 from lightning_attr.commands.prepare.coco.command import main
+from lightning_attr.commands.prepare.coco.job import Job
 from lightning_attr.encoders import PatchPCA, image_encoder, text_encoder
 from lightning_attr.errors import UserError
 
@@ -72,6 +76,11 @@ def picture(seed: int, width: int = 40, height: int = 30) -> Image.Image:
     """A smooth random RGB image."""
     coarse = np.random.default_rng(seed).integers(0, 256, (3, 4, 3), dtype=np.uint8)
     return Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
+
+
+def given(**content: Any) -> str:
+    """A captions file with some of its lists replaced."""
+    return json.dumps({"images": [], "annotations": [], **content})
 
 
 @pytest.fixture
@@ -242,6 +251,191 @@ def test_finished_store_is_left_alone(make: Callable[..., Coco], capsys: pytest.
         coco.prepare("--flips", "false")
 
 
+def other_pixels(coco: Coco) -> None:
+    picture(99).save(coco.file(28), "JPEG")
+
+
+def other_metadata(coco: Coco) -> None:
+    """The same pixels in other bytes."""
+    with Image.open(coco.file(28)) as image:
+        image.save(coco.file(28).with_suffix(".png"))
+    coco.file(28).with_suffix(".png").replace(coco.file(28))
+
+
+def other_images(coco: Coco) -> None:
+    for place, image in enumerate(coco.content["images"]):
+        picture(1000 + place).save(coco.file(image["id"]), "JPEG")
+
+
+def other_caption(coco: Coco) -> None:
+    next(entry for entry in coco.content["annotations"] if entry["id"] == 2800)["caption"] = "another"
+
+
+def other_licence(coco: Coco) -> None:
+    coco.content["licenses"][0] = {"id": 4, "name": "none"}
+
+
+def other_name(coco: Coco) -> None:
+    coco.file(28).rename(coco.file(29))
+    next(image for image in coco.content["images"] if image["id"] == 28)["file_name"] = coco.file(29).name
+
+
+def one_more(coco: Coco) -> None:
+    coco.add(1000, picture(0), ["one more"])
+
+
+def one_less(coco: Coco) -> None:
+    coco.content["images"] = [image for image in coco.content["images"] if image["id"] != 28]
+
+
+CHANGES = [other_pixels, other_metadata, other_images, other_caption, other_licence, other_name, one_more, one_less]
+
+
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("finished", [True, False])
+def test_a_store_of_other_images_is_not_taken_for_the_one_asked_for(
+    make: Callable[..., Coco], change: Callable[[Coco], None], finished: bool
+) -> None:
+    coco = make()
+    coco.content["licenses"] = [dict(LICENCES[0])]
+    if finished:
+        coco.prepare()
+    else:
+        coco.add(2000, None, ["no such file"])  # after whose fellows the run fails
+        other = make("other", count=3)
+        other.prepare()
+        given = ("--encoders_from", str(other.out))
+        with pytest.raises(UserError, match="no such file"):
+            coco.prepare(*given, "--batch_size", "2")
+        picture(5).save(coco.file(2000))
+    left = coco.out if finished else Path(f"{coco.out}.partial")
+    before = left.read_bytes()
+    change(coco)
+    if change is one_more and not finished:
+        coco.prepare(*given, "--batch_size", "2")  # it comes after those that are there
+        return
+    with pytest.raises(UserError) as error:
+        coco.prepare(*(() if finished else (*given, "--batch_size", "2")))
+    message = str(error.value)
+    assert message.startswith(f"{left}: ")
+    assert ("choose another --out" if finished else "or remove that file") in message
+    assert "28" in message or change in (other_images, other_licence, one_more)
+    assert len(message) < 500 + 2 * len(str(left))
+    if finished:
+        assert left.read_bytes() == before
+    with pytest.raises(UserError, match="expected"):
+        coco.prepare(*(() if finished else (*given, "--batch_size", "2")))
+
+
+def test_options_that_change_the_samples_are_compared(make: Callable[..., Coco]) -> None:
+    coco = make()
+    coco.prepare("--limit", "5")
+    other = make("other", count=3)
+    other.prepare()
+    for more, message in (
+        ((), "found 5 samples without image 42, expected 10 images"),
+        (("--limit", "4"), "found image 35, expected only the 4 asked for"),
+        (("--limit", "5", "--size", "32"), r"found fields.latent.shape \[2, 4, 4, 4\], expected \[2, 4, 8, 8\]"),
+        (("--limit", "5", "--captions_per_image", "2"), "found fields.text.shape"),
+        (("--limit", "5", "--text_encoder", "HashedWords", "--text_encoder.seed", "1"), "found encoders.text.seed 0"),
+        (("--limit", "5", "--encoders_from", str(other.out)), "found image_encoder 'fitted on its images', expected"),
+    ):
+        with pytest.raises(UserError, match=message):
+            coco.prepare(*more)
+    with Store(coco.out) as store:
+        assert len(store) == 5
+
+
+def test_identity_is_content(make: Callable[..., Coco], capsys: pytest.CaptureFixture[str]) -> None:
+    """Where the files lie, how the captions file is laid out, and how fast it goes, is no difference."""
+    coco = make()
+    coco.prepare()
+    (coco.folder / "images").rename(coco.folder / "moved")
+    coco.content["images"].reverse()
+    coco.content["info"] = {"year": 2026}
+    for file in (coco.folder / "moved").iterdir():
+        os.utime(file, (0, 0))
+    capsys.readouterr()
+    coco.prepare("--images", str(coco.folder / "moved"), "--workers", "1")
+    assert "nothing to do" in capsys.readouterr().out
+
+
+def test_an_image_that_was_left_out_must_still_be_unreadable(make: Callable[..., Coco]) -> None:
+    coco = make()
+    good = coco.file(28).read_bytes()
+    coco.file(28).unlink()
+    coco.prepare("--on_error", "skip")
+    coco.prepare("--on_error", "skip")
+    with pytest.raises(UserError, match="no such file"):
+        coco.prepare()
+    coco.file(28).write_bytes(good)
+    with pytest.raises(UserError, match="9 samples without image 28, expected 10 images"):
+        coco.prepare("--on_error", "skip")
+
+
+def test_a_store_that_does_not_say_what_it_was_made_from(
+    make: Callable[..., Coco], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    coco = make(count=3)
+    with monkeypatch.context() as context:
+        context.setattr(StoreWriter, "put_made_from", lambda *_: None)
+        coco.prepare()
+    with pytest.raises(UserError, match="does not say what it was made from"):
+        coco.prepare()
+
+
+def test_an_image_of_the_fit_that_changed_in_between(make: Callable[..., Coco]) -> None:
+    """The encoder was fitted on all images, and none had been stored when the run ended."""
+    coco = make()
+    with pytest.MonkeyPatch.context() as context:
+        context.setattr(Job, "store", raises("killed here"))
+        with pytest.raises(UserError, match="killed here"):
+            coco.prepare()
+    other_pixels(coco)
+    with pytest.raises(UserError, match="found fitted_on"):
+        coco.prepare()
+
+
+def raises(message: str) -> Callable[[object], None]:
+    def fail(_: object) -> None:
+        raise UserError(message)
+
+    return fail
+
+
+def test_captions_that_the_encoder_cuts_or_does_not_see_are_counted(
+    make: Callable[..., Coco], capsys: pytest.CaptureFixture[str]
+) -> None:
+    coco = make(count=3)
+    long = " ".join(f"word{place}" for place in range(15))
+    coco.add(1000, picture(0), [long, f"{long} more", "?!", "\N{SNOWMAN}", "four words are seen"])
+    words = ("--text_encoder", "HashedWords", "--text_encoder.tokens", "16")
+    coco.prepare(*words)
+    rows = dict(line.strip().rsplit(maxsplit=1) for line in capsys.readouterr().out.splitlines() if line[:2] == "  ")
+    assert rows["captions cut after 14 tokens"] == "2"
+    assert rows["captions without a token"] == "2"
+    with Store(coco.out) as store:
+        assert store.notes == {"captions cut after 14 tokens": 2, "captions without a token": 2}
+    inspect([str(coco.out)])
+    rows = dict(line.strip().rsplit(maxsplit=1) for line in capsys.readouterr().out.splitlines() if line[:2] == "  ")
+    assert rows["captions cut after 14 tokens"] == "2"
+
+
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+def test_a_name_is_found_however_its_accents_are_composed(make: Callable[..., Coco], form: str) -> None:
+    """As macOS and Linux write them."""
+    coco = make(count=2)
+    name, folder = "caf\N{LATIN SMALL LETTER E WITH ACUTE}.jpg", "A\N{COMBINING RING ABOVE}"
+    (coco.folder / "images" / normalize("NFD", folder)).mkdir()
+    other = "NFD" if form == "NFC" else "NFC"
+    picture(1).save(coco.folder / "images" / folder / normalize(form, name))
+    coco.content["images"][0]["file_name"] = f"{normalize('NFC', folder)}/{normalize(other, name)}"
+    coco.prepare()
+    coco.prepare()
+    with Store(coco.out) as store:
+        assert len(store) == 2
+
+
 def test_workers_change_nothing(make: Callable[..., Coco]) -> None:
     coco = make(count=18)
     expected = coco.prepare()
@@ -268,10 +462,10 @@ def test_what_a_run_left_is_not_mixed_with_other_images(make: Callable[..., Coco
         coco.prepare("--encoders_from", str(other.out))  # leaves eight samples, up to id 56
     third = make("third", count=3)
     third.prepare()
-    with pytest.raises(UserError, match="another fitted encoder"):
+    with pytest.raises(UserError, match="found image_encoder"):
         coco.prepare("--encoders_from", str(third.out))
     coco.content["images"] = [image for image in coco.content["images"] if image["id"] != 21]
-    with pytest.raises(UserError, match="a killed run left 8 samples up to id 56"):
+    with pytest.raises(UserError, match="found image 21, expected only the 7 asked for; give the same arguments"):
         coco.prepare("--encoders_from", str(other.out))
 
 
@@ -279,6 +473,32 @@ def test_what_a_run_left_is_not_mixed_with_other_images(make: Callable[..., Coco
     ("text", "message"),
     [
         ("{", "not JSON"),
+        ("[" * 100_000, "not JSON"),
+        ("9" * 10_000, "not JSON"),
+        ("\ufeff{}", "found keys none"),
+        ('{"%s": 1}' % ("x" * 100_000), "found keys"),
+        (json.dumps({f"key {place}": place for place in range(10_000)}), "found keys"),
+        (json.dumps(["x" * 100] * 1000), "found a JSON list"),
+        (given(images=[{"id": 1, "file_name": "a" * 100_000, "license": []}]), "found license"),
+        (given(images=[{"id": 1, "file_name": ["a"] * 10_000}]), "found file_name"),
+        (given(images=[{"id": True, "file_name": "a"}]), "found id True, expected int"),
+        (given(images=[{"id": 1.0, "file_name": "a"}]), "found id 1.0, expected int"),
+        (given(images=[{"id": -1, "file_name": "a"}]), "found id -1, expected one from 0"),
+        (given(images=[{"id": 1 << 64, "file_name": "a"}]), "found id 18446744073709551616, expected one from 0"),
+        (given(images=[{"id": 1, "file_name": "/etc/a"}]), "image 1: found file_name '/etc/a', expected a path within"),
+        (given(images=[{"id": 1, "file_name": "../a"}]), "image 1: found file_name"),
+        (given(images=[{"id": 1, "file_name": "\ud800"}]), "image 1: file_name: found a lone surrogate"),
+        (given(images=[{"id": 1, "file_name": "a", "flickr_url": 3}]), "found flickr_url 3, expected str"),
+        (given(images=[{"id": 1, "file_name": "a", "license": ["CC"]}]), "found license .*, expected int or str"),
+        (given(licenses=[{"id": [1], "name": "CC"}]), "licenses: found id .*, expected int or str"),
+        (given(licenses=[{"id": 1, "name": ["CC"]}]), "licenses: found name .*, expected str"),
+        (given(licenses=[{"id": 1, "url": {"a": 1}}]), "licenses: found url .*, expected str"),
+        (given(licenses=3), "found type int, expected a list of objects under 'licenses'"),
+        (given(annotations=[{"id": 1, "image_id": 7, "segmentation": [[1.5] * 10_000]}]), "found caption None"),
+        (given(annotations=[{"id": 1, "image_id": 7, "caption": 5}]), "found caption 5, expected str"),
+        (given(annotations=[{"id": 1, "image_id": 7, "caption": ["a"]}]), "found caption .*, expected str"),
+        (given(annotations=[{"id": 1, "image_id": 7, "caption": "a \udc80"}]), "image 7: caption: found a lone surr"),
+        (given(annotations=[{"id": 1, "image_id": None, "caption": "a"}]), "found image_id None, expected int"),
         ("[]", "found a JSON list"),
         ('{"images": []}', "found keys 'images', expected a list of objects under 'annotations'"),
         ('{"images": 3, "annotations": []}', "found type int, expected a list of objects under 'images'"),
@@ -297,6 +517,8 @@ def test_bad_captions_files_are_named(make: Callable[..., Coco], text: str, mess
     with pytest.raises(UserError, match=message) as error:
         main(arguments)
     assert "captions.json" in str(error.value)
+    assert len(str(error.value)) < 500 + len(str(coco.folder))
+    assert "\n" not in str(error.value)
 
 
 def test_other_mistakes_are_named(make: Callable[..., Coco]) -> None:
@@ -359,7 +581,7 @@ def test_a_killed_run_goes_on_and_gives_the_same_store(make: Callable[..., Coco]
     assert not coco.out.exists()
     last.unlink()
     last.write_bytes(good)
-    process = coco.start(*LARGE)
+    process = coco.start("--encoders_from", str(reference))
     printed, complaint = process.communicate()
     assert process.returncode == 0, complaint
     assert "already there" in printed

@@ -103,12 +103,24 @@ def test_finished_store_is_left_alone(stores: tuple[Path, Path], capsys: pytest.
     command = ["--out", str(stores[0]), "--count", "120", "--planted", "6"]
     main(command)
     assert "nothing to do" in capsys.readouterr().out
-    with pytest.raises(UserError, match="finished store of other images"):
-        main([*command, "--seed", "1"])
+    for more, message in (
+        (["--seed", "1"], "found seed 0, expected 1"),
+        (["--count", "100"], "found count 120, expected 100"),
+        (["--planted", "5"], "found planted 6, expected 5"),
+        (["--flips", "true"], "found fields.latent.shape"),
+        (["--size", "64", "--patch", "8"], "found encoders.image.patch 4, expected 8"),
+    ):
+        with pytest.raises(UserError, match=message):
+            main([*command, *more])
+    # The held-out images are the same, but their latents are in the space of another training set.
+    fewer = ["--count", "120", "--val_count", "20", "--planted", "5"]
+    with pytest.raises(UserError, match=r"val\.lmdb: .*found planted 6, expected 5"):
+        main(["--out", f"{stores[0]}.2", "--val", str(stores[1]), *fewer])
 
 
 def test_mistakes_are_named(tmp_path: Path) -> None:
     for more, message in (
+        (["--val", str(tmp_path / "x.lmdb")], "expected another path than --out"),
         (["--planted", "900"], "--planted: found 900, expected at most --count, which is 800"),
         (["--size", "30"], "30 is not a multiple of patch 4"),
         (["--count", "0"], "--count: found 0, expected at least 1"),

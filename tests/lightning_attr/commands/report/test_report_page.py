@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 from report_pages import Element, Page, image, page_of, training_image
-from report_runs import HOSTILE, QUERIES, SAMPLES, Builder
+from report_runs import HOSTILE, LONG, QUERIES, SAMPLES, Builder
 
 from datamodules.store import Store
 from lightning_attr.artifacts import load_tensors, save_tensors
@@ -20,7 +20,9 @@ from lightning_attr.commands.report.command import main
 from lightning_attr.commands.report.contents import collect
 from lightning_attr.commands.report.page import render
 from lightning_attr.commands.report.scales import Scale
-from lightning_attr.commands.report.sections import LEAST, MOST
+from lightning_attr.commands.report.sections import LEAST, LONGEST, MOST
+from lightning_attr.console import printable
+from lightning_attr.errors import shortened
 
 ROOT = Path(__file__).parents[4]
 
@@ -47,7 +49,7 @@ def test_rankings_are_those_of_the_scores(whole: Builder, page: Element, query: 
             rank, score = item.all("div", **{"class": "score"})[0].text.split()
             assert int(rank.rstrip(".")) == best.index(sample) + 1
             assert score == Scale.of(row).signed(float(row[position]))
-            caption = store.meta(position).captions[0]
+            caption = printable(shortened(store.meta(position).caption, LONGEST))
             assert caption in item.text
             assert training_image(page, item) == store.thumb(position)
             assert item.all("svg")[0].attributes["aria-label"] == caption
@@ -156,6 +158,9 @@ def test_foreign_text_is_text(whole: Builder) -> None:
     root = Page(html).root
     assert any(HOSTILE in element.attributes["aria-label"] for element in root.all("svg", role="img"))
     assert not any("javascript:" in link.attributes["href"] for link in root.all("a"))
+    assert not any(control in html for control in "\x00\x1b\u202e")
+    assert LONG[:900] in html
+    assert LONG[:1100] not in html
 
 
 def test_credit_is_given(page: Element) -> None:
