@@ -24,6 +24,8 @@ from datamodules.store import Store
 from datamodules.store.records import Field, Sample, Schema
 from datamodules.store.writer import StoreWriter
 from lightning_attr.artifacts import load_artifact, save_tensors
+from lightning_attr.artifacts.records import write_record
+from lightning_attr.digests import file_digest
 from tools.trials.flips import readers
 from tools.trials.process import forked
 from tools.trials.project import PACK
@@ -184,14 +186,17 @@ def _kind_changed(content: Any, kind: str) -> None:
 
 
 def _seal_pack() -> None:
-    """Give a pack's manifest the digests of what is there."""
-    from lightning_attr.digests import file_digest
-    from lightning_attr.ground_truth.pack import _checksum
-
+    """Give a pack's manifest the digest of the tensors that are there."""
     manifest = json.loads(Path(PACK[0]).read_text())
-    manifest.pop("checksum", None)
-    manifest["tensors"] = file_digest(PACK[1])
-    Path(PACK[0]).write_text(json.dumps({**manifest, "checksum": _checksum(manifest)}))
+    _write_settings(Path(PACK[0]), {**manifest, "tensors": file_digest(PACK[1])})
+
+
+def _write_settings(path: Path, content: Any) -> None:
+    """Write a file of settings; one that had a checksum gets the right one."""
+    if isinstance(content, dict) and "checksum" in content:
+        write_record(path, {key: value for key, value in content.items() if key != "checksum"})
+    else:
+        path.write_text(json.dumps(content) if path.suffix == ".json" else yaml.safe_dump(content))
 
 
 def _settings(source: Path, path: str) -> Iterator[tuple[str, Make]]:
@@ -218,11 +223,7 @@ def _keys(content: Any, above: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]
 
 
 def _change_settings(path: str, key: tuple[Any, ...], wrong: Any, missing: bool) -> None:
-    content = _put(_parsed(Path(path)), key, wrong, missing)
-    file = Path(path)
-    file.write_text(json.dumps(content) if file.suffix == ".json" else yaml.safe_dump(content))
-    if path == PACK[0] and isinstance(content, dict):
-        _seal_pack()
+    _write_settings(Path(path), _put(_parsed(Path(path)), key, wrong, missing))
 
 
 def _put(content: Any, key: tuple[Any, ...], wrong: Any, missing: bool) -> Any:

@@ -25,12 +25,24 @@ Prepare = Callable[[Bench], None]
 
 #: Stages that finish a run.
 RUNS = (
-    "train", "sample", "curvature", "curvature_ekfac", "unlearn/0", "mirrored/0", "attribute/trak", "leave_k_out", "evaluate",
+    "train", "sample", "curvature", "curvature_ekfac", "unlearn/0", "mirrored/0", "attribute/trak", "leave_k_out",
+    "evaluate",
 )  # fmt: skip
 
 #: What lets a stage see a part of what it is to see.
-PARTIAL = ("fast_dev_run true", "limit_train_batches 1", "limit_predict_batches 1", "limit_test_batches 1", "max_steps 0",
-           "max_epochs 0", "overfit_batches 1", "max_time 00:00:00:00")  # fmt: skip
+PARTIAL = (
+    "fast_dev_run true", "limit_train_batches 1", "limit_predict_batches 1", "limit_test_batches 1", "max_steps 0",
+    "max_epochs 0", "overfit_batches 1", "max_time 00:00:00:00",
+)  # fmt: skip
+
+#: What a scheduler or a launcher leaves in the environment of a run that is alone nevertheless.
+VARIABLES = (
+    "SLURM_NTASKS=2 SLURM_PROCID=1 SLURM_LOCALID=1",
+    "SLURM_NTASKS=2 SLURM_NTASKS_PER_NODE=2 SLURM_PROCID=1 SLURM_LOCALID=1 SLURM_JOB_ID=1",
+    "SLURM_NTASKS=2 SLURM_JOB_NAME=x",
+    "OMPI_COMM_WORLD_SIZE=2 OMPI_COMM_WORLD_RANK=1",
+    "PMI_RANK=1",
+)
 
 #: A command with another store in the place of the right one.
 OTHER_STORES = {
@@ -68,9 +80,8 @@ def trials(whole: Path) -> Iterator[Trial]:
             yield _trial(f"mixups/{name} after {words}", prepare, [first, stage.args], stage.makes, may_fail=1)
     for name in MOMENTS:
         stage = every[name]
-        for how, change in MOVES.items():
-            args = tuple(change(word) for word in stage.args)
-            yield _trial(f"mixups/{name} goes on {how}", partial(_half, name, how), [args], stage.makes)
+        for how, change in (("with a copy", _copy_store), ("by a link", _link_store)):
+            yield _trial(f"mixups/{name} goes on {how}", partial(_half, name, change), [stage.args], stage.makes)
     for name, words in OTHER_STORES.items():
         reader = readers()[words.split()[0]]
         args = (*reader.args, *words.split()[1:])
@@ -87,8 +98,7 @@ def trials(whole: Path) -> Iterator[Trial]:
     yield _trial("mixups/a link", link, [readers()["train"].args], None, right=True)
     home = tuple("~/x" if word == "runs/train" else word for word in train)
     yield _trial("mixups/home", _nothing, [home, ("report", "~/x")], None, right=True)
-    for variables in ("SLURM_NTASKS=2 SLURM_PROCID=1 SLURM_LOCALID=1", "SLURM_NTASKS=2 SLURM_NTASKS_PER_NODE=2 SLURM_PROCID=1 SLURM_LOCALID=1 SLURM_JOB_ID=1",
-                      "WORLD_SIZE=2 RANK=1 LOCAL_RANK=1", "OMPI_COMM_WORLD_SIZE=2 OMPI_COMM_WORLD_RANK=1", "PMI_RANK=1", "SLURM_NTASKS=2 SLURM_JOB_NAME=x"):  # fmt: skip
+    for variables in VARIABLES:
         for name in ("train", "sample", "attribute/trak"):
             args = (*variables.split(), *readers()[name].args)
             yield _trial(f"mixups/{name} under {variables}", None, [args], None, right=True)
@@ -170,26 +180,22 @@ def _remove(makes: Sequence[str], bench: Bench) -> None:
         (bench.folder / made).unlink(missing_ok=True)
 
 
-#: How the command of a run that was interrupted may name the same files otherwise.
-MOVES: dict[str, Callable[[str], str]] = {
-    "from a copy of the store": lambda word: word,
-    "by a link": lambda word: word,
-}
-
-
-def _half(name: str, how: str, bench: Bench) -> None:
+def _half(name: str, move: Prepare, bench: Bench) -> None:
     put_in_place(bench, name)
+    if (bench.folder / "runs/train.lmdb").exists():
+        move(bench)
+
+
+def _copy_store(bench: Bench) -> None:
+    """Copy the store to a disk of the machine, as jobs do, and name the copy."""
+    elsewhere = shutil.copy(bench.folder / "runs/train.lmdb", bench.folder / "runs/elsewhere.lmdb")
+    for config in (bench.folder / "configs").glob("*.yaml"):
+        config.write_text(config.read_text().replace("runs/train.lmdb", str(elsewhere)))
+
+
+def _link_store(bench: Bench) -> None:
     store = bench.folder / "runs/train.lmdb"
-    elsewhere = bench.folder / "runs/elsewhere.lmdb"
-    if name.startswith("prepare"):
-        return
-    if how == "by a link":
-        store.rename(elsewhere)
-        store.symlink_to(elsewhere)
-    else:
-        shutil.copy(store, elsewhere)
-        for config in (bench.folder / "configs").glob("*.yaml"):
-            config.write_text(config.read_text().replace("runs/train.lmdb", str(elsewhere)))
+    store.symlink_to(store.rename(store.with_name("elsewhere.lmdb")))
 
 
 def _other_store(bench: Bench) -> None:

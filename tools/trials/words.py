@@ -16,16 +16,37 @@ Prepared = Callable[[Bench], None]
 
 #: A file or folder of every kind, by its kind.
 FILES = {
-    "store": "runs/train.lmdb", "query store": "runs/sample/queries.lmdb", "checkpoint": "runs/train/checkpoints/last.ckpt",
-    "curvature": "runs/curvature/curvature.safetensors", "scores": "runs/attribute/trak/scores.safetensors",
-    "top scores": "runs/attribute/top/scores.safetensors", "pack": PACK[0], "tensors of a pack": PACK[1],
-    "manifest": "runs/train/manifest.json", "config": "configs/train.yaml", "sweep": "configs/sweep.yaml",
-    "captions": "coco/captions.json", "image": "coco/images/0001.png", "page": "runs/report.html", "run": "runs/train",
-    "network of others": "others/unet", "images": "coco/images", "nothing": "runs/nothing", "nowhere": "runs/no/where",
-    "below a file": "configs/train.yaml/x", "empty name": "", "pipe": "runs/pipe", "empty file": "runs/empty",
-    "nul": "runs/a\0b", "no permission": "/proc/nothing", "link to itself": "runs/loop",
-    "markup": "runs/[/s] [v2]", "escapes": "runs/\x1b[31mred", "home": "~/nothing", "newline": "runs/a\nb",
-}  # fmt: skip
+    "store": "runs/train.lmdb",
+    "query store": "runs/sample/queries.lmdb",
+    "checkpoint": "runs/train/checkpoints/last.ckpt",
+    "curvature": "runs/curvature/curvature.safetensors",
+    "scores": "runs/attribute/trak/scores.safetensors",
+    "top scores": "runs/attribute/top/scores.safetensors",
+    "pack": PACK[0],
+    "tensors of a pack": PACK[1],
+    "manifest": "runs/train/manifest.json",
+    "config": "configs/train.yaml",
+    "sweep": "configs/sweep.yaml",
+    "captions": "coco/captions.json",
+    "image": "coco/images/0001.png",
+    "page": "runs/report.html",
+    "run": "runs/train",
+    "network of others": "others/unet",
+    "images": "coco/images",
+    "nothing": "runs/nothing",
+    "nowhere": "runs/no/where",
+    "below a file": "configs/train.yaml/x",
+    "empty name": "",
+    "pipe": "runs/pipe",
+    "empty file": "runs/empty",
+    "nul": "runs/a\0b",
+    "no permission": "/proc/nothing",
+    "link to itself": "runs/loop",
+    "markup": "runs/[/s] [v2]",
+    "escapes": "runs/\x1b[31mred",
+    "home": "~/nothing",
+    "newline": "runs/a\nb",
+}
 
 #: Commands with one file of theirs left open, and what it may be.
 OPEN = {
@@ -85,7 +106,9 @@ LINES: dict[str, tuple[str, bool]] = {
     "unknown option of a command": ("inspect runs/train.lmdb --no_such 1", False),
     "shortened option": ("inspect runs/train.lmdb --ver", False),
     "two configs": ("fit -c configs/train.yaml -c configs/sample.yaml --trainer.default_root_dir runs/t", False),
-    "curvature and train": ("fit -c configs/curvature.yaml -c configs/train.yaml --trainer.default_root_dir runs/t", False),
+    "curvature and train": (
+        "fit -c configs/curvature.yaml -c configs/train.yaml --trainer.default_root_dir runs/t", False,
+    ),
     "no folder": ("fit -c configs/train.yaml --trainer.default_root_dir null", False),
     "prepare": ("prepare", False),
     "prepare nothing": ("prepare nothing", False),
@@ -93,8 +116,12 @@ LINES: dict[str, tuple[str, bool]] = {
     "coco without images": ("prepare coco --out runs/t.lmdb", False),
     "more planted than images": ("prepare shapes --out runs/t.lmdb --count 3 --planted 4", False),
     "size without patch": ("prepare shapes --out runs/t.lmdb --size 33", False),
-    "no device": ("prepare coco --images coco/images --captions coco/captions.json --out runs/t.lmdb --device cuda", False),
-    "wrong device": ("prepare coco --images coco/images --captions coco/captions.json --out runs/t.lmdb --device x:y", False),
+    "no device": (
+        "prepare coco --images coco/images --captions coco/captions.json --out runs/t.lmdb --device cuda", False,
+    ),
+    "wrong device": (
+        "prepare coco --images coco/images --captions coco/captions.json --out runs/t.lmdb --device x:y", False,
+    ),
     "too many scores": (f"evaluate {PACK[0]} " + "runs/attribute/trak/scores.safetensors " * 2, True),
     "queries with out": (f"evaluate {PACK[0]} --queries 0-1 --out runs/t", False),
     "queries the wrong way": (f"evaluate {PACK[0]} --queries 1-0", False),
@@ -119,13 +146,22 @@ LINES: dict[str, tuple[str, bool]] = {
     "steps and nothing to exclude": (
         "fit -c configs/leave_k_out.yaml --trainer.default_root_dir runs/t --data.init_args.exclude null", True
     ),
-    "all excluded": ("fit -c configs/leave_k_out.yaml --trainer.default_root_dir runs/t --data.init_args.exclude.top 24", False),
-    "scores without any": (
-        "fit -c configs/leave_k_out.yaml --trainer.default_root_dir runs/t --data.init_args.exclude {scores:[],top:3}", False
+    "all excluded": (
+        "fit -c configs/leave_k_out.yaml --trainer.default_root_dir runs/t --data.init_args.exclude.top 24", False,
     ),
-    "no prompts": ("predict -c configs/sample.yaml --trainer.default_root_dir runs/t --model.init_args.prompts []", False),
-    "empty prompt": ('predict -c configs/sample.yaml --trainer.default_root_dir runs/t --model.init_args.prompts [""]', False),
-    "strong guidance": ("predict -c configs/sample.yaml --trainer.default_root_dir runs/t --model.init_args.guidance 1e30", False),
+    "scores without any": (
+        "fit -c configs/leave_k_out.yaml --trainer.default_root_dir runs/t --data.init_args.exclude {scores:[],top:3}",
+        False,
+    ),
+    "no prompts": (
+        "predict -c configs/sample.yaml --trainer.default_root_dir runs/t --model.init_args.prompts []", False,
+    ),
+    "empty prompt": (
+        'predict -c configs/sample.yaml --trainer.default_root_dir runs/t --model.init_args.prompts [""]', False,
+    ),
+    "strong guidance": (
+        "predict -c configs/sample.yaml --trainer.default_root_dir runs/t --model.init_args.guidance 1e30", False,
+    ),
     "two ranks of a curvature": (
         "fit -c configs/curvature.yaml --trainer.default_root_dir runs/t --trainer.limit_train_batches 1", False
     ),
@@ -135,25 +171,63 @@ LINES: dict[str, tuple[str, bool]] = {
 
 #: Configs as text.
 TEXTS = {
-    "nothing": "", "null": "null\n", "a list": "- trainer\n", "a word": "banana\n", "a number": "7\n", "tab": "trainer:\n\tx: 1\n",
-    "nul": "trainer: \0\n", "not UTF-8": "trainer: {default_root_dir: \udcff}\n", "open": "trainer: {a: [\n",
-    "twice": "trainer: {max_steps: 1}\ntrainer: {max_steps: 2}\n", "no such variable": "trainer: {max_steps: '${vars.no}'}\n",
-    "open reference": "trainer: {max_steps: '${vars.'}\n", "of itself": "trainer: {max_steps: '${trainer.max_steps}'}\n",
+    "nothing": "",
+    "null": "null\n",
+    "a list": "- trainer\n",
+    "a word": "banana\n",
+    "a number": "7\n",
+    "tab": "trainer:\n\tx: 1\n",
+    "nul": "trainer: \0\n",
+    "not UTF-8": "trainer: {default_root_dir: \udcff}\n",
+    "open": "trainer: {a: [\n",
+    "twice": "trainer: {max_steps: 1}\ntrainer: {max_steps: 2}\n",
+    "no such variable": "trainer: {max_steps: '${vars.no}'}\n",
+    "open reference": "trainer: {max_steps: '${vars.'}\n",
+    "of itself": "trainer: {max_steps: '${trainer.max_steps}'}\n",
     "in a circle": "vars: {a: '${vars.b}', b: '${vars.a}'}\ntrainer: {max_steps: '${vars.a}'}\n",
     "resolver": "trainer: {default_root_dir: 'runs/${oc.env:NO_SUCH_VARIABLE}'}\n",
-    "unknown resolver": "trainer: {default_root_dir: 'runs/${no.such:1}'}\n", "python": "trainer: !!python/object/apply:os.system [id]\n",
-    "alias of itself": "vars: &a {b: *a}\n", "deep": "vars: " + "{a: " * 3000 + "1" + "}" * 3000 + "\n",
-    "numbers as keys": "1: 2\n", "date": "trainer: {max_steps: 2026-01-01}\n", "two documents": "a: 1\n---\nb: 2\n",
-    "no model": "model: null\n", "no data": "data: null\n", "no trainer": "trainer: null\n", "other vars": "vars: [1]\n",
-    "word for vars": "vars: banana\n", "byte order": "\ufefftrainer: {max_steps: 1}\n", "carriage returns": "trainer: {max_steps: 1}\r\n",
-    "sexagesimal": "trainer: {max_steps: 1:30}\n", "octal": "trainer: {max_steps: 010}\n", "yes": "trainer: {max_steps: yes}\n",
-    "model of a list": "model: []\n", "arguments of a list": "model: {init_args: []}\n", "old key": "model: {init_args: {lr: 1}}\n",
-    "merge": "<<: {trainer: {max_steps: 1}}\n", "long": "vars: {a: " + "x" * 200_000 + "}\n", "surrogate": 'vars: {a: "\\ud800"}\n',
-}  # fmt: skip
+    "unknown resolver": "trainer: {default_root_dir: 'runs/${no.such:1}'}\n",
+    "python": "trainer: !!python/object/apply:os.system [id]\n",
+    "alias of itself": "vars: &a {b: *a}\n",
+    "deep": "vars: " + "{a: " * 3000 + "1" + "}" * 3000 + "\n",
+    "numbers as keys": "1: 2\n",
+    "date": "trainer: {max_steps: 2026-01-01}\n",
+    "two documents": "a: 1\n---\nb: 2\n",
+    "no model": "model: null\n",
+    "no data": "data: null\n",
+    "no trainer": "trainer: null\n",
+    "other vars": "vars: [1]\n",
+    "word for vars": "vars: banana\n",
+    "byte order": "\ufefftrainer: {max_steps: 1}\n",
+    "carriage returns": "trainer: {max_steps: 1}\r\n",
+    "sexagesimal": "trainer: {max_steps: 1:30}\n",
+    "octal": "trainer: {max_steps: 010}\n",
+    "yes": "trainer: {max_steps: yes}\n",
+    "model of a list": "model: []\n",
+    "arguments of a list": "model: {init_args: []}\n",
+    "old key": "model: {init_args: {lr: 1}}\n",
+    "merge": "<<: {trainer: {max_steps: 1}}\n",
+    "long": "vars: {a: " + "x" * 200_000 + "}\n",
+    "surrogate": 'vars: {a: "\\ud800"}\n',
+}
 
 #: Of the texts, those that say nothing or something that has a meaning.
-MEANING = ("nothing", "null", "byte order", "carriage returns", "octal", "merge", "long", "surrogate", "other vars", "word for vars",
-           "deep", "twice", "sexagesimal", "no data")  # fmt: skip
+MEANING = (
+    "nothing",
+    "null",
+    "byte order",
+    "carriage returns",
+    "octal",
+    "merge",
+    "long",
+    "surrogate",
+    "other vars",
+    "word for vars",
+    "deep",
+    "twice",
+    "sexagesimal",
+    "no data",
+)
 
 
 def trials(whole: Path) -> Iterator[Trial]:
