@@ -122,6 +122,7 @@ def _child(work: Callable[[], None], folder: Path, out: Path, err: Path) -> None
         opened = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND)
         os.dup2(opened, number)
         os.close(opened)
+    sys.stdout, sys.stderr = sys.__stdout__, sys.__stderr__  # whatever captures them here
     work()
 
 
