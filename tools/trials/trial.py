@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 
-from tools.trials.contents import Digests, contents
+from tools.trials.contents import ABOUT, Digests, contents
 from tools.trials.process import Ended, Kill, command, forked
 from tools.trials.project import PARTS
 from tools.trials.verdict import Outcome, Verdict, verdict
@@ -64,9 +64,10 @@ class Bench:
         self._whole = self._state = _snapshot(self.folder)
 
     def changed(self) -> list[str]:
-        """Return the files of the project that are not as they were."""
+        """Return the files of the project that are not as they were, but for those that say how a run went."""
         state = _snapshot(self.folder)
-        return sorted(name for name in self._state if state.get(name) != self._state[name])
+        names = (name for name in self._state if Path(name).name not in ABOUT)
+        return sorted(name for name in names if state.get(name) != self._state[name])
 
     def settle(self) -> None:
         """Take the files as they are now for what they were."""

@@ -57,7 +57,7 @@ OPEN = {
     "evaluate scores": (f"evaluate {PACK[0]} {{}}", ("scores", "top scores")),
     "evaluate --json": (f"evaluate {PACK[0]} --json {{}}", ("*",)),
     "evaluate --out": (f"evaluate {PACK[0]} runs/attribute/trak/scores.safetensors --out {{}}", ("*",)),
-    "evaluate --unpack": (f"evaluate {PACK[0]} --unpack {{}}", ("*",)),
+    "evaluate --unpack": (f"evaluate {PACK[0]} --unpack {{}}", ("*", "images", "run", "network of others")),
     "init": ("init demo {}", ("nothing", "nowhere", "markup", "escapes", "newline", "home")),
     "init experiment": ("init {} runs/made", ()),
     "images": (f"{COMMANDS['prepare_coco'][0]} --out runs/t.lmdb --images {{}}", ("images",)),
@@ -90,6 +90,7 @@ NUMBERS = {
 MEANT = (
     ("prepare_shapes", "planted", "0"), ("prepare_shapes", "seed", "*"), ("prepare_coco", "limit", "1000000000"),
     ("prepare_coco", "workers", "0"), ("inspect", "captions", "*"), ("evaluate_pack", "queries", "0"),
+    ("evaluate_pack", "queries", "null"), ("prepare_coco", "workers", "1000000000"),
     ("sweep_list", "*", "*"), ("prepare_coco", "batch_size", "1000000000"),
 )  # fmt: skip
 
@@ -162,7 +163,7 @@ LINES: dict[str, tuple[str, bool]] = {
     "strong guidance": (
         "predict -c configs/sample.yaml --trainer.default_root_dir runs/t --model.init_args.guidance 1e30", False,
     ),
-    "two ranks of a curvature": (
+    "a part of a curvature": (
         "fit -c configs/curvature.yaml --trainer.default_root_dir runs/t --trainer.limit_train_batches 1", False
     ),
     "print_config": ("fit -c configs/train.yaml --print_config", True),
