@@ -44,7 +44,8 @@ class SampleGrid(Callback):
         conditions = {name: value.to(pl_module.device) for name, value in encoded.items()}
         seeds = [self.seed + index for index in range(len(self.prompts))]
         model = pl_module.model
-        latents, _ = model.generate(conditions, seeds, steps=self.steps, guidance=self.guidance)
+        size = store.schema.fields["latent"].shape[-2:]
+        latents, _ = model.generate(conditions, seeds, size=size, steps=self.steps, guidance=self.guidance)
         images = store_image_encoder(store).decode(latents.cpu())
         grid = [SampleImage(jpeg(image.numpy()), words) for image, words in zip(images, self.prompts, strict=True)]
         writer.add_figure("samples", image_grid(grid, f"Step {trainer.global_step}"), trainer.global_step)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch
 from damage import Refused, assert_says, changed, flipped, truncated
 from miniature import Project
 
+from lightning_attr.artifacts.checkpoint_files import read_checkpoint
 from lightning_attr.cli import main
 
 
@@ -55,6 +57,9 @@ def test_curvature_of_other_weights_or_another_checkpoint(project: Project, tmp_
     assert_says(refused(project.args("unlearn", tmp_path / "c", **wrong)), "weights.safetensors", "curvature")
     foreign = {"model__init_args__curvature": project.scores}
     assert_says(refused(project.args("unlearn", tmp_path / "d", **foreign)), project.scores)
+
+
+Change = Callable[[dict[str, Any]], object]
 
 
 class Malicious:
@@ -109,6 +114,39 @@ def test_a_damaged_checkpoint(project: Project, tmp_path: Path, refused: Refused
         path.write_bytes({"garbage": os.urandom(4096), "empty": b"", "text": b"trainer: {}\n"}[damage])
     assert_says(refused(project.args("sample", tmp_path / "sample", model__init_args__checkpoint=path)), path)
     assert_says(refused([*project.args("train", tmp_path / "fit"), "--ckpt_path", str(path)]), path)
+
+
+NOT_RESUMED: dict[str, Change] = {
+    "no loops": lambda found: found.update(loops=None),
+    "a rate in words": lambda found: found["optimizer_states"][0]["param_groups"][0].update(lr="fast"),
+    "an average in words": lambda found: found.update(current_model_state="a"),
+    "a model of a list": lambda found: found.update(trained_model=[1]),
+    "a denoiser of a list": lambda found: found["trained_model"].update(denoiser=[1]),
+}
+
+
+@pytest.mark.parametrize("name", NOT_RESUMED)
+def test_a_checkpoint_that_no_run_goes_on_from(project: Project, tmp_path: Path, refused: Refused, name: str) -> None:
+    """Lightning takes up anything, and fails at a later step, or takes it for the truth."""
+    path = changed(project.checkpoint, tmp_path / "other.ckpt", NOT_RESUMED[name])
+    args = project.args("train", tmp_path / "run", trainer__max_steps=14)
+    assert_says(refused([*args, "--ckpt_path", str(path)]), "checkpoint ")
+    assert not (tmp_path / "run/checkpoints/last.ckpt").exists()
+
+
+def test_a_checkpoint_without_digests_goes_on(project: Project, tmp_path: Path) -> None:
+    path = changed(project.checkpoint, tmp_path / "other.ckpt", lambda found: found)
+    main([*project.args("train", tmp_path / "run", trainer__max_steps=14), "--ckpt_path", str(path)])
+    assert read_checkpoint(tmp_path / "run/checkpoints/last.ckpt")["global_step"] == 14
+
+
+@pytest.mark.parametrize("stage", ["curvature", "unlearn"])
+def test_a_state_of_another_task(project: Project, tmp_path: Path, refused: Refused, stage: str) -> None:
+    """These tasks' states are not compared by Lightning: of another one nothing would be taken up."""
+    other = {"curvature": "unlearn", "unlearn": "curvature"}[stage]
+    path = project.root / other / "checkpoints/last.ckpt"
+    message = refused([*project.args(stage, tmp_path / "run"), "--ckpt_path", str(path)])
+    assert_says(message, f"checkpoint {path}", "missing, expected as this run has it")
 
 
 def test_an_artefact_where_a_checkpoint_belongs(project: Project, tmp_path: Path, refused: Refused) -> None:

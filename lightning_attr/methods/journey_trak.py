@@ -56,5 +56,7 @@ class JourneyTrak(Trak):
         batch = super().query_batch(context)
         seeds, steps, guidance = sampling_of(context.query_store, context.queries["id"].tolist())
         conditions = {name: value[:, 0] for name, value in self._model.conditions_of(batch).items()}
-        latent = self._model.predicted_original(conditions, seeds, self.timestep, steps=steps, guidance=guidance)
+        latent = self._model.predicted_original(
+            conditions, seeds, self.timestep, size=batch["latent"].shape[-2:], steps=steps, guidance=guidance
+        )
         return {**batch, "latent": latent[:, None]}

@@ -22,9 +22,11 @@ def build_class(key: str, config: Mapping[str, Any], base: type) -> Any:
     Raises:
         UserError: The class or one of its arguments does not exist, or it refuses them.
     """
+    if strange := [name for name in config if not isinstance(name, str)]:
+        raise UserError(f"{key}: found the key {strange[0]!r}, expected names")
     arguments = {name: value for name, value in config.items() if not name.startswith("_")}
     name = config["_class_name"]
-    cls = getattr(diffusers, name, None)
+    cls = getattr(diffusers, name, None) if isinstance(name, str) else None
     if not inspect.isclass(cls) or not issubclass(cls, base):
         raise UserError(f"{key}: found class {name!r}, expected a {base.__name__} of diffusers")
     known = set(inspect.signature(cls.__init__).parameters) - {"self"}

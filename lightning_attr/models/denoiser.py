@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from datamodules.store import Schema
@@ -50,7 +51,12 @@ class Denoiser(ABC):
     @property
     @abstractmethod
     def latent_shape(self) -> tuple[int, int, int]:
-        """Return C, H, W of the latents that the network takes."""
+        """Return C, H, W of the latents that the network was made for; it takes others of as many channels."""
+
+    @property
+    def multiple(self) -> int:
+        """Return of what number H and W of a latent must be multiples."""
+        return 1
 
     @property
     @abstractmethod
@@ -65,21 +71,41 @@ class Denoiser(ABC):
         """
         return {name: value[0].cpu() for name, value in encode([""]).items() if name in self.conditions}
 
+    def check_null(self, null: Conditions) -> None:
+        """Check that null conditions, without the batch axis, are some that the network takes.
+
+        Raises:
+            UserError: One is not; the message begins with its name.
+        """
+        for name, value in null.items():
+            expected = self.conditions.get(name)
+            if expected is None:
+                raise UserError(f"{name}: found a null condition of that name, expected {', '.join(self.conditions)}")
+            found = tuple(value.shape) if isinstance(value, Tensor) and value.layout == torch.strided else type(value)
+            if not isinstance(found, tuple) or not _fits(found, expected) or not bool(value.isfinite().all()):
+                raise UserError(f"{name}: found {found}, expected finite numbers of shape {_shown(expected)}")
+
     def accepts(self, schema: Schema, path: str) -> None:
         """Check that the samples of a store have the latents and conditions that the network takes.
 
         Raises:
             UserError: They do not; it names the store at ``path``.
         """
-        for name, expected in {"latent": self.latent_shape, **self.conditions}.items():
+        inputs: Mapping[str, tuple[int | None, ...]] = {"latent": (self.latent_shape[0], None, None), **self.conditions}
+        for name, expected in inputs.items():
             if name not in schema.inputs:
                 raise UserError(f"store {path}: found {', '.join(schema.inputs)}, expected {name} among them")
             found = schema.fields[name].shape[1:]
             if not _fits(found, expected):
-                shown = " x ".join("any" if size is None else str(size) for size in expected)
                 raise UserError(
-                    f"store {path}: found {name} of {' x '.join(map(str, found))}, expected {shown} as the model has it"
+                    f"store {path}: found {name} of {_shown(found)}, expected {_shown(expected)} as the model has it"
                 )
+        height, width = schema.fields["latent"].shape[2:]
+        if height % self.multiple or width % self.multiple:
+            raise UserError(
+                f"store {path}: found latents of {height} x {width}, expected multiples of {self.multiple}, by which "
+                "the network makes them smaller"
+            )
 
     def select(self, pattern: str) -> dict[str, nn.Parameter]:
         """Return the parameters that ``pattern`` selects, by name.
@@ -99,6 +125,10 @@ class Denoiser(ABC):
         if not selected:
             raise UserError(f"weights: {pattern!r} selects nothing; {known}")
         return selected
+
+
+def _shown(shape: Sequence[int | None]) -> str:
+    return " x ".join("any" if size is None else str(size) for size in shape)
 
 
 def _fits(found: Sequence[int], expected: Sequence[int | None]) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,7 +10,6 @@ from typing import Any
 
 import diffusers
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from lightning_attr.artifacts.checkpoint_files import read_checkpoint
@@ -17,13 +17,15 @@ from lightning_attr.digests import file_digest, joined_digest
 from lightning_attr.encoders import CLIPText
 from lightning_attr.errors import UserError, one_line
 from lightning_attr.models.denoiser import Denoiser
-from lightning_attr.models.model import Model, build, family
+from lightning_attr.models.model import Model, family, unfilled
 from lightning_attr.models.process import Diffusion
-
-WEIGHTS = "diffusion_pytorch_model"
+from lightning_attr.weight_files import check_config, check_finite, check_weights, found_instead, variant_of
 
 #: Before the name of a null condition in what is written of a model.
 NULL = "null_"
+
+#: The parts of a pipeline that a text-to-image model of ours is made of, and those that do not change its images.
+PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler", "safety_checker", "feature_extractor")
 
 
 def load(path: str | Path, variant: str | None = None) -> Model:
@@ -41,18 +43,34 @@ def load(path: str | Path, variant: str | None = None) -> Model:
 
 
 def _from_checkpoint(path: str | Path) -> Model:
-    checkpoint = read_checkpoint(path)
+    where, checkpoint = f"checkpoint {path}", read_checkpoint(path)
     if "trained_model" not in checkpoint:
-        raise UserError(f"checkpoint {path}: found no denoiser in it, expected a checkpoint of LatentDiffusion")
-    record = checkpoint["trained_model"]
-    model = build(record["denoiser"], record["scheduler"])
-    weights = {name.removeprefix("denoiser."): value for name, value in checkpoint["state_dict"].items()}
-    load_weights(model.network, weights, path)
+        raise UserError(f"{where}: found no denoiser in it, expected a checkpoint of LatentDiffusion")
+    record = _mapping(where, "trained_model", checkpoint["trained_model"])
+    configs = {name: _mapping(where, f"trained_model.{name}", record.get(name)) for name in ("denoiser", "scheduler")}
+    weights = _mapping(where, "state_dict", checkpoint.get("state_dict"))
+    try:
+        model = unfilled(**configs)
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from error
+    load_weights(model.network, {name.removeprefix("denoiser."): value for name, value in weights.items()}, path)
     model.network.eval().requires_grad_(False)
     model.null = null_of(record)
-    model.made_from = record.get("made_from", {})
+    model.made_from = _mapping(where, "trained_model.made_from", record.get("made_from", {}))
+    try:
+        model.denoiser.check_null(model.null)
+    except UserError as error:
+        raise UserError(f"{where}: trained_model.{NULL}{error}") from error
     model.path, model.digest = str(path), file_digest(path)
     return model
+
+
+def _mapping(where: str, key: str, value: Any) -> Mapping[str, Any]:
+    """Return a part of a checkpoint that must be a mapping with names."""
+    if not isinstance(value, Mapping) or not all(isinstance(name, str) for name in value):
+        found = type(value).__name__ if not isinstance(value, Mapping) else "keys that are no names"
+        raise UserError(f"{where}: {key}: found {found}, expected a mapping with names")
+    return value
 
 
 def null_entries(null: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -67,16 +85,16 @@ def null_of(entries: Mapping[str, Any]) -> dict[str, Tensor]:
 
 def _from_folder(folder: Path, variant: str | None) -> Model:
     """Load a pipeline's folder, or a network's folder with the scheduler's beside it."""
-    whole = (folder / "model_index.json").is_file()
+    index = folder / "model_index.json"
+    whole = index.is_file()
+    if whole:
+        _check_parts(index)
     root, unet = (folder, folder / "unet") if whole else (folder.parent, folder)
     config = _read_config(unet / "config.json")
     kind = family(str(unet / "config.json"), config)
-    network = _read_network(unet, kind, _variant(unet, variant))
-    scheduler = _read_config(root / "scheduler" / "scheduler_config.json")
-    # Training's process is the schedule of betas; the steps are those of DDPM, which every schedule of betas has.
-    names = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "prediction_type")
-    schedule = {name: scheduler[name] for name in names if name in scheduler} | {"clip_sample": False}
-    denoiser = kind(network)
+    check_config(unet / "config.json", config)
+    denoiser = kind(_read_network(unet, kind, variant))
+    schedule = _schedule(root / "scheduler" / "scheduler_config.json")
     return Model(
         denoiser=denoiser,
         process=Diffusion(schedule),
@@ -87,50 +105,86 @@ def _from_folder(folder: Path, variant: str | None) -> Model:
     )
 
 
+def _check_parts(index: Path) -> None:
+    """Refuse a pipeline that has more parts than we call: its images would be made by others as well."""
+    listed = {name: part[-1] for name, part in _read_config(index).items() if isinstance(part, list) and part}
+    if others := sorted(name for name, part in listed.items() if part is not None and name not in PARTS):
+        raise UserError(f"{index}: found a pipeline with {', '.join(others)}, expected none but {', '.join(PARTS)}")
+
+
+def _schedule(path: Path) -> dict[str, Any]:
+    """Return the config of the DDPM process that has a folder's schedule of betas.
+
+    Training's process is the schedule of betas; the steps are those of DDPM, which every schedule of betas has.
+
+    Raises:
+        UserError: The folder's scheduler is of another process, or DDPM does not have its schedule.
+    """
+    found = _read_config(path)
+    names = (
+        "num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "prediction_type",
+        "rescale_betas_zero_snr", "timestep_spacing",
+    )  # fmt: skip
+    schedule = {name: found[name] for name in names if name in found} | {"clip_sample": False}
+    try:
+        own, taken = Diffusion(_arguments(found)), Diffusion(schedule)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    if not own.like(taken):
+        raise UserError(f"{path}: found a schedule of {own.name} that DDPMScheduler does not have, expected one it has")
+    return schedule
+
+
+def _arguments(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a scheduler takes of its config: files of diffusers keep what other schedulers left in them."""
+    cls = getattr(diffusers, str(config.get("_class_name", "DDPMScheduler")), None)
+    known = inspect.signature(cls.__init__).parameters if inspect.isclass(cls) else {}
+    return {name: value for name, value in config.items() if name in known or name == "_class_name"}
+
+
 def _read_config(path: Path) -> dict[str, Any]:
     try:
         config = json.loads(path.read_text())
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such file, expected the folder of a diffusers pipeline or of its unet") from error
-    except ValueError as error:
-        raise UserError(f"{path}: not JSON ({error})") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path}: not JSON ({one_line(error)})") from error
     if not isinstance(config, dict):
         raise UserError(f"{path}: found a {type(config).__name__}, expected a config")
     return config
 
 
-def _variant(folder: Path, variant: str | None) -> str | None:
-    """Return the variant to load; without one asked for, the only one where there are no plain weights."""
-    if variant is not None or any(folder.glob(f"{WEIGHTS}.safetensors*")):
-        return variant
-    found = {path.name.split(".")[1].split("-")[0] for path in folder.glob(f"{WEIGHTS}.*.safetensors*")}
-    if len(found) > 1:
-        raise UserError(f"{folder}: found variants {', '.join(sorted(found))}, expected variant to name one of them")
-    return next(iter(found), None)
-
-
 def _read_network(folder: Path, kind: type[Denoiser], variant: str | None) -> nn.Module:
     """Read a network from safetensors files alone, which cannot run code; every weight must be there."""
+    variant = variant_of(folder, "diffusion_pytorch_model", variant)
     try:
         network, loading = getattr(diffusers, kind.class_name).from_pretrained(
             str(folder), variant=variant, use_safetensors=True, local_files_only=True, output_loading_info=True,
             torch_dtype=torch.float32, low_cpu_mem_usage=False,
         )  # fmt: skip
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+    # What its constructor makes of a config that does not fit is its own.
+    except Exception as error:
         raise UserError(f"{folder}: expected safetensors weights of {kind.class_name}: {one_line(error)}") from error
-    for what, none in (("missing_keys", "no"), ("unexpected_keys", "an unknown")):
-        if names := loading.get(what):
-            raise UserError(f"{folder}: found {none} weight {sorted(names)[0]}, expected those of its config")
     assert isinstance(network, nn.Module)
+    check_weights(folder, network, loading)
     return network.eval().requires_grad_(False)
 
 
 def load_weights(network: nn.Module, weights: Mapping[str, Tensor], source: str | Path) -> None:
-    """Load ``weights`` into ``network``, all of them and no others.
+    """Load ``weights`` into ``network``, all of them and no others; they become its own, in float32.
+
+    Args:
+        network: Of any device, ``meta`` included.
+        weights: By name.
+        source: The checkpoint, for messages.
 
     Raises:
-        UserError: Names or shapes differ: it is a checkpoint of another architecture.
+        UserError: They are no plain floating-point tensors, not finite, or names or shapes differ: it is a checkpoint
+            of another architecture.
     """
+    for name, value in weights.items():
+        if (instead := found_instead(value)) is not None:
+            raise UserError(f"checkpoint {source}: {name}: found {instead}, expected a plain floating-point tensor")
     expected = {name: tuple(value.shape) for name, value in network.state_dict().items()}
     found = {name: tuple(value.shape) for name, value in weights.items()}
     if found != expected:
@@ -139,4 +193,5 @@ def load_weights(network: nn.Module, weights: Mapping[str, Tensor], source: str 
             f"checkpoint {source}: of another architecture: found {name} {found.get(name, 'missing')}, "
             f"expected {expected.get(name, 'none')}"
         )
-    network.load_state_dict(dict(weights))
+    network.load_state_dict({name: value.float() for name, value in weights.items()}, assign=True)
+    check_finite(f"checkpoint {source}", network)

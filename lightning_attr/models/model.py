@@ -71,7 +71,7 @@ class Model:
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
-        """Return C, H, W of the latents."""
+        """Return C, H, W of the latents that the network was made for."""
         return self.denoiser.latent_shape
 
     def over(self, network: nn.Module) -> Model:
@@ -155,6 +155,7 @@ class Model:
         conditions: Conditions,
         seeds: Sequence[int],
         *,
+        size: Sequence[int],
         steps: int,
         guidance: float,
         on_step: Callable[[], object] = lambda: None,
@@ -166,6 +167,7 @@ class Model:
         Args:
             conditions: Of the prompts, [B, ...] each.
             seeds: One seed a row.
+            size: H, W of the latents, as the store has them.
             steps: Number of sampling steps.
             guidance: Scale of the guidance; 1 means none.
             on_step: Called after every step, for a progress bar.
@@ -173,15 +175,15 @@ class Model:
         Raises:
             UserError: There is guidance, and the null conditions are not known.
         """
-        latent = noise = initial_noise(seeded_generators(seeds), self.latent_shape)
-        for _, stepped, _ in self._trajectory(conditions, seeds, steps, guidance):
+        latent = noise = initial_noise(seeded_generators(seeds), (self.latent_shape[0], *size))
+        for _, stepped, _ in self._trajectory(conditions, seeds, size, steps, guidance):
             latent = stepped
             on_step()
         return latent, noise
 
     @torch.no_grad()
     def predicted_original(
-        self, conditions: Conditions, seeds: Sequence[int], at: int, *, steps: int, guidance: float
+        self, conditions: Conditions, seeds: Sequence[int], at: int, *, size: Sequence[int], steps: int, guidance: float
     ) -> Tensor:
         """Return the clean latent that sampling has in view at its step nearest to timestep ``at``, [B, C, H, W].
 
@@ -191,7 +193,7 @@ class Model:
             UserError: The scheduler predicts no clean latent.
         """
         nearest, result = None, None
-        for timestep, _, original in self._trajectory(conditions, seeds, steps, guidance):
+        for timestep, _, original in self._trajectory(conditions, seeds, size, steps, guidance):
             if nearest is None or abs(timestep - at) < abs(nearest - at):
                 nearest, result = timestep, original
         if result is None:
@@ -199,10 +201,10 @@ class Model:
         return result
 
     def _trajectory(
-        self, conditions: Conditions, seeds: Sequence[int], steps: int, guidance: float
+        self, conditions: Conditions, seeds: Sequence[int], size: Sequence[int], steps: int, guidance: float
     ) -> Iterator[tuple[int, Tensor, Tensor | None]]:
         generators, like = seeded_generators(seeds), next(iter(conditions.values()))
-        noise = initial_noise(generators, self.latent_shape).to(like.device)
+        noise = initial_noise(generators, (self.latent_shape[0], *size)).to(like.device)
         if guidance != 1 and not self.null:
             raise UserError(f"model {self.path}: found no null conditions, which guidance {guidance:g} needs")
         null = {name: value.to(conditions[name]).expand_as(conditions[name]) for name, value in self.null.items()}
@@ -231,10 +233,24 @@ def build(denoiser: Mapping[str, Any], scheduler: Mapping[str, Any], seed: int =
     Raises:
         UserError: A class or one of its arguments does not exist, or the family is not known.
     """
-    named = {"_class_name": UNet.class_name, **denoiser}
-    kind = family("model.denoiser", named)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
+        return _built(denoiser, scheduler, "cpu")
+
+
+def unfilled(denoiser: Mapping[str, Any], scheduler: Mapping[str, Any]) -> Model:
+    """Build a model as :func:`build` does, on the device ``meta``: its weights have shapes, and no memory yet.
+
+    Raises:
+        UserError: As of :func:`build`.
+    """
+    return _built(denoiser, scheduler, "meta")
+
+
+def _built(denoiser: Mapping[str, Any], scheduler: Mapping[str, Any], device: str) -> Model:
+    named = {"_class_name": UNet.class_name, **denoiser}
+    kind = family("model.denoiser", named)
+    with torch.device(device):
         network = build_class("model.denoiser", named, ModelMixin)
     return Model(kind(network), Diffusion(scheduler), configs={"denoiser": denoiser, "scheduler": scheduler})
 
@@ -245,10 +261,11 @@ def family(key: str, config: Mapping[str, Any]) -> type[Denoiser]:
     Raises:
         UserError: It is none of :data:`FAMILIES`, or one of its class that needs other conditions.
     """
-    if (name := config.get("_class_name")) not in FAMILIES:
+    name = config.get("_class_name")
+    if not isinstance(name, str) or name not in FAMILIES:
         raise UserError(f"{key}: found a network of class {name!r}, expected one of {', '.join(FAMILIES)}")
-    FAMILIES[str(name)].check_config(key, config)
-    return FAMILIES[str(name)]
+    FAMILIES[name].check_config(key, config)
+    return FAMILIES[name]
 
 
 def mean_square(values: Tensor, region: Tensor | None = None) -> Tensor:

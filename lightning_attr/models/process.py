@@ -61,6 +61,9 @@ class Diffusion:
     """
 
     def __init__(self, config: Mapping[str, Any]) -> None:
+        steps = config.get("num_train_timesteps", 1000)
+        if not isinstance(steps, int) or not 1 <= steps <= 1_000_000:
+            raise UserError(f"model.scheduler.num_train_timesteps: found {steps!r}, expected 1 to 1000000")
         self._scheduler = build_class("model.scheduler", {"_class_name": "DDPMScheduler", **config}, SchedulerMixin)
         if not hasattr(self._scheduler, "alphas_cumprod"):
             raise UserError(f"model.scheduler: found {self.name}, expected one that noises by a schedule of betas")
@@ -69,8 +72,18 @@ class Diffusion:
             raise UserError(
                 f"model.scheduler.prediction_type: found {found!r}, expected one of {', '.join(PREDICTION_TYPES)}"
             )
+        levels = self._scheduler.alphas_cumprod
+        if levels.ndim != 1 or not bool(((levels >= 0) & (levels <= 1)).all()):  # of no number, neither holds
+            raise UserError(f"model.scheduler: found betas of {self.name} that are no shares of noise, expected 0 to 1")
         self._prediction_type = str(found)
         self.levels = len(self._scheduler.alphas_cumprod)
+
+    def like(self, other: Diffusion) -> bool:
+        """Return whether another process noises alike, and predicts the same."""
+        levels, others = self._scheduler.alphas_cumprod, other._scheduler.alphas_cumprod
+        return self._prediction_type == other._prediction_type and (
+            levels.shape == others.shape and torch.allclose(levels, others, rtol=1e-4, atol=1e-7)
+        )
 
     def noised(self, latent: Tensor, noise: Tensor, timesteps: Tensor) -> tuple[Tensor, Tensor]:
         """Return the latents noised to ``timesteps`` int64 [B], and what is to be predicted of them, [B, C, H, W]."""

@@ -17,6 +17,7 @@ from lightning_attr.artifacts import whole_file
 from lightning_attr.artifacts.checkpoint_files import read_checkpoint, with_digests
 from lightning_attr.errors import UserError, expect_within
 from lightning_attr.runs.ranks import gather
+from lightning_attr.runs.restoring import Restoring, check_like
 
 #: What Lightning needs of a checkpoint to go on from it.
 RESUMED = (
@@ -78,6 +79,10 @@ class RunCheckpoint(Checkpoint):
         self._training = False
         self._validation_due = False
         self._gradients: dict[str, Tensor] = {}
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Have the checkpoint checked that the run goes on from."""
+        trainer._checkpoint_connector = Restoring(trainer)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Take up the step and the validation that a stop cut off."""
@@ -142,6 +147,11 @@ class RunCheckpoint(Checkpoint):
         """Keep what was under way until the training starts."""
         self._validation_due = checkpoint.get("validation_due", False)
         gradients = checkpoint.get("gradients") or [{}] * trainer.world_size
+        weights = dict(pl_module.named_parameters())
+        check_like("validation_due", self._validation_due, False)
+        for own in gradients:
+            check_like("gradients", own, {})
+            check_like("gradients", own, {name: weights.get(name, "the name of a weight") for name in own})
         if len(gradients) != trainer.world_size:
             raise UserError(
                 f"trainer.devices: found {trainer.world_size} ranks, expected {len(gradients)} as in the checkpoint, "

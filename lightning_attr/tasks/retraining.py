@@ -151,7 +151,8 @@ def measure(model: Model, queries: Store, ids: list[int], draws: Draws, device: 
     losses = sample_losses(model, batch, draws, views=1, captions=1)[:, 0]
     seeds, steps, guidance = sampling_of(queries, ids)
     conditions = {name: value[:, 0] for name, value in model.conditions_of(batch).items()}
-    latents, _ = model.generate(conditions, seeds, steps=steps, guidance=guidance)
+    size = queries.schema.fields["latent"].shape[-2:]
+    latents, _ = model.generate(conditions, seeds, size=size, steps=steps, guidance=guidance)
     images = store_image_encoder(queries).decode(latents.cpu())
     return {"losses": losses.cpu(), "latent": latents.cpu(), "image": images}
 

@@ -84,6 +84,7 @@ class Sampler(AnalysisTask):
         self.image_encoder = store_image_encoder(store)
         self.text_encoder = store_text_encoder(store)
         fields, made = store.schema.fields, self.text_encoder.conditions
+        shape = fields["latent"].shape[1:]
         if missing := [name for name in self.model.denoiser.conditions if name not in made]:
             raise UserError(
                 f"store {self.store}: its text encoder makes {', '.join(made)}, "
@@ -91,13 +92,13 @@ class Sampler(AnalysisTask):
             )
         self.schema = Schema(
             fields={
-                "latent": Field((1, *self.model.latent_shape), "float32", "latent"),
+                "latent": Field((1, *shape), "float32", "latent"),
                 **{
                     name: replace(fields[name], shape=(1, *fields[name].shape[1:]))
                     for name in store.schema.conditions
                     if name in made
                 },
-                "noise": Field(self.model.latent_shape, "float32"),
+                "noise": Field(shape, "float32"),
             },
             encoders=store.schema.encoders,
         )
@@ -145,7 +146,8 @@ class Sampler(AnalysisTask):
         conditions = {name: encoded[name].to(self.device) for name in self.schema.conditions}
         seeds = [prompt.seed for prompt in prompts]
         model = self.model.to(self.device)
-        latents, noises = model.generate(conditions, seeds, steps=self.steps, guidance=self.guidance)
+        size = self.schema.fields["latent"].shape[-2:]
+        latents, noises = model.generate(conditions, seeds, size=size, steps=self.steps, guidance=self.guidance)
         images = self.image_encoder.decode(latents.cpu())
         samples = []
         for row, (index, prompt) in enumerate(zip(ids, prompts, strict=True)):

@@ -106,7 +106,8 @@ class Unlearning(ChangedWeights):
         self.curvature = load_curvature(curvature) if curvature is not None else None
         self.region_path = region
         self.region: Tensor | None
-        white = read_region(region, self.model.latent_shape[1:]) if region is not None else None
+        size = Store(queries).schema.fields["latent"].shape[-2:]
+        white = read_region(region, size) if region is not None else None
         self.register_buffer("region", white, persistent=False)
         self.query_loss: Tensor
         self.gradient: Tensor

@@ -36,7 +36,7 @@ def truncated(path: Path, target: Path) -> Path:
 def changed(path: Path, target: Path, change: Callable[[dict[str, Any]], object]) -> Path:
     """Copy a checkpoint with other contents, and without digests, as others may write one."""
     checkpoint = torch.load(path, weights_only=True)
-    del checkpoint["digests"]
+    checkpoint.pop("digests", None)
     change(checkpoint)
     torch.save(checkpoint, target)
     return target

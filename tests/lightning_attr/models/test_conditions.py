@@ -213,5 +213,5 @@ def test_only_what_has_a_null_is_dropped(model: Model) -> None:
     assert model.denoiser.null(lambda texts: encoded).keys() == {"words"}
     model.network.float()
     prompts = {name: value.float() for name, value in conditions.items()} | {"mask": torch.ones(2, 5)}
-    latents, _ = model.generate(prompts, [1, 2], steps=2, guidance=3.0)
+    latents, _ = model.generate(prompts, [1, 2], size=(4, 4), steps=2, guidance=3.0)
     assert latents.isfinite().all()

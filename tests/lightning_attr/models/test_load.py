@@ -100,7 +100,7 @@ def test_a_unet_folder_predicts_what_its_network_does(pipeline: Path) -> None:
     torch.testing.assert_close(target, level.sqrt() * noise - (1 - level).sqrt() * latent)
     assert model.digest == load(pipeline / "unet", variant="fp16").digest
     with pytest.raises(UserError, match="found no null conditions, which guidance 3 needs"):
-        model.generate({"text": text}, [1, 2], steps=2, guidance=3.0)
+        model.generate({"text": text}, [1, 2], size=(8, 8), steps=2, guidance=3.0)
 
 
 def test_what_is_no_folder_of_a_model(pipeline: Path, tmp_path: Path) -> None:

@@ -69,7 +69,7 @@ def test_a_query_depends_on_its_seed_alone(scheduler: str) -> None:
     model = recorder(Diffusion({"_class_name": scheduler, "clip_sample": False}), null)
 
     def sample(rows: list[int], seeds: list[int]) -> tuple[Tensor, Tensor]:
-        return model.generate({"text": text[rows]}, seeds, steps=7, guidance=3.0)
+        return model.generate({"text": text[rows]}, seeds, size=(8, 8), steps=7, guidance=3.0)
 
     latents, noises = sample([0, 1, 2], [5, 6, 7])
     alone, noise = sample([1], [6])
@@ -82,9 +82,9 @@ def test_guidance_one_is_the_conditional_model() -> None:
     torch.manual_seed(0)
     text = torch.randn(1, 5, 6)
     model = recorder(Diffusion({"_class_name": "DDIMScheduler", "clip_sample": False}), text[0])
-    plain, _ = model.generate({"text": text}, [1], steps=5, guidance=1.0)
+    plain, _ = model.generate({"text": text}, [1], size=(8, 8), steps=5, guidance=1.0)
     # Guiding towards the same text changes nothing, whatever the scale.
-    guided, _ = model.generate({"text": text}, [1], steps=5, guidance=4.0)
+    guided, _ = model.generate({"text": text}, [1], size=(8, 8), steps=5, guidance=4.0)
     torch.testing.assert_close(plain, guided)
 
 
@@ -119,7 +119,7 @@ def test_every_sampler_arrives(name: str) -> None:
     torch.manual_seed(0)
     latent = 2 * torch.rand(1, 4, 8, 8) - 1  # some clip at one
     model = Model(UNet(Knows(latent, name)), Diffusion({"_class_name": name}))
-    made, noise = model.generate({"text": torch.zeros(2, 5, 6)}, [3, 4], steps=50, guidance=1.0)
+    made, noise = model.generate({"text": torch.zeros(2, 5, 6)}, [3, 4], size=(8, 8), steps=50, guidance=1.0)
     assert noise.std().item() == pytest.approx(1, abs=0.1)
     assert all((each - latent[0]).norm() < 0.1 * latent.norm() for each in made)
 
