@@ -84,8 +84,8 @@ def readers() -> Mapping[str, Reader]:
         ),
         "prepare_coco anew": Reader(every["prepare_coco"].args, ("runs/coco.lmdb",), ("runs/coco.lmdb",)),
         "encoders": Reader(
-            (*every["prepare_coco"].args, "--text_encoder", "CLIPText", "--text_encoder.name", "others/text",
-             "--image_encoder", "AutoencoderKLEncoder", "--image_encoder.name", "others/vae",
+            (*every["prepare_coco"].args, "--text_encoder", "CLIPText", "--text_encoder.source", "others/text",
+             "--image_encoder", "AutoencoderKLEncoder", "--image_encoder.source", "others/vae",
              "--out", "runs/trial.lmdb"),
             ("runs/trial.lmdb",),
         ),
