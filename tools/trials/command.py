@@ -1,6 +1,6 @@
 """Try wrong settings, damaged files and kills, and count what becomes of them.
 
-    python -m tools.trials [--only settings|inputs|flips|kills] [--limit N] [--json FILE] [--trial NAME]
+    python -m tools.trials [--only KIND ...] [--limit N] [--json FILE] [--trial NAME]
 
 Aim: no traceback, nothing silent, no process that dies of a signal. A trial that went wrong is printed with its name,
 by which --trial runs it alone. With --json the outcomes are kept as they come: the same command goes on after a stop.
@@ -22,7 +22,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lightning_attr.console import err, out, print_table
-from tools.trials import flips, inputs, kills, settings
+from tools.trials import flips, inputs, kills, mixups, settings, words
 from tools.trials.process import CONTEXT, preload
 from tools.trials.project import make
 from tools.trials.trial import Bench, Trial
@@ -31,7 +31,9 @@ from tools.trials.verdict import RIGHT, VERDICTS, Outcome
 #: The trials of each kind, and how many are run where nothing else is asked for.
 KINDS: Mapping[str, tuple[Callable[[Path], Iterable[Trial]], int]] = {
     "settings": (settings.trials, 1000),
+    "words": (words.trials, 500),
     "inputs": (inputs.trials, 500),
+    "mixups": (mixups.trials, 0),
     "flips": (flips.trials, 1000),
     "kills": (kills.trials, 60),
 }

@@ -78,10 +78,14 @@ def readers() -> Mapping[str, Reader]:
         "evaluate pack": Reader((*every["evaluate_pack"].args, "--json", "runs/trial.json"), ("runs/trial.json",)),
         "unpack": Reader(("evaluate", PACK[0], "--unpack", TRIAL), (TRIAL,)),
         "report": Reader(every["report"].args, every["report"].makes),
+        "original": Reader(
+            (*every["others"].args[:-1], TRIAL, "--model.init_args.checkpoints", '["runs/unpacked/original.ckpt"]'),
+            (TRIAL,),
+        ),
         "prepare_coco anew": Reader(every["prepare_coco"].args, ("runs/coco.lmdb",), ("runs/coco.lmdb",)),
         "encoders": Reader(
-            (*every["prepare_coco"].args, "--text_encoder", "CLIPText", "--text_encoder.name", "others/text",
-             "--image_encoder", "AutoencoderKLEncoder", "--image_encoder.name", "others/vae",
+            (*every["prepare_coco"].args, "--text_encoder", "CLIPText", "--text_encoder.source", "others/text",
+             "--image_encoder", "AutoencoderKLEncoder", "--image_encoder.source", "others/vae",
              "--out", "runs/trial.lmdb"),
             ("runs/trial.lmdb",),
         ),

@@ -8,6 +8,7 @@ from __future__ import annotations
 import gc
 import multiprocessing
 import os
+import re
 import resource
 import signal
 import sys
@@ -115,18 +116,27 @@ def _child(work: Callable[[], None], folder: Path, out: Path, err: Path) -> None
     resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    os.environ["HOME"] = str(folder)
     os.chdir(folder)
     for path, number in ((Path(os.devnull), 0), (out, 1), (err, 2)):
         opened = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND)
         os.dup2(opened, number)
         os.close(opened)
+    sys.stdout, sys.stderr = sys.__stdout__, sys.__stderr__  # whatever captures them here
     work()
 
 
 def run_here(args: Sequence[str]) -> None:
-    """Do what the program does: processes that it starts itself must find that program, not this one."""
+    """Do what the program does: processes that it starts itself must find that program, not this one.
+
+    Words such as ``RANK=1`` before the verb are variables of its environment.
+    """
     main: Any = import_module("lightning_attr.main")
     sys.modules["__main__"] = main
-    sys.argv = ["lightning-attr", *args]
+    words = list(args)
+    while words and re.match(r"[A-Z_]+=", words[0]):
+        name, _, value = words.pop(0).partition("=")
+        os.environ[name] = value
+    sys.argv = ["lightning-attr", *words]
     os.environ["PYTHONPATH"] = str(ROOT)
     main.main()

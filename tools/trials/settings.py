@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import os
 import re
 from collections.abc import Iterator
 from functools import partial
@@ -30,8 +31,20 @@ TRIED_BY = {"unlearn": "unlearn/0", "mirrored": "mirrored/0", "sweep": "sweep"}
 #: The configs whose settings are all tried; of others those that no other config has.
 ALL_KEYS = ("train", "attribute_trak")
 
-#: Odd values that have a meaning: keys, and the names of wrong values. What they do is to run, or to be refused.
-MEANT: tuple[tuple[str, str], ...] = ()
+#: Odd values that have a meaning, so that a run with them may end well: patterns of configs with keys, and of the names
+#: of wrong values.
+MEANT = (
+    (".*seed(_everything)?", "zero|negative|huge|enormous|null"),
+    (".*batch_size|.*every_n_(train_)?steps|.*interval", "huge"),
+    (".*(captions|views|projection|topk|top|first|queries)", "huge|enormous"),
+    (".*default_root_dir", "missing|banana|of another"),
+    (".*callbacks.0.init_args.base|.*checkpoint.dirpath", "missing|banana"),
+    (".*trainer.max_steps", "negative"),
+    (".*num_sanity_val_steps|.*warmup_steps|.*max_(epochs|steps)", "huge|enormous"),
+    (".*(guidance|dropout|weight_decay|regularisation|damping.value|forget|learning_rate)", "zero|tiny"),
+    # What a stage has no use for, it does not look at.
+    ("attribute_.*/trainer.(.*val.*|.*train.*|overfit.*|accumulate.*|gradient_clip.*|min_.*|max_.*|.*sanity.*)", ".*"),
+)
 
 
 def trials(whole: Path) -> Iterator[Trial]:
@@ -113,7 +126,7 @@ def wrong_values(key: str, value: Any) -> Iterator[tuple[str, Any]]:
 def _wrong_paths(value: str) -> Iterator[tuple[str, Any]]:
     yield "missing", "runs/nowhere/none"
     yield "folder", "runs"
-    yield "device", "/dev/null"
+    yield "pipe", "runs/pipe"
     yield "below a file", "configs/train.yaml/x"
     yield "other kind", "configs/train.yaml" if not value.endswith(".yaml") else "runs/train.lmdb"
     yield "other tensors", "runs/base_losses.safetensors"
@@ -128,6 +141,7 @@ def _wrong_paths(value: str) -> Iterator[tuple[str, Any]]:
 def _try(stage: Stage, config: Any, key: str, kind: str, wrong: Any, bench: Bench, random: Random) -> Outcome:
     changed = copy.deepcopy(config)
     put(changed, key, wrong)
+    os.mkfifo(bench.folder / "runs/pipe")
     (bench.folder / "configs/trial.yaml").write_text(yaml.safe_dump(changed, sort_keys=False))
     args = list(stage.with_config("configs/trial.yaml").args)
     if key == "trainer.default_root_dir":

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 
-from tools.trials.contents import Digests, contents
+from tools.trials.contents import ABOUT, Digests, contents
 from tools.trials.process import Ended, Kill, command, forked
 from tools.trials.project import PARTS
 from tools.trials.verdict import Outcome, Verdict, verdict
@@ -43,16 +43,16 @@ class Bench:
     def __init__(self, whole: Path, folder: Path) -> None:
         self.whole = whole
         self.folder = folder
-        self._state: dict[str, tuple[int, int]] = {}
+        self._whole: dict[str, tuple[int, int]] = {}
+        self._state = self._whole
 
     def restore(self) -> None:
         """Put back what differs from the whole project, and remove what is new."""
-        state = _snapshot(self.folder)
-        for name in state.keys() - self._state.keys():
-            (self.folder / name).unlink()
-        source = _snapshot(self.whole)
+        state, source = _snapshot(self.folder), _snapshot(self.whole)
+        for name in state.keys() - source.keys():
+            (self.folder / name).unlink(missing_ok=True)
         for name in source:
-            if name not in self._state or state.get(name) != self._state[name]:
+            if state.get(name, 0) != self._whole.get(name):
                 target = self.folder / name
                 if target.is_dir() and not target.is_symlink():
                     shutil.rmtree(target)
@@ -61,12 +61,13 @@ class Bench:
         for path in sorted(self.folder.rglob("*"), reverse=True):
             if path.is_dir() and not any(path.iterdir()) and not (self.whole / path.relative_to(self.folder)).is_dir():
                 path.rmdir()
-        self._state = _snapshot(self.folder)
+        self._whole = self._state = _snapshot(self.folder)
 
     def changed(self) -> list[str]:
-        """Return the files of the project that are not as they were."""
+        """Return the files of the project that are not as they were, but for those that say how a run went."""
         state = _snapshot(self.folder)
-        return sorted(name for name in self._state if state.get(name) != self._state[name])
+        names = (name for name in self._state if Path(name).name not in ABOUT)
+        return sorted(name for name in names if state.get(name) != self._state[name])
 
     def settle(self) -> None:
         """Take the files as they are now for what they were."""
@@ -109,7 +110,7 @@ def outcome(
 
 
 def _snapshot(folder: Path) -> dict[str, tuple[int, int]]:
-    files = (path for part in PARTS for path in (folder / part).rglob("*") if path.is_symlink() or path.is_file())
+    files = (path for part in PARTS for path in (folder / part).rglob("*") if path.is_symlink() or not path.is_dir())
     return {str(path.relative_to(folder)): _stamp(path) for path in files}
 
 
