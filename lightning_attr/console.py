@@ -51,6 +51,10 @@ def printable(text: str) -> str:
 _CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
+#: The signals to stop that interrupted what this process was doing.
+noticed: list[int] = []
+
+
 class Stopped(BaseException):
     """A signal to stop was received.
 
@@ -96,6 +100,9 @@ def ending(kept: str) -> Iterator[None]:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             sys.exit(1)
         except Exception as error:
+            if noticed:  # a library that was interrupted makes an error of its own of it
+                word = "interrupted" if noticed[-1] == signal.SIGINT else "stopped"
+                _end(f"{word}; {kept}", 128 + noticed[-1])
             told = error if isinstance(error, UserError) else explained(error)
             if told is None:
                 raise
@@ -113,8 +120,10 @@ def _stoppable() -> Iterator[None]:
     """Raise :class:`Stopped` at the signals that stop a run."""
 
     def stop(number: int, frame: object) -> NoReturn:
+        noticed.append(number)
         raise Stopped(128 + number)
 
+    noticed.clear()
     previous = {number: signal.signal(number, stop) for number in signals()}
     try:
         yield

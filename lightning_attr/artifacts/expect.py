@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from lightning_attr.errors import UserError
@@ -30,7 +31,7 @@ def expect_tensors(path: str | Path, tensors: Mapping[str, Tensor], expected: Ma
         kind, *axes = words.split()
         if (tensor := tensors.get(name)) is None:
             raise UserError(f"{path}: found no tensor {name}, expected {words}")
-        if tensor.is_floating_point() != (kind != "int"):
+        if tensor.dtype == torch.bool or tensor.is_floating_point() != (kind != "int"):
             raise UserError(f"{path}: found {name} of {tensor.dtype}, expected {words}")
         known = dict(zip(axes, tensor.shape, strict=False)) | sizes
         shape = tuple(known.get(axis, -1) for axis in axes)

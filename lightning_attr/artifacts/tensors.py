@@ -47,6 +47,8 @@ def whole_file(path: str | Path) -> Iterator[BinaryIO]:
         UserError: The system refuses it: no space, no permission, a folder in the way.
     """
     path = Path(path)
+    if path.exists() and not (path.is_file() or path.is_dir()):  # a device would be replaced
+        raise UserError(f"{path}: found a device or a pipe, expected a file or none")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary, file = _temporary(path)

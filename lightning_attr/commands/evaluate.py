@@ -7,12 +7,13 @@ the same method and settings count as one. Without scores, the tables say what t
 from collections.abc import Sequence
 from pathlib import Path
 
-from lightning_attr.artifacts import write_json
+from lightning_attr.artifacts import read_json, write_json
 from lightning_attr.cli import FinishedError, run_stage
 from lightning_attr.console import command, made, out, print_table
 from lightning_attr.errors import UserError
 from lightning_attr.ground_truth import Evaluated, as_json, evaluate, read_scores
 from lightning_attr.ground_truth.pack import Pack, pack_files, unpack
+from lightning_attr.ground_truth.records import check_json
 from lightning_attr.ground_truth.tables import tables
 from lightning_attr.options import parsed, parser
 from lightning_attr.tasks import Evaluation
@@ -35,6 +36,8 @@ def main(arguments: Sequence[str]) -> None:
     args = parsed(of, _options_last(arguments))
     if not args.pack.name:
         raise UserError(f"pack: found the folder {args.pack}, expected a pack in it, such as {args.pack / 'pack'}")
+    if args.json is not None and args.json.exists():
+        _check_numbers(args.json)
     if args.out is not None and args.queries is not None:
         raise UserError("--queries: found it with --out, expected one of them: a run is of all queries")
     pack = Pack.load(args.pack)
@@ -62,6 +65,14 @@ def _options_last(arguments: Sequence[str]) -> list[str]:
         else:
             files.append(word)
     return [*files, *options]
+
+
+def _check_numbers(path: Path) -> None:
+    """Refuse to write over anything but numbers of an evaluation."""
+    try:
+        check_json(str(path), read_json(path), Evaluated)
+    except (UserError, OSError) as error:
+        raise UserError(f"--json {path}: found another file, expected none or the numbers of an evaluation") from error
 
 
 def _span(text: str) -> range:

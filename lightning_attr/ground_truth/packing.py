@@ -17,6 +17,7 @@ from torch import Tensor
 
 from datamodules.store import Store
 from lightning_attr.artifacts.before import found
+from lightning_attr.artifacts.expect import expect_settings
 from lightning_attr.artifacts.provenance import check_made_from
 from lightning_attr.digests import file_digest
 from lightning_attr.errors import UserError
@@ -103,6 +104,7 @@ def _check_finished(folders: Sequence[Path]) -> None:
 def _read_entry(folder: Path, digests: Mapping[str, str]) -> _Entry:
     path = found(folder / "retraining.safetensors")
     tensors, settings = load_retrained(path)
+    expect_settings(str(path), settings, {"seed": int, "draws": dict})
     for role, digest in digests.items():
         check_made_from(str(path), settings, role, digest, "the sweep")
     latents = tensors["original_latent"], tensors["retrained_latent"]

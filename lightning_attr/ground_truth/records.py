@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, NamedTuple
+from types import UnionType
+from typing import Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
 
+from lightning_attr.errors import UserError, quoted
 from lightning_attr.ground_truth.metrics import Interval, Variances
 
 Standing = Literal["best", "tie", "behind", "unknown"]
@@ -148,3 +150,50 @@ def as_json(value: Any) -> Any:
     if isinstance(value, tuple) and hasattr(value, "_asdict"):
         return {name: as_json(part) for name, part in value._asdict().items()}
     return [as_json(part) for part in value] if isinstance(value, list) else value
+
+
+def check_json(where: str, value: Any, kind: Any) -> None:
+    """Check that plain mappings and lists are what :func:`as_json` makes of records of a type.
+
+    Args:
+        where: Where the value stands, for messages.
+        value: As read from JSON.
+        kind: The type: a record, a list or mapping of types, a union, or a plain one.
+
+    Raises:
+        UserError: They are not.
+    """
+    origin, inner = get_origin(kind), get_args(kind)
+    if origin in (Union, UnionType):
+        fitting = [each for each in inner if _fits(value, each)]
+        _expect(where, value, bool(fitting), kind)
+        check_json(where, value, fitting[0])
+    elif origin is dict:
+        _expect(where, value, isinstance(value, dict), kind)
+        for name, each in value.items():
+            check_json(f"{where}.{name}", each, inner[1])
+    elif origin is list:
+        _expect(where, value, isinstance(value, list), kind)
+        for place, each in enumerate(value):
+            check_json(f"{where}[{place}]", each, inner[0])
+    elif hasattr(kind, "_fields"):
+        _expect(where, value, isinstance(value, dict) and value.keys() == {*kind._fields}, kind)
+        for name, hint in get_type_hints(kind).items():
+            check_json(f"{where}.{name}", value[name], hint)
+    else:
+        _expect(where, value, _fits(value, kind), kind)
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    """Return whether a value is of a plain type, or of the outermost of a nested one."""
+    if get_origin(kind) is Literal:
+        return value in get_args(kind) and isinstance(value, str)
+    if kind is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    plain = dict if hasattr(kind, "_fields") else get_origin(kind) or kind
+    return isinstance(value, plain) and not (isinstance(value, bool) and plain is int)
+
+
+def _expect(where: str, value: Any, right: bool, kind: Any) -> None:
+    if not right:
+        raise UserError(f"{where}: found {quoted(value)}, expected {getattr(kind, '__name__', kind)}")

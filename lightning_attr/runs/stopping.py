@@ -9,7 +9,7 @@ import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from lightning_attr.console import err, signals
+from lightning_attr.console import err, noticed, signals
 
 
 class GracefulStop(Callback):
@@ -71,6 +71,7 @@ class GracefulStop(Callback):
     def _stop(self, signum: int, frame: object) -> None:
         self._status = 128 + signum
         if not self._training:
+            noticed.append(signum)
             raise SIGTERMException(self._status)
         self._requested = True
         if signum == signal.SIGINT:

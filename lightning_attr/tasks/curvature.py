@@ -42,7 +42,7 @@ class Curvature(AnalysisTask):
         seed: Of the draws.
     """
 
-    makes = ("curvature.safetensors",)
+    makes = ("curvature.safetensors", "factors_kfac", "factors_ekfac")  # those of its kind
 
     def __init__(
         self,

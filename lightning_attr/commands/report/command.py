@@ -11,7 +11,11 @@ from lightning_attr.artifacts import write_atomically
 from lightning_attr.commands.report.contents import collect
 from lightning_attr.commands.report.page import render
 from lightning_attr.console import made
+from lightning_attr.errors import UserError
 from lightning_attr.options import parsed, parser
+
+#: What is near the beginning of every page.
+MARK = b"<title>Which training images made these?"
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -21,6 +25,8 @@ def main(arguments: Sequence[str]) -> None:
     of.add_argument("--out", type=Path | None, default=None, help="the page to write, default RUN/report.html")
     args = parsed(of, arguments)
     target = args.out or args.run / "report.html"
+    if target.is_file() and MARK not in target.read_bytes()[:2000]:
+        raise UserError(f"{target}: found another file, expected none or a report")
     page = render(collect(args.run)).encode()
     write_atomically(target, page)
     made([target])

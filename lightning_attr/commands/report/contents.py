@@ -21,10 +21,9 @@ from lightning_attr.artifacts.records import read_record
 from lightning_attr.artifacts.score_table import ScoreFile, ScoreTable
 from lightning_attr.artifacts.scores import KINDS, Scores, TopScores, load_scores
 from lightning_attr.commands.report.stages import Stage, find_stages, find_stores, find_sweeps, without_entries
-from lightning_attr.errors import UserError
 from lightning_attr.ground_truth import Evaluated
 from lightning_attr.ground_truth.metrics.functional import generation_deviation, loss_change
-from lightning_attr.ground_truth.records import Attributable
+from lightning_attr.ground_truth.records import check_json
 from lightning_attr.ground_truth.retrained import load_retrained
 
 LOSS_DELTAS = "unlearning"
@@ -243,10 +242,9 @@ def _retrained(tensors: Mapping[str, Tensor], settings: Mapping[str, Any]) -> Re
 
 def _read_metrics(path: Path) -> dict[str, Any]:
     content = read_record(path, {"metrics": dict}, "metrics of an evaluation")
-    pack = content.get("pack", dict.fromkeys(Evaluated._fields))
-    whole = isinstance(pack, dict) and pack.keys() >= set(Evaluated._fields)
-    if not whole or any(each.keys() != set(Attributable._fields) for each in pack["attributability"] or ()):
-        raise UserError(f"{path}: found no evaluation under pack, expected what an Evaluation writes")
+    check_json(f"{path}: metrics", content["metrics"], dict[str, dict[str, float]])
+    if "pack" in content:
+        check_json(f"{path}: pack", content["pack"], Evaluated)
     return content
 
 
