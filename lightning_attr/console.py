@@ -180,7 +180,7 @@ def progress(unit: str) -> Progress:
     It is silent by ``-q`` and off a terminal.
     """
     return Progress(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         RateColumn(unit),

@@ -73,6 +73,7 @@ def is_linear(layer: nn.Module) -> bool:
 _checked: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()
 
 
+@torch.enable_grad()
 def captured(layers: Mapping[str, Layer], values: Callable[[], Tensor]) -> list[Call]:
     """Run ``values`` and its backward pass, and return every call of ``layers`` with the gradient at its output.
 
@@ -134,7 +135,7 @@ def _recorded(
         versions.append(_version(inputs[0]))
         return output
 
-    with _hooked({*layers.values()}, record), torch.enable_grad():
+    with _hooked({*layers.values()}, record):
         result = values()
     for (layer, x, _), version in zip(calls, versions, strict=True):
         if x.ndim < (4 if isinstance(layer, nn.Conv2d) else 2) or len(x) != len(result):

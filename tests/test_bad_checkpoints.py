@@ -22,7 +22,11 @@ def test_validate_needs_a_checkpoint(project: Project, tmp_path: Path, refused: 
     args = ["validate", *project.args("train", tmp_path / "run")[1:]]
     assert_says(refused(args), tmp_path / "run/checkpoints/last.ckpt", "no such checkpoint")
     assert_says(refused([*args, "--ckpt_path", "last"]), tmp_path / "run/checkpoints/last.ckpt")
-    assert_says(refused([*args, "--ckpt_path", str(tmp_path / "x.ckpt")]), tmp_path / "x.ckpt", "no such file")
+    assert_says(
+        refused([*args, "--ckpt_path", str(tmp_path / "x.ckpt")]),
+        tmp_path / "x.ckpt",
+        "expected last or a file that is there",
+    )
 
 
 def test_validate_takes_the_last_checkpoint(project: Project, capfd: pytest.CaptureFixture[str]) -> None:
@@ -34,7 +38,7 @@ def test_fit_from_last_without_one(project: Project, tmp_path: Path, refused: Re
     args = [*project.args("train", tmp_path / "run"), "--ckpt_path", "last"]
     assert_says(refused(args), tmp_path / "run/checkpoints/last.ckpt", "no such checkpoint")
     args = [*project.args("train", tmp_path / "run"), "--ckpt_path", str(tmp_path / "none.ckpt")]
-    assert_says(refused(args), tmp_path / "none.ckpt", "no such file")
+    assert_says(refused(args), tmp_path / "none.ckpt", "expected last or a file that is there")
 
 
 def test_a_checkpoint_of_another_architecture(project: Project, tmp_path: Path, refused: Refused) -> None:

@@ -259,7 +259,8 @@ def test_a_module_of_the_users_that_cannot_be_imported(
 def test_another_config_in_a_folder_with_results(project: Project, refused: Refused) -> None:
     message = refused(project.args("train", model__init_args__learning_rate=0.5, data__init_args__batch_size=4))
     assert_says(message, project.root / "train", "model.init_args.learning_rate: 0.001 -> 0.5", "batch_size: 8 -> 4")
-    assert_says(refused(["test", *project.args("train")[1:]]), "verb: fit -> test")
+    message = refused(["test", *project.args("train")[1:]])
+    assert_says(message, "model: found LatentDiffusion, a task to fit and validate, expected one to test")
 
 
 def test_a_failed_start_may_be_repaired(project: Project, tmp_path: Path, refused: Refused) -> None:

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 import yaml
 from damage import assert_says as says
 from miniature import Project
@@ -16,7 +15,8 @@ from lightning_attr.artifacts.scores import Scores
 from lightning_attr.cli import run_stage
 from lightning_attr.commands.prepare.shapes import main as prepare_shapes
 from lightning_attr.commands.sweep.command import parsed_options
-from lightning_attr.models import Diffusion, build
+from lightning_attr.models import Diffusion
+from lightning_attr.models.model import unfilled
 from lightning_attr.models.unet import UNet
 from lightning_attr.noise import Draws, draw_timesteps
 
@@ -130,8 +130,7 @@ def assert_says(found: dict[str, Any], stated: dict[str, Any]) -> None:
 
 def test_mscoco_is_the_experiment_of_the_paper(capsys: pytest.CaptureFixture[str]) -> None:
     model = parsed(command(CONFIGS / "mscoco/train.yaml"), capsys)["model"]["init_args"]
-    with torch.device("meta"):
-        network = build(model["denoiser"], {}, 0).network
+    network = unfilled(model["denoiser"], {}).network
     assert sum(parameter.numel() for parameter in network.parameters()) == 57_373_316
     weights = UNet(network).select("cross_kv")
     assert len(weights) == 32

@@ -41,7 +41,7 @@ def read_record(path: str | Path, expected: Mapping[str, type], what: str) -> di
     checksum = found.pop("checksum", None)
     if (checksum or "format" in found) and _checksum(found) != checksum:
         raise UserError(f"{path}: damaged, its checksum does not match its contents")
-    expect_settings(f"{path}, expected the {what}", found, expected)
+    expect_settings(f"{path}: {what}", found, expected)
     return found
 
 

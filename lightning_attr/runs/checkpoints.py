@@ -55,7 +55,10 @@ def read_to_resume(path: Any, needed: Sequence[str] = RESUMED) -> dict[str, Any]
     """
     checkpoint = read_checkpoint(path)
     if missing := [part for part in needed if part not in checkpoint]:
-        raise UserError(f"checkpoint {path}: found no {', '.join(missing)}, expected the checkpoint of a training")
+        raise UserError(
+            f"checkpoint {path}: found no {', '.join(missing)}, expected the checkpoint of a training; from weights "
+            "alone, as GroupedRetraining writes them, none goes on: delete the folder to train anew"
+        )
     return checkpoint
 
 

@@ -29,7 +29,8 @@ class Restoring(CheckpointConnector):
             super()._restore_modules_and_callbacks(*args, **settings)
 
     def restore_model(self) -> None:
-        """Check that the state is this module's, and take it up."""
+        """Take the state up, and check that it is this module's: PyTorch takes numbers of any type."""
+        super().restore_model()
         if self._loaded_checkpoint:
             state, module = self._loaded_checkpoint.get("state_dict"), self.trainer.lightning_module
             # The tasks that are not strict leave the model out that they were given.
@@ -39,7 +40,6 @@ class Restoring(CheckpointConnector):
                 if module.strict_loading or not name.startswith("denoiser.")
             }
             check_like("state_dict", state, own, complete=True)
-        super().restore_model()
 
     def restore_training_state(self) -> None:
         """Check the progress and the optimizers' states, and take them up."""

@@ -87,15 +87,6 @@ class Retraining(LatentDiffusion):
     def _query_ids(self, queries: Store) -> list[int]:
         return self.evaluate if self.evaluate is not None else [int(query) for query in queries.ids]
 
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse to go on from a model that was trained in a group."""
-        super().on_load_checkpoint(checkpoint)
-        if "optimizer_states" not in checkpoint:
-            raise UserError(
-                f"checkpoint in {self.trainer.default_root_dir}: found weights alone, as GroupedRetraining writes "
-                "them, expected the optimizer's state as well; delete the folder to train anew"
-            )
-
     def on_fit_end(self) -> None:
         """Measure both models on the queries and write ``retraining.safetensors``."""
         if not self.trainer.is_global_zero:
