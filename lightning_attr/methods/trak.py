@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lightning_attr.errors import expect_within
 from lightning_attr.gradients import SampleGradients
 from lightning_attr.methods.base import Batch, Context
 from lightning_attr.methods.gradient_method import GradientMethod
@@ -33,6 +34,7 @@ class Trak(GradientMethod):
     ) -> None:
         super().__init__(**settings)
         self.projection = projection
+        expect_within("method.regularisation", regularisation, 0, 1e6)
         self.regularisation = regularisation
         self.projection_seed = projection_seed
 

@@ -122,7 +122,7 @@ class Denoiser(ABC):
         except re.error as error:
             raise UserError(f"weights: {pattern!r} is not a regular expression ({error}); {known}") from error
         selected = {name: weight for name, weight in self.network.named_parameters() if regex.search(name)}
-        if not selected:
+        if not selected or not pattern:
             raise UserError(f"weights: {pattern!r} selects nothing; {known}")
         return selected
 

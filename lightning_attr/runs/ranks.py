@@ -49,7 +49,7 @@ def this_rank() -> int:
 
 
 def begin_ranks(trainer: Any = None) -> bool:
-    """Set this process's rank, and return whether there may be others.
+    """Set this process's rank, and return whether there may be others. Rank 0 alone speaks to the user.
 
     There are ranks where the trainer's settings ask for more than one. Variables of a scheduler make none: tasks of
     one SLURM job are often runs of their own.
@@ -59,6 +59,7 @@ def begin_ranks(trainer: Any = None) -> bool:
     """
     several = PARENT in os.environ or (trainer is not None and trainer.num_nodes * _devices(trainer) > 1)
     rank_zero_only.rank = (_get_rank() or 0) if several else 0  # type: ignore[attr-defined]
+    err.quiet = this_rank() > 0
     return several
 
 
@@ -138,7 +139,7 @@ def follow_parent() -> None:
 
 @contextmanager
 def one_speaker(no_error: type[Exception]) -> Iterator[None]:
-    """Let rank 0 alone speak to the user, and another one where it alone fails.
+    """Let a rank beside rank 0 speak to the user where it alone fails.
 
     Rank 0 ends the others if it fails. So they wait a moment before they tell of an error, which may be its error too,
     or that rank 0 is gone.
@@ -146,7 +147,6 @@ def one_speaker(no_error: type[Exception]) -> Iterator[None]:
     Args:
         no_error: An exception that is not told.
     """
-    err.quiet = this_rank() > 0
     try:
         yield
     except Exception as error:

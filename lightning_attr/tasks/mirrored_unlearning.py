@@ -65,6 +65,8 @@ class MirroredUnlearning(ChangedWeights):
     ) -> None:
         super().__init__(checkpoint, queries, query, weights)
         expect_within("model.learning_rate", learning_rate, 0)
+        expect_within("model.forget", forget, 0, 1000)
+        expect_within("model.until", until, 0, 1000)
         expect_within("model.query_draws", query_draws, 1)
         self.learning_rate = learning_rate
         self.forget = forget

@@ -64,6 +64,7 @@ class Sampler(AnalysisTask):
         if (prompts is None) == (prompt_store is None):
             raise UserError("model: give either prompts or prompt_store")
         expect_within("model.count", count, 1)
+        expect_within("model.seed", seed, 0, 2**62)  # and a query's is that and its id
         expect_within("model.steps", steps, 1, 10_000)
         expect_within("model.batch_size", batch_size, 1)
         expect_within("model.guidance", guidance, 0, 1000)
