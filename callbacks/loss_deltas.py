@@ -52,7 +52,7 @@ class LossDeltaRecorder(Callback):
         batch_size: int = 256,
         top: int = 16,
     ) -> None:
-        expect_counts("callbacks.LossDeltaRecorder", captions=captions, views=views)
+        expect_counts("callbacks.LossDeltaRecorder", captions=captions, views=views, batch_size=batch_size, top=top)
         self.base = base
         self.draws = draws
         self.captions = captions

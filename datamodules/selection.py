@@ -47,6 +47,8 @@ class Exclude:
             raise UserError(f"exclude: found scores {self.scores} and top {self.top}, expected both or neither")
         if self.scores is None and self.query is not None:
             raise UserError(f"exclude.query: found {self.query} without scores, expected it with scores only")
+        if self.query == []:
+            raise UserError("exclude.query: found no query, expected at least one, or null for the only one there is")
         expect_within("exclude.top", self.top, 1)
         expect_within("exclude.random", self.random, 1)
 

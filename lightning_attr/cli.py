@@ -63,6 +63,9 @@ QUIET = (
 STEPS = {"fit": "training_step", "validate": "validation_step", "test": "test_step", "predict": "predict_step"}
 
 
+#: The class of the settings under ``checkpoint``.
+CHECKPOINT = f"{RunCheckpoint.__module__}.{RunCheckpoint.__name__}"
+
 #: Seconds to wait for another process that has the run's folder: it may be saving, or dying.
 PATIENCE = 5.0
 
@@ -117,7 +120,7 @@ class AttributionCLI(LightningCLI):
         """Compare the run's folder with the config, and find the checkpoint to resume from."""
         out.quiet = out.quiet or self._get(self.config, "quiet")
         for key, value in self.config[self.subcommand].as_dict().items():
-            check_nulls(key, value)
+            check_nulls(key, {"class_path": CHECKPOINT, "init_args": value} if key == "checkpoint" else value)
         begin_ranks(self._get(self.config, "trainer"))
         self._check_verb()
         if self.subcommand == "validate":

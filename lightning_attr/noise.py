@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_attr.errors import UserError
+from lightning_attr.errors import UserError, expect_within
 
 Ids = TypeVar("Ids", int, Tensor)
 
@@ -42,9 +42,9 @@ class Draws:
     window: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
-        """Refuse an empty set of draws."""
-        if self.timesteps < 1 or self.noises < 1:
-            raise UserError(f"draws: found {self.timesteps} timesteps and {self.noises} noises, expected at least one")
+        """Refuse draws without number or end."""
+        expect_within("draws.timesteps", self.timesteps, 1, 1_000_000)
+        expect_within("draws.noises", self.noises, 1, 1_000_000)
         if self.window is not None and not 0 <= self.window[0] < self.window[1]:
             raise UserError(f"draws.window: found {list(self.window)}, expected [first, end] with 0 <= first < end")
 

@@ -126,7 +126,9 @@ def _values(value: Any, known: dict[int, int]) -> int:
 
 
 def check_nulls(key: str, value: Any) -> None:
-    """Check that no argument of a class is null that has a type without it: jsonargparse takes it there.
+    """Check that no argument of a class is null that has a type without it, and no text has a NUL, as no path can.
+
+    Jsonargparse takes both.
 
     Args:
         key: Where the value is in the config.
@@ -135,6 +137,8 @@ def check_nulls(key: str, value: Any) -> None:
     Raises:
         UserError: One is.
     """
+    if isinstance(value, str | Path) and "\0" in str(value):
+        raise UserError(f"{key}: found {quoted(str(value))}, expected a text without NUL")
     if isinstance(value, list):
         for index, each in enumerate(value):
             check_nulls(f"{key}.{index}", each)

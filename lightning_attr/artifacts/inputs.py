@@ -39,11 +39,13 @@ def input_paths(owner: type, arguments: Mapping[str, Any], of: Any = InputPath) 
 
 def null_arguments(owner: type, arguments: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     """Yield name and type of the arguments of a class, or of a dataclass in it, that are null and must not be."""
-    hints, defaults = _hints(owner), signature(owner).parameters
+    hints = _hints(owner)
+    inits = [vars(cls)["__init__"] for cls in reversed(owner.__mro__[:-1]) if "__init__" in vars(cls)]
+    defaults = {name: each.default for init in inits for name, each in signature(init).parameters.items()}
     for name, value in arguments.items():
         hint = hints.get(name, Any)
         kinds = _kinds(hint)
-        if value is None and name in defaults and defaults[name].default is not None:
+        if value is None and defaults.get(name) is not None:
             if not any(kind in (Any, NoneType, None) for kind in kinds):
                 yield name, hint
         elif isinstance(value, Mapping):

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from datamodules.store import Store
 from lightning_attr.artifacts.provenance import check_made_from
 from lightning_attr.encoders import check_encoders
-from lightning_attr.errors import UserError
+from lightning_attr.errors import UserError, expect_within
 from lightning_attr.models.build import build_class
 from lightning_attr.models.denoiser import Conditions, Denoiser
 from lightning_attr.models.process import Diffusion
@@ -250,6 +250,10 @@ def unfilled(denoiser: Mapping[str, Any], scheduler: Mapping[str, Any]) -> Model
 def _built(denoiser: Mapping[str, Any], scheduler: Mapping[str, Any], device: str) -> Model:
     named = {"_class_name": UNet.class_name, **denoiser}
     kind = family("model.denoiser", named)
+    for name, value in named.items():
+        for number in value if isinstance(value, list | tuple) else [value]:
+            if isinstance(number, int | float):
+                expect_within(f"model.denoiser.{name}", number, 0)
     with torch.device(device):
         network = build_class("model.denoiser", named, ModelMixin)
     return Model(kind(network), Diffusion(scheduler), configs={"denoiser": denoiser, "scheduler": scheduler})

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from glob import glob
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from lightning_attr.artifacts.scores import load_scores
 from lightning_attr.errors import UserError, expect_within
 from lightning_attr.ground_truth.pack import UNATTRIBUTED
 from lightning_attr.noise import Draws
-from lightning_attr.options import check_yaml, user_errors
+from lightning_attr.options import check_nulls, check_yaml, user_errors
 
 Settings = Mapping[str, Any]
 
@@ -149,6 +149,7 @@ def entries(sweep: Sweep) -> list[Entry]:
 
 def _check(sweep: Sweep) -> None:
     """Check what would fail in the middle of the sweep otherwise."""
+    check_nulls("sweep", {"class_path": f"{Sweep.__module__}.{Sweep.__name__}", "init_args": asdict(sweep)})
     store = Store(store_path(sweep))
     if sweep.top is not None:
         for method in sweep.top.scores:
