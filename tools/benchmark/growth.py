@@ -81,14 +81,13 @@ def _anonymous_bytes() -> int:
 
 
 def measure(folder: Path, sizes: Sizes) -> Iterator[Figure]:
-    """Measure influence by the demo's network for 64 queries over two stores."""
+    """Measure influence by the demo's network for 64 queries over a part of a store and over all of it."""
     counts = sizes.grown, FACTOR * sizes.grown
-    stores = [folder / f"store-{count}.lmdb" for count in counts]
-    for store, count in zip(stores, counts, strict=True):
-        prepare_shapes(["--out", str(store), "--count", str(count), "--planted", "0"])
-    inputs = _prepared(folder, stores[0])
+    store = folder / "store.lmdb"
+    prepare_shapes(["--out", str(store), "--count", str(counts[1]), "--planted", "0"])
+    inputs = _prepared(folder, store)
     passes = [
-        [_attributed(folder / f"run-{repeat}-{store.stem}", store, inputs, sizes) for store in stores]
+        [_attributed(folder / f"run-{repeat}-{count}", store, count / counts[1], inputs, sizes) for count in counts]
         for repeat in range(sizes.method_repeats)
     ]
     small, large = np.array(passes, float).transpose(1, 2, 0)
@@ -122,6 +121,7 @@ def _prepared(folder: Path, store: Path) -> dict[str, str]:
             "-c", str(CONFIG.with_name("curvature.yaml")),
             *data,
             *model,
+            "--data.init_args.subset.fraction", str(1 / FACTOR),
             "--trainer.default_root_dir", str(folder / "curvature"),
             "--trainer.max_epochs", "1",
         ]
@@ -142,8 +142,8 @@ def _prepared(folder: Path, store: Path) -> dict[str, str]:
     return {"checkpoint": str(checkpoint), "curvature": str(curvature), "queries": str(queries)}
 
 
-def _attributed(run: Path, store: Path, inputs: dict[str, str], sizes: Sizes) -> Pass:
-    """Run an attribution as a user does, and return how its pass went."""
+def _attributed(run: Path, store: Path, share: float, inputs: dict[str, str], sizes: Sizes) -> Pass:
+    """Run an attribution over a share of a store as a user does, and return how its pass went."""
     method = {"curvature": inputs["curvature"], "output": {"draws": {"timesteps": sizes.timesteps}}}
     config = {
         "trainer": {
@@ -162,7 +162,7 @@ def _attributed(run: Path, store: Path, inputs: dict[str, str], sizes: Sizes) ->
         },
         "data": {
             "class_path": "datamodules.LatentDataModule",
-            "init_args": {"store": str(store), "batch_size": BATCH},
+            "init_args": {"store": str(store), "batch_size": BATCH, "subset": {"fraction": share}},
         },
     }
     path = run.with_suffix(".yaml")
