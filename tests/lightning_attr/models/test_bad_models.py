@@ -101,7 +101,7 @@ CHANGES: dict[str, tuple[Change, str]] = {
     "layers beyond counting": (denoiser(block_out_channels=[8, 10**30]), "refuses its arguments"),
     "layers without end": (denoiser(layers_per_block=10**9), "layers_per_block 1000000000, expected at most 100"),
     "nested layers without end": (denoiser(transformer_layers_per_block=[1, [10**9]]), "expected at most 100"),
-    "negative layers": (denoiser(block_out_channels=[-8, -16]), "refuses its arguments|another architecture"),
+    "negative layers": (denoiser(block_out_channels=[-8, -16]), "block_out_channels: found -8, expected at least 0"),
     "no layers": (denoiser(block_out_channels=[]), "refuses its arguments"),
     "words for layers": (denoiser(block_out_channels="wide"), "refuses its arguments"),
     "no channels": (denoiser(in_channels=0, out_channels=0), "in_channels 0, expected one positive number"),
