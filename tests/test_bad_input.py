@@ -108,7 +108,7 @@ def test_store_replaced_under_a_run(project: Project, tmp_path: Path, refused: R
         ("unlearn", {"model__init_args__query": 99}, ["queries.lmdb", "99", "expected ids"]),
         ("unlearn", {"model__init_args__query": "star"}, ["query", "star", "int"]),
         ("unlearn", {"model__init_args__draws__timesteps": 1001}, ["draws.timesteps", "1001", "1000"]),
-        ("unlearn", {"model__init_args__draws__timesteps": 0}, ["draws", "0", "at least one"]),
+        ("unlearn", {"model__init_args__draws__timesteps": 0}, ["draws.timesteps", "found 0"]),
         ("leave_k_out", {"data__init_args__exclude__top": 41}, ["exclude.top", "41", "40"]),
         ("leave_k_out", {"data__init_args__exclude__top": 40}, ["no sample left", "40"]),
         ("leave_k_out", {"data__init_args__exclude__query": 9}, ["exclude.query", "9", "expected one of"]),
