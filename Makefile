@@ -26,7 +26,7 @@ lint: .venv/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# Wrong settings, damaged files and kills by the thousand, and a table of what became of them: about an hour.
+# Wrong settings, damaged files and kills by the thousand, and a table of what became of them.
 trials: .venv/installed
 	$(BIN)/python -m tools.trials --jobs 2
 

@@ -7,7 +7,6 @@ which a run that was stopped and resumed shares with one that was not: their cou
 
 from __future__ import annotations
 
-import pickle
 import re
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -125,9 +124,8 @@ def _check_records(path: str | Path, but: str | None = None) -> None:
 
 def _refusal(path: str | Path, error: Exception) -> UserError:
     """Return what to say of a file; not torch's advice on how to trust it."""
-    if isinstance(error, pickle.UnpicklingError) and "weights_only" in str(error):
+    if "weights_only" in str(error):
         asked = re.search(r"GLOBAL (\S+)", str(error))
         what = f"it asks for {asked[1]}" if asked else "it holds more than tensors and plain values"
         return UserError(f"checkpoint {path}: refused, {what}, which could run code")
-    reason = "" if "weights_only" in str(error) else f" ({one_line(error)})"
-    return UserError(f"checkpoint {path}: refused, it is damaged or not a checkpoint{reason}")
+    return UserError(f"checkpoint {path}: refused, it is damaged or not a checkpoint ({one_line(error)})")

@@ -55,6 +55,6 @@ def expect_settings(what: str, settings: Mapping[str, Any], expected: Mapping[st
     """
     for name, kind in expected.items():
         if name not in settings:
-            raise UserError(f"{what}: found no {name}, expected a {kind.__name__}")
+            raise UserError(f"{what}: found no {name}, expected one of type {kind.__name__}")
         if not isinstance(settings[name], kind) or (kind is int and isinstance(settings[name], bool)):
             raise UserError(f"{what}: found {name} of type {type(settings[name]).__name__}, expected {kind.__name__}")

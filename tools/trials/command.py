@@ -4,7 +4,6 @@
 
 Aim: no traceback, nothing silent, no process that dies of a signal. A trial that went wrong is printed with its name,
 by which --trial runs it alone. With --json the outcomes are kept as they come: the same command goes on after a stop.
-Takes about an hour.
 """
 
 from __future__ import annotations

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -260,19 +259,14 @@ def _read(bench: Bench, reader: Reader) -> Ended:
 
 
 def _undamaged(bench: Bench, name: str, reader: Reader, half: str | None) -> tuple[Digests, str]:
-    """Return what a reader makes and prints without damage; it is kept beside the whole project."""
-    kept = bench.whole / "undamaged" / f"{name}, {half}.json".replace("/", "-")
-    if not kept.exists():
+    """Return what a reader makes and prints without damage."""
+
+    def run() -> Ended:
         if half is not None:
             halves.put_in_place(bench, half)
-        ended = _read(bench, reader)
-        if ended.status != 0:
-            raise RuntimeError(f"{name}: status {ended.status}\n{ended.err}")
-        found = [bench.contents(reader.makes), ended.out]
-        bench.restore()
-        kept.parent.mkdir(exist_ok=True)
-        kept.write_text(json.dumps(found))
-    makes, printed = json.loads(kept.read_text())
+        return _read(bench, reader)
+
+    makes, printed, _ = bench.untouched(f"undamaged/{name}, {half}", reader.makes, run)
     return makes, printed
 
 

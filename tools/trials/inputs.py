@@ -8,27 +8,23 @@ import math
 import pickle
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from random import Random
 from typing import Any
 
-import numpy as np
 import torch
 import yaml
-from PIL import Image
 from torch import Tensor
 
-from datamodules.store import Store
-from datamodules.store.records import Field, Sample, Schema
-from datamodules.store.writer import StoreWriter
 from lightning_attr.artifacts import load_artifact, save_tensors
 from lightning_attr.artifacts.records import write_record
 from lightning_attr.digests import file_digest
 from tools.trials.flips import readers
+from tools.trials.images import BROKEN, IMAGES, put
 from tools.trials.process import forked
 from tools.trials.project import PACK
+from tools.trials.stores import STORES, remake
 from tools.trials.trial import LIMIT, Bench, Trial, outcome
 from tools.trials.verdict import Outcome
 
@@ -104,9 +100,9 @@ def trials(whole: Path) -> Iterator[Trial]:
             yield _trial(f"inputs/{path}/{name}", make, read_by, "nan" not in name)
     for name, change in STORES.items():
         for reader in ("attribute/trak", "train", "inspect"):
-            yield _trial(f"inputs/store/{name}, {reader}", partial(_remake_store, change), (reader,), True)
+            yield _trial(f"inputs/store/{name}, {reader}", partial(remake, change), (reader,), True)
     for name, draw in IMAGES.items():
-        yield _trial(f"inputs/image/{name}", partial(_draw, draw), ("prepare_coco anew",), name not in BROKEN)
+        yield _trial(f"inputs/image/{name}", partial(put, draw), ("prepare_coco anew",), name not in BROKEN)
 
 
 def _trial(name: str, make: Make, read_by: tuple[str, ...], may: bool) -> Trial:
@@ -304,152 +300,3 @@ FOREIGN: Mapping[str, Callable[[], bytes]] = {
     "a pointer": lambda: b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n",
     "nothing": lambda: b"",
 }
-
-
-Change = Callable[[Schema, list[Sample]], tuple[Schema, list[Sample]]]
-
-
-def _field(name: str, change: Callable[[Any], Any], **schema: Any) -> Change:
-    """Return a change of one field of all samples, and of its schema."""
-
-    def changed(before: Schema, samples: list[Sample]) -> tuple[Schema, list[Sample]]:
-        arrays = [{**sample.arrays, name: change(sample.arrays[name])} for sample in samples]
-        field = before.fields[name]
-        about = {"shape": arrays[0][name].shape, "dtype": arrays[0][name].dtype.name, "role": field.role, **schema}
-        return (
-            Schema({**before.fields, name: Field(**about)}, before.encoders),
-            [replace(sample, arrays=each) for sample, each in zip(samples, arrays, strict=True)],
-        )
-
-    return changed
-
-
-def _without(name: str) -> Change:
-    return lambda schema, samples: (
-        Schema({key: field for key, field in schema.fields.items() if key != name}, schema.encoders),
-        [replace(s, arrays={key: value for key, value in s.arrays.items() if key != name}) for s in samples],
-    )
-
-
-def _meta(**values: Any) -> Change:
-    return lambda schema, samples: (schema, [replace(s, meta=replace(s.meta, **values)) for s in samples])
-
-
-def _encoders(**values: Any) -> Change:
-    return lambda schema, samples: (Schema(schema.fields, {**schema.encoders, **values}), samples)
-
-
-def _ids(of: Callable[[int], int]) -> Change:
-    return lambda schema, samples: (schema, [replace(s, meta=replace(s.meta, id=of(s.meta.id))) for s in samples])
-
-
-#: Stores that are made by hand, as changes of one that the project has made.
-STORES: Mapping[str, Change] = {
-    "no samples": lambda schema, samples: (schema, []),
-    "one sample": lambda schema, samples: (schema, samples[:1]),
-    "no latent": _without("latent"),
-    "no text": _without("text"),
-    "latents of NaN": _field("latent", lambda array: np.full_like(array, math.nan)),
-    "latents of inf": _field("latent", lambda array: np.full_like(array, math.inf)),
-    "latents of zero": _field("latent", np.zeros_like),
-    "latents of another size": _field("latent", lambda array: array[..., :4, :4]),
-    "latents that are no squares": _field("latent", lambda array: array[..., :4]),
-    "latents of other channels": _field("latent", lambda array: array[:, :3]),
-    "latents without views": _field("latent", lambda array: array[0]),
-    "latents of a number": _field("latent", lambda array: array.reshape(-1)[:1]),
-    "latents of uint8": _field("latent", lambda array: array.astype(np.uint8)),
-    "latents of bool": _field("latent", lambda array: array.astype(bool)),
-    "latents of float64": _field("latent", lambda array: array.astype(np.float64)),
-    "latents of no role": _field("latent", lambda array: array, role=None),
-    "text of another width": _field("text", lambda array: array[..., :8]),
-    "text of one token": _field("text", lambda array: array[:, :1]),
-    "text of a vector": _field("text", lambda array: array[:, 0]),
-    "text of one number": _field("text", lambda array: array.reshape(-1)[:1]),
-    "text of integers": _field("text", lambda array: array.astype(np.int64)),
-    "text of NaN": _field("text", lambda array: np.full_like(array, math.nan)),
-    "text of no role": _field("text", lambda array: array, role=None),
-    "one caption of three": _field("text", lambda array: array[:1]),
-    "no captions": _meta(captions=()),
-    "other captions": _meta(captions=("",)),
-    "long captions": _meta(captions=("x" * 100_000,) * 3),
-    "escapes in captions": _meta(captions=("\x1b[31mred\x1b[0m\n\r\0",) * 3),
-    "markup in captions": _meta(captions=("[/s] [bold]",) * 3),
-    "attributes of another type": _meta(attributes={"planted": "yes"}),
-    "no attributes": _meta(attributes={}),
-    "large ids": _ids(lambda id: id + (1 << 62)),
-    "ids with gaps": _ids(lambda id: id * id),
-    "no encoders": lambda schema, samples: (Schema(schema.fields, {}), samples),
-    "unknown encoder": _encoders(image={"class": "Banana"}),
-    "encoder of nothing": _encoders(image=None),
-    "encoder of a list": _encoders(image=[]),
-    "encoder without settings": _encoders(image={"class": "PatchPCA"}),
-    "encoder of the hub": _encoders(text={"class": "CLIPText", "name": "openai/nowhere"}),
-    "encoder of wrong settings": _encoders(text={"class": "HashedWords", "tokens": -1, "dim": "x"}),
-    "encoder of code": _encoders(image={"class": "os.system", "command": "id"}),
-    "thumbnails of nothing": lambda schema, samples: (schema, [replace(s, thumb=b"") for s in samples]),
-    "thumbnails of text": lambda schema, samples: (schema, [replace(s, thumb=b"no image") for s in samples]),
-}
-
-
-def _remake_store(change: Change) -> None:
-    path = Path("runs/train.lmdb")
-    with Store(path) as store:
-        arrays = {name: store.read(name, range(len(store))) for name in store.schema.fields}
-        samples = [
-            Sample(store.meta(i), {name: values[i] for name, values in arrays.items()}, store.thumb(i))
-            for i in range(len(store))
-        ]
-        schema, states = store.schema, {name: store.encoder_state(name) for name in store.schema.encoders}
-    path.unlink()
-    schema, samples = change(schema, samples)
-    with StoreWriter(path, schema) as writer:
-        for name, state in states.items():
-            if state is not None and name in schema.encoders:
-                writer.put_encoder_state(name, state)
-        for sample in samples:
-            writer.write(sample)
-        writer.finish()
-
-
-def _png(mode: str, size: tuple[int, int] = (40, 36), **settings: Any) -> Callable[[], bytes]:
-    def draw() -> bytes:
-        buffer = io.BytesIO()
-        Image.new(mode, size).save(buffer, "PNG", **settings)
-        return buffer.getvalue()
-
-    return draw
-
-
-def _as(form: str, mode: str = "RGB", **settings: Any) -> Callable[[], bytes]:
-    def draw() -> bytes:
-        buffer = io.BytesIO()
-        Image.new(mode, (40, 36)).save(buffer, form, **settings)
-        return buffer.getvalue()
-
-    return draw
-
-
-#: Images in place of the first one.
-IMAGES: Mapping[str, Callable[[], bytes]] = {
-    **{f"mode {mode}": _png(mode) for mode in ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")},
-    **{f"form {form}": _as(form) for form in ("JPEG", "GIF", "BMP", "TIFF", "WEBP", "PPM", "ICO")},
-    "CMYK": _as("JPEG", "CMYK"),
-    "a palette with transparency": _png("P", transparency=0),
-    "one pixel": _png("RGB", (1, 1)),
-    "a line": _png("RGB", (2000, 1)),
-    "a bomb": _png("1", (20_000, 10_000)),
-    "half": lambda: _png("RGB")()[:60],
-    "half a JPEG": lambda: _as("JPEG")()[:400],
-    "nothing": lambda: b"",
-    "text": lambda: b"no image",
-    "zeros": lambda: bytes(1000),
-    "longer": lambda: _png("RGB")() + bytes(100),
-    "vector": lambda: b'<svg xmlns="http://www.w3.org/2000/svg"/>',
-}
-
-#: Of the images, those that are none.
-BROKEN = ("half", "half a JPEG", "nothing", "text", "zeros", "vector")
-
-
-def _draw(draw: Callable[[], bytes]) -> None:
-    Path("coco/images/0001.png").write_bytes(draw())

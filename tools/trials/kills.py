@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import signal
 from collections.abc import Iterator
@@ -10,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from random import Random
 
-from tools.trials.process import Kill
+from tools.trials.process import Ended, Kill
 from tools.trials.project import Stage, stages
 from tools.trials.trial import Bench, Trial, outcome
 from tools.trials.verdict import Outcome
@@ -84,16 +83,11 @@ def _remove(bench: Bench, stage: Stage) -> None:
 
 
 def _undisturbed(bench: Bench, stage: Stage) -> tuple[dict[str, str], float]:
-    """Return what a stage makes that nobody kills, and how long it takes; both are kept beside the whole project."""
-    kept = bench.whole / "undisturbed" / f"{stage.name}.json".replace("/", "-")
-    if not kept.exists():
+    """Return what a stage makes that nobody kills, and how long it takes."""
+
+    def run() -> Ended:
         _remove(bench, stage)
-        ended = bench.command(stage.args, LIMIT)
-        if ended.status != 0:
-            raise RuntimeError(f"{stage.name}: status {ended.status}\n{ended.err}")
-        found = [bench.contents(stage.makes), ended.seconds]
-        bench.restore()
-        kept.parent.mkdir(exist_ok=True)
-        kept.write_text(json.dumps(found))
-    makes, seconds = json.loads(kept.read_text())
+        return bench.command(stage.args, LIMIT)
+
+    makes, _, seconds = bench.untouched(f"undisturbed/{stage.name}", stage.makes, run)
     return makes, seconds

@@ -81,6 +81,27 @@ class Bench:
         """Return the digests of some results, read in a process of its own: damage may end it."""
         return read_contents(self.folder, results)
 
+    def untouched(self, what: str, makes: Sequence[str], run: Callable[[], Ended]) -> tuple[Digests, str, float]:
+        """Return what a command makes, prints and takes where nothing is wrong; kept beside the whole project.
+
+        Args:
+            what: Which command, as ``undamaged/report``.
+            makes: Its results.
+            run: Runs it.
+        """
+        folder, _, name = what.partition("/")
+        kept = self.whole / folder / f"{name}.json".replace("/", "-")
+        if not kept.exists():
+            ended = run()
+            if ended.status != 0:
+                raise RuntimeError(f"{what}: status {ended.status}\n{ended.err}")
+            found = [self.contents(makes), ended.out, ended.seconds]
+            self.restore()
+            kept.parent.mkdir(exist_ok=True)
+            kept.write_text(json.dumps(found))
+        digests, printed, seconds = json.loads(kept.read_text())
+        return digests, printed, seconds
+
 
 def read_contents(folder: Path, results: Sequence[str]) -> Digests:
     """Return :func:`~tools.trials.contents.contents`, read in a process of its own."""
