@@ -95,15 +95,10 @@ class LatentDataModule(LightningDataModule):
         return self._loader(TrainBatches(self._opened, self.seed), self.positions, self.order)
 
     def val_dataloader(self) -> LatentLoader | list[LatentLoader]:
-        """Return all samples of ``val_store``, in the order of their ids; nothing if there is none.
-
-        Raises:
-            UserError: They were encoded by others than those of ``store``.
-        """
+        """Return all samples of ``val_store``, in the order of their ids; nothing if there is none."""
         if self.val_store is None:
             return []
         store = Store(self.val_store)
-        # Not in ``setup``: what the model says of shapes that it does not take is clearer, and comes first.
         return self._loader(PredictBatches(store), np.arange(len(store)), "stored")
 
     def predict_dataloader(self) -> LatentLoader:

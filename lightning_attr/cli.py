@@ -62,7 +62,6 @@ QUIET = (
 #: What a task must have for each verb.
 STEPS = {"fit": "training_step", "validate": "validation_step", "test": "test_step", "predict": "predict_step"}
 
-
 #: The class of the settings under ``checkpoint``.
 CHECKPOINT = f"{RunCheckpoint.__module__}.{RunCheckpoint.__name__}"
 
