@@ -52,7 +52,7 @@ class LatentDataModule(LightningDataModule):
     ) -> None:
         super().__init__()
         expect_within("data.batch_size", batch_size, 1)
-        expect_within("data.num_workers", num_workers, 0)
+        expect_within("data.num_workers", num_workers, 0, 1024)  # each is a process
         self.store = store
         self.batch_size = batch_size
         self.seed = seed

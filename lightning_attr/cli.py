@@ -22,8 +22,8 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 import lightning_attr.tasks  # noqa: F401 (makes the tasks known by their class names)
 from callbacks import TopImages
 from lightning_attr.console import Stopped, ending, made, note, out, summary
-from lightning_attr.errors import UserError, expect_within
-from lightning_attr.options import check_nulls, check_yaml, config_files, user_errors
+from lightning_attr.errors import UserError, expect_within, quoted
+from lightning_attr.options import check_values, check_yaml, config_files, user_errors
 from lightning_attr.runs.checkpoints import AtomicCheckpointIO, RunCheckpoint, read_to_resume
 from lightning_attr.runs.folder import RunFolder
 from lightning_attr.runs.following import next_command
@@ -119,7 +119,11 @@ class AttributionCLI(LightningCLI):
         """Compare the run's folder with the config, and find the checkpoint to resume from."""
         out.quiet = out.quiet or self._get(self.config, "quiet")
         for key, value in self.config[self.subcommand].as_dict().items():
-            check_nulls(key, {"class_path": CHECKPOINT, "init_args": value} if key == "checkpoint" else value)
+            if key == "checkpoint":
+                if not isinstance(value, dict):
+                    raise UserError(f"checkpoint: found {quoted(value)}, expected how often to save")
+                value = {"class_path": CHECKPOINT, "init_args": value}
+            check_values(key, value)
         begin_ranks(self._get(self.config, "trainer"))
         self._check_verb()
         if self.subcommand == "validate":

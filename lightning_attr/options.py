@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -15,7 +16,7 @@ import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 from omegaconf.errors import OmegaConfBaseException
 
-from lightning_attr.artifacts.inputs import null_arguments
+from lightning_attr.artifacts.inputs import misfits
 from lightning_attr.console import out
 from lightning_attr.errors import UserError, expect_within, explained, one_line, quoted
 
@@ -66,7 +67,7 @@ def parsed(of: ArgumentParser, arguments: Sequence[str]) -> Any:
     with user_errors():
         found = of.parse_args(words)
         for key, value in found.as_dict().items():
-            check_nulls(key, value)
+            check_values(key, value)
         options = of.instantiate_classes(found)
     out.quiet = bool(options.quiet)
     return options
@@ -125,10 +126,11 @@ def _values(value: Any, known: dict[int, int]) -> int:
     return known[id(value)]
 
 
-def check_nulls(key: str, value: Any) -> None:
-    """Check that no argument of a class is null that has a type without it, and no text has a NUL, as no path can.
+def check_values(key: str, value: Any) -> None:
+    """Check for values that jsonargparse takes, and nothing else can.
 
-    Jsonargparse takes both.
+    An argument of a class that is null or a list, and has a type without it; a text with a NUL, as no path can have;
+    a number that is none, or a whole one of more than 64 bits.
 
     Args:
         key: Where the value is in the config.
@@ -139,15 +141,20 @@ def check_nulls(key: str, value: Any) -> None:
     """
     if isinstance(value, str | Path) and "\0" in str(value):
         raise UserError(f"{key}: found {quoted(str(value))}, expected a text without NUL")
+    if isinstance(value, float) and math.isnan(value):
+        raise UserError(f"{key}: found nan, expected a number")
+    if isinstance(value, int) and not -(2**63) <= value < 2**64:
+        raise UserError(f"{key}: found {quoted(value)}, expected a number of at most 64 bits")
     if isinstance(value, list):
         for index, each in enumerate(value):
-            check_nulls(f"{key}.{index}", each)
+            check_values(f"{key}.{index}", each)
     if isinstance(value, dict):
         if isinstance(owner := locate(str(value.get("class_path"))), type):
-            for name, hint in null_arguments(owner, value.get("init_args") or {}):
-                raise UserError(f"{key}.{name}: found null, expected {getattr(hint, '__name__', hint)}")
+            for name, wrong, hint in misfits(owner, value.get("init_args") or {}):
+                found = "null" if wrong is None else quoted(wrong)
+                raise UserError(f"{key}.{name}: found {found}, expected {getattr(hint, '__name__', hint)}")
         for name, each in value.items():
-            check_nulls(key if name == "init_args" else f"{key}.{name}", each)
+            check_values(key if name == "init_args" else f"{key}.{name}", each)
 
 
 def config_files(args: Sequence[str]) -> list[str]:

@@ -13,7 +13,7 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from lightning_attr.errors import UserError
+from lightning_attr.errors import UserError, one_line
 
 
 def read_region(path: str | Path, shape: Sequence[int]) -> Tensor:
@@ -33,7 +33,7 @@ def read_region(path: str | Path, shape: Sequence[int]) -> Tensor:
         with Image.open(path) as image:
             resized = image.convert("L").resize((width, height), Image.Resampling.BOX)
     except (UnidentifiedImageError, OSError) as error:
-        raise UserError(f"region {path}: damaged or not an image ({error})") from error
+        raise UserError(f"region {path}: damaged or not an image: {one_line(error)}") from error
     region = torch.from_numpy(np.asarray(resized, np.float32) / 255)
     if not bool((region > 0).any()):
         raise UserError(

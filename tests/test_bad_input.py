@@ -146,7 +146,7 @@ def test_store_replaced_under_a_run(project: Project, tmp_path: Path, refused: R
         (
             "train",
             {"trainer__callbacks": "[{class_path: callbacks.EMA, init_args: {decay: .nan}}]"},
-            ["callbacks.EMA.decay: found nan, expected 0 to 1"],
+            ["trainer.callbacks.0.decay: found nan, expected a number"],
         ),
         ("sample", {"model__init_args__batch_size": -1}, ["model.batch_size: found -1, expected at least 1"]),
         ("sample", {"model__init_args__steps": -1}, ["model.steps: found -1, expected 1 to 10000"]),

@@ -12,7 +12,7 @@ import lmdb
 
 from datamodules.store.layout import MAX_DATABASES
 from datamodules.store.pages import check_seal
-from lightning_attr.errors import StoreError
+from lightning_attr.errors import StoreError, one_line
 
 
 class store_errors:  # lower case as a context manager; made of a generator it would cost more than a small read
@@ -41,7 +41,7 @@ class store_errors:  # lower case as a context manager; made of a generator it w
             ) from error
         if code > 0 and code != errno.EINVAL:  # of the system; LMDB's own are negative
             raise StoreError(f"{self._path}: {os.strerror(code)}") from error
-        raise StoreError(f"{self._path}: damaged or not a store ({error})") from error
+        raise StoreError(f"{self._path}: damaged or not a store ({one_line(error)})") from error
 
 
 #: LMDB calls it an input/output error when the system wrote less than it was given.

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import is_dataclass
 from inspect import signature, unwrap
 from types import NoneType, SimpleNamespace
-from typing import Annotated, Any, get_args, get_type_hints
+from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 InputPath = Annotated[str, "a file or folder that is read, or a pattern with *"]
 """The type of an argument that names what is read; a run records the digests of it, and may find it elsewhere later."""
@@ -37,8 +37,11 @@ def input_paths(owner: type, arguments: Mapping[str, Any], of: Any = InputPath) 
                     yield from ((f"{name}.{key}", path) for key, path in input_paths(kind, value, of))
 
 
-def null_arguments(owner: type, arguments: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Yield name and type of the arguments of a class, or of a dataclass in it, that are null and must not be."""
+def misfits(owner: type, arguments: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
+    """Yield name, value and type of the arguments of a class, or of a dataclass in it, that have not that type.
+
+    Only null and lists are looked at: of those jsonargparse takes what it should not.
+    """
     hints = _hints(owner)
     inits = [vars(cls)["__init__"] for cls in reversed(owner.__mro__[:-1]) if "__init__" in vars(cls)]
     defaults = {name: each.default for init in inits for name, each in signature(init).parameters.items()}
@@ -47,11 +50,14 @@ def null_arguments(owner: type, arguments: Mapping[str, Any]) -> Iterator[tuple[
         kinds = _kinds(hint)
         if value is None and defaults.get(name) is not None:
             if not any(kind in (Any, NoneType, None) for kind in kinds):
-                yield name, hint
+                yield name, value, hint
+        elif isinstance(value, list):
+            if not any(kind is Any or get_origin(kind) in (list, tuple, Sequence) for kind in kinds):
+                yield name, value, hint
         elif isinstance(value, Mapping):
             for kind in kinds:
                 if isinstance(kind, type) and is_dataclass(kind):
-                    yield from ((f"{name}.{key}", inner) for key, inner in null_arguments(kind, value))
+                    yield from ((f"{name}.{key}", *rest) for key, *rest in misfits(kind, value))
 
 
 def _hints(owner: type) -> dict[str, Any]:

@@ -192,7 +192,7 @@ def read_header(path: str | Path) -> Header:
     try:
         return Header.of(metadata, names)
     except ValueError as error:
-        raise UserError(f"{path}: damaged, its settings are not JSON ({error})") from error
+        raise UserError(f"{path}: damaged, its settings are not JSON ({one_line(error)})") from error
 
 
 def load_tensors(path: str | Path, *kinds: str) -> tuple[dict[str, Tensor], dict[str, Any]]:

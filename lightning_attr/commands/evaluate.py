@@ -38,6 +38,8 @@ def main(arguments: Sequence[str]) -> None:
         raise UserError(f"pack: found the folder {args.pack}, expected a pack in it, such as {args.pack / 'pack'}")
     if args.json is not None and args.json.exists():
         _check_numbers(args.json)
+    if args.out == Path():
+        raise UserError("--out: found the folder where you are, expected one for the run, such as runs/evaluate")
     if args.out is not None and args.queries is not None:
         raise UserError("--queries: found it with --out, expected one of them: a run is of all queries")
     pack = Pack.load(args.pack)

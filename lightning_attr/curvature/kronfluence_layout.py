@@ -21,7 +21,7 @@ from lightning_attr.artifacts import read_json, write_atomically, write_json
 from lightning_attr.artifacts.records import read_record, write_record
 from lightning_attr.curvature.kronecker import Factor, KroneckerCurvature, LayerCurvature, layer_curvature
 from lightning_attr.digests import file_digest
-from lightning_attr.errors import UserError
+from lightning_attr.errors import UserError, one_line
 
 ARGUMENTS = "factor_arguments.json"
 SETTINGS = "curvature.json"
@@ -148,4 +148,4 @@ def _read(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except (SafetensorError, OSError) as error:
-        raise UserError(f"{path}: damaged or not a safetensors file ({error})") from error
+        raise UserError(f"{path}: damaged or not a safetensors file ({one_line(error)})") from error

@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
-from lightning_attr.errors import UserError
+from lightning_attr.errors import UserError, one_line
 
 _MOST_PATCH = 128  # a covariance of 2.4 billion numbers
 
@@ -86,7 +86,7 @@ class PatchPCA(nn.Module):
         try:
             tensors = load(state)
         except SafetensorError as error:
-            raise UserError(f"PatchPCA: found a state that is no safetensors file ({error})") from error
+            raise UserError(f"PatchPCA: found a state that is no safetensors file ({one_line(error)})") from error
         found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
         expected = {name: tuple(buffer.shape) for name, buffer in self.state_dict().items()}
         if found != expected:

@@ -279,7 +279,7 @@ def _transformers(what: str, source: str) -> Any:
         return import_module("transformers")
     except ImportError as error:
         raise UserError(
-            f"{what} {source}: transformers cannot be imported ({error}); "
+            f"{what} {source}: transformers cannot be imported ({one_line(error)}); "
             "install it with: pip install 'lightning-attr[hf]'"
         ) from error
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from datamodules.store import Schema
-from lightning_attr.errors import UserError
+from lightning_attr.errors import UserError, one_line
 
 Conditions = Mapping[str, Tensor]
 """What the network is given beside the latent, by name."""
@@ -120,7 +120,7 @@ class Denoiser(ABC):
         try:
             regex = re.compile(self.patterns.get(pattern, pattern))
         except re.error as error:
-            raise UserError(f"weights: {pattern!r} is not a regular expression ({error}); {known}") from error
+            raise UserError(f"weights: {pattern!r} is not a regular expression ({one_line(error)}); {known}") from error
         selected = {name: weight for name, weight in self.network.named_parameters() if regex.search(name)}
         if not selected or not pattern:
             raise UserError(f"weights: {pattern!r} selects nothing; {known}")

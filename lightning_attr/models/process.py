@@ -13,7 +13,7 @@ import torch
 from diffusers import SchedulerMixin
 from torch import Tensor
 
-from lightning_attr.errors import UserError
+from lightning_attr.errors import UserError, quoted
 from lightning_attr.models.build import build_class
 
 #: What a denoiser may be trained to predict, see :func:`prediction_target`.
@@ -65,6 +65,9 @@ class Diffusion:
         if not isinstance(steps, int) or not 1 <= steps <= 1_000_000:
             raise UserError(f"model.scheduler.num_train_timesteps: found {steps!r}, expected 1 to 1000000")
         self._scheduler = build_class("model.scheduler", {"_class_name": "DDPMScheduler", **config}, SchedulerMixin)
+        for name, argument in signature(type(self._scheduler).__init__).parameters.items():
+            if isinstance(argument.default, bool) and not isinstance(found := config.get(name, True), bool):
+                raise UserError(f"model.scheduler.{name}: found {quoted(found)}, expected true or false")
         if not hasattr(self._scheduler, "alphas_cumprod"):
             raise UserError(f"model.scheduler: found {self.name}, expected one that noises by a schedule of betas")
         found = self._scheduler.config.get("prediction_type")

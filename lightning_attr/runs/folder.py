@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
+from pydoc import locate
 from typing import Any
 
 import yaml
@@ -55,7 +56,7 @@ class RunFolder:
 
         Raises:
             UserError: The folder holds a run of another config or of other inputs; the message shows the difference.
-                Or one that went further already, or a result of it is not what it was.
+                Or one that went further already, or a result of it is not what it was. Or files of no run.
         """
         config = renamed(config)
         new = _described(verb, config)
@@ -65,8 +66,10 @@ class RunFolder:
                 self._check(old, new, outputs(config))
             if self.finished(config):
                 return False
-        write_atomically(self.path / "config.yaml", yaml.safe_dump(dict(config), sort_keys=False).encode())
+        else:
+            self._check_free(config)
         write_record(self._manifest, new)
+        write_atomically(self.path / "config.yaml", yaml.safe_dump(dict(config), sort_keys=False).encode())
         return True
 
     def finished(self, config: Config) -> bool:
@@ -102,6 +105,14 @@ class RunFolder:
         results = {name: file_digest(self.path / name) for name in makes if (self.path / name).exists()}
         manifest = read_manifest(self._manifest)
         write_record(self._manifest, {**manifest, "status": "finished", "finished": _now(), "results": results})
+
+    def _check_free(self, config: Config) -> None:
+        """Check that a folder without a manifest has nothing that the run would write over."""
+        task = locate(str((config.get("model") or {}).get("class_path")))
+        if found := [name for name in ("config.yaml", *getattr(task, "makes", ())) if (self.path / name).exists()]:
+            raise UserError(
+                f"{self.path}: found {found[0]} and no manifest.json of a run, expected a folder without, or a run's"
+            )
 
     def _has_results(self) -> bool:
         """Return whether there is anything to lose; a run that failed at its start may start with a better config."""

@@ -12,13 +12,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
 
-from lightning_attr.errors import UserError
+from lightning_attr.errors import UserError, one_line
 
 LOCK = "lock"
 """The file by which a process holds a folder, and that says who does."""
 
 #: The folders that are held by this process, with the thread that does.
-_held: set[tuple[int, Path]] = set()
+_held: set[tuple[int, str]] = set()
 
 
 @contextmanager
@@ -34,7 +34,7 @@ def locked(folder: Path, patience: float = 0.0) -> Iterator[None]:
     Raises:
         UserError: Another process still holds it, or the file system has no locks.
     """
-    if (own := (threading.get_ident(), folder.resolve())) in _held:
+    if (own := (threading.get_ident(), os.path.realpath(folder))) in _held:
         yield
         return
     folder.mkdir(parents=True, exist_ok=True)
@@ -61,7 +61,9 @@ def _taken(file: TextIO, folder: Path) -> bool:
     except BlockingIOError:
         return False
     except OSError as error:
-        raise UserError(f"{folder}: found a file system without locks ({error}), expected one with flock") from error
+        raise UserError(
+            f"{folder}: found a file system without locks ({one_line(error)}), expected one with flock"
+        ) from error
     return True
 
 

@@ -83,8 +83,8 @@ class Builder:
             Meta(query, (f"prompt {query}",), None, "synthesized", attribute)
             for query, attribute in zip(QUERIES, attributes, strict=True)
         ]
-        write_store(self.queries, metas)
         self.stage("sample", "predict", "Sampler", store=str(self.train), prompts=["prompt"])
+        write_store(self.queries, metas)
 
     def unlearning(self, query: int) -> Scores:
         folder = self.stage(

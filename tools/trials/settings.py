@@ -34,13 +34,17 @@ ALL_KEYS = ("train", "attribute_trak")
 #: Odd values that have a meaning, so that a run with them may end well: patterns of configs with keys, and of the names
 #: of wrong values.
 MEANT = (
-    (".*seed(_everything)?", "zero|negative|huge|enormous|null"),
+    (".*seed(_everything)?", "zero|negative|huge|null"),
     (".*batch_size|.*every_n_(train_)?steps|.*interval", "huge"),
-    (".*(captions|views|projection|topk|top|first|queries)", "huge|enormous"),
+    (".*(captions|views|projection|topk|top|first|queries)", "huge|null"),
+    (".*vars.timesteps", "huge"),  # no more than a name, where a config does not refer to it
+    (".*num_workers|.*log_every_n_steps", "zero|null"),
+    (".*(enable_model_summary|enable_progress_bar|logger)", "null"),
+    ("train/trainer.limit_(predict|test)_batches", ".*"),  # of a stage that trains
     (".*default_root_dir", "missing|banana|of another"),
     (".*callbacks.0.init_args.base|.*checkpoint.dirpath", "missing|banana"),
     (".*trainer.max_steps", "negative"),
-    (".*num_sanity_val_steps|.*warmup_steps|.*max_(epochs|steps)", "huge|enormous"),
+    (".*num_sanity_val_steps|.*warmup_steps|.*max_(epochs|steps)", "huge"),
     (".*(guidance|dropout|weight_decay|regularisation|damping.value|forget|learning_rate)", "zero|tiny"),
     # What a stage has no use for, it does not look at.
     ("attribute_.*/trainer.(.*val.*|.*train.*|overfit.*|accumulate.*|gradient_clip.*|min_.*|max_.*|.*sanity.*)", ".*"),
@@ -144,9 +148,9 @@ def _try(stage: Stage, config: Any, key: str, kind: str, wrong: Any, bench: Benc
     os.mkfifo(bench.folder / "runs/pipe")
     (bench.folder / "configs/trial.yaml").write_text(yaml.safe_dump(changed, sort_keys=False))
     args = list(stage.with_config("configs/trial.yaml").args)
-    if key == "trainer.default_root_dir":
-        args = args[: args.index("--trainer.default_root_dir")]
-    elif stage.config != "sweep":
+    if f"--{key}" in args:
+        args = args[: args.index(f"--{key}")] + args[args.index(f"--{key}") + 2 :]
+    if key != "trainer.default_root_dir" and stage.config != "sweep":
         args += ["--trainer.default_root_dir", "runs/trial"]
     ended = bench.command(args, LIMIT)
     name = f"settings/{stage.config}/{key}/{kind}"

@@ -16,7 +16,7 @@ from typing import Any
 
 from lightning_attr.commands.sweep.worker import Job, Outcome, given_up, run_logged
 from lightning_attr.console import warn
-from lightning_attr.errors import UserError
+from lightning_attr.errors import UserError, one_line
 
 #: How often a job is started again whose worker or node died.
 RETRIES = 10
@@ -75,7 +75,9 @@ def _connected(address: str) -> Iterator[Any]:
         logging.getLogger("ray").setLevel(logging.ERROR)
         ray.init(address, log_to_driver=False, logging_level=logging.ERROR, **settings)
     except (ConnectionError, ValueError, RuntimeError) as error:
-        raise UserError(f"ray: found no cluster at {address} ({error}), expected local, auto or HOST:PORT") from error
+        raise UserError(
+            f"ray: found no cluster at {address} ({one_line(error)}), expected local, auto or HOST:PORT"
+        ) from error
     signal.signal(signal.SIGTERM, previous)  # Ray's own handler would kill the tasks before they save
     try:
         yield ray
