@@ -22,7 +22,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 import lightning_attr.tasks  # noqa: F401 (makes the tasks known by their class names)
 from callbacks import TopImages
 from lightning_attr.console import Stopped, ending, made, note, out, summary
-from lightning_attr.errors import UserError, expect_within, quoted
+from lightning_attr.errors import UserError, expect_within
 from lightning_attr.options import check_values, check_yaml, config_files, user_errors
 from lightning_attr.runs.checkpoints import AtomicCheckpointIO, RunCheckpoint, read_to_resume
 from lightning_attr.runs.folder import RunFolder
@@ -64,6 +64,9 @@ STEPS = {"fit": "training_step", "validate": "validation_step", "test": "test_st
 
 #: The class of the settings under ``checkpoint``.
 CHECKPOINT = f"{RunCheckpoint.__module__}.{RunCheckpoint.__name__}"
+
+#: Groups of settings without a class of their own: a list in their place would be taken for none.
+GROUPS = ("checkpoint", "trainer")
 
 #: Seconds to wait for another process that has the run's folder: it may be saving, or dying.
 PATIENCE = 5.0
@@ -119,11 +122,7 @@ class AttributionCLI(LightningCLI):
         """Compare the run's folder with the config, and find the checkpoint to resume from."""
         out.quiet = out.quiet or self._get(self.config, "quiet")
         for key, value in self.config[self.subcommand].as_dict().items():
-            if key == "checkpoint":
-                if not isinstance(value, dict):
-                    raise UserError(f"checkpoint: found {quoted(value)}, expected how often to save")
-                value = {"class_path": CHECKPOINT, "init_args": value}
-            check_values(key, value)
+            check_values(key, {"class_path": CHECKPOINT, "init_args": value} if key == "checkpoint" else value)
         begin_ranks(self._get(self.config, "trainer"))
         self._check_verb()
         if self.subcommand == "validate":
@@ -246,7 +245,7 @@ def run_stage(args: list[str] | None) -> AttributionCLI:
     follow_parent()
     set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
     with one_speaker(no_error=FinishedError), user_errors():
-        check_yaml(sys.argv[1:] if args is None else args)
+        check_yaml(sys.argv[1:] if args is None else args, GROUPS)
         return _run(args)
 
 

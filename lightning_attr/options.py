@@ -96,8 +96,12 @@ def at_least(options: Any, **least: int) -> None:
         expect_within(f"--{name}", getattr(options, name), value)
 
 
-def check_yaml(args: list[str]) -> None:
+def check_yaml(args: list[str], groups: Sequence[str] = ()) -> None:
     """Check that configs are YAML: jsonargparse does not say in which file a mistake is.
+
+    Args:
+        args: The words of a command, which name the configs.
+        groups: The keys that hold keys and values.
 
     Raises:
         UserError: One is not; the message has the line.
@@ -111,6 +115,9 @@ def check_yaml(args: list[str]) -> None:
                 raise UserError(f"{path}: not YAML: {one_line(error)}") from error
             if not isinstance(config, dict):
                 raise UserError(f"{path}: found {quoted(config)}, expected keys and values")
+            for key in groups:
+                if not isinstance(config.get(key, {}), dict):
+                    raise UserError(f"{path}: {key}: found {quoted(config[key])}, expected keys and values")
             if size > MOST_VALUES:
                 raise UserError(f"{path}: found {size:,} values where each *name is written out, expected fewer")
 

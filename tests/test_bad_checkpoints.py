@@ -96,10 +96,9 @@ def test_a_malicious_checkpoint_is_refused_and_not_run(
     ):
         assert_says(refused(args), path, "refused")
         assert not marker.exists()
-    run = tmp_path / "run"
-    (run / "checkpoints").mkdir(parents=True)
+    run = Path(shutil.copytree(project.checkpoint.parents[1], tmp_path / "run"))
     shutil.copy(path, run / "checkpoints/last.ckpt")
-    assert_says(refused(project.args("train", run)), "last.ckpt", "refused")
+    assert_says(refused(project.args("train", run, trainer__max_steps=1000)), "last.ckpt", "refused")
     assert not marker.exists()
     torch.load(path, weights_only=False) if form == "zip" else pickle.loads(path.read_bytes())
     assert marker.exists()  # the trap works

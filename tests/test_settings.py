@@ -151,3 +151,48 @@ def test_a_link_at_the_name_of_a_temporary_file_is_not_followed(project: Project
     main(project.args("train", tmp_path / "run", trainer__max_steps=2))
     assert precious.read_text() == "precious"
     assert [path.name for path in folder.iterdir()] == ["last.ckpt"]
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "checkpoints/last.ckpt"])
+def test_files_of_no_run_are_not_written_over(project: Project, tmp_path: Path, refused: Refused, name: str) -> None:
+    precious = tmp_path / "home" / name
+    precious.parent.mkdir(parents=True)
+    precious.write_text("precious")
+    message = refused(project.args("train", tmp_path / "home"))
+    assert_says(message, tmp_path / "home", f"found {name} and no manifest.json of a run")
+    assert precious.read_text() == "precious"
+
+
+def test_a_log_in_the_folder_of_a_run_to_be_is_kept(project: Project, tmp_path: Path) -> None:
+    log = tmp_path / "run/log.txt"
+    log.parent.mkdir()
+    log.write_text("submitted")
+    main(project.args("train", tmp_path / "run", trainer__max_steps=2))
+    assert log.read_text() == "submitted"
+
+
+def test_a_folder_that_is_a_link_to_itself(project: Project, tmp_path: Path, refused: Refused) -> None:
+    (tmp_path / "run").symlink_to(tmp_path / "run")
+    assert_says(refused(project.args("train", tmp_path / "run")), tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        ("checkpoint: []", ["more.yaml: checkpoint: found [], expected keys and values"]),
+        (
+            "model: {init_args: {method: {class_path: Trak, init_args: {output: []}}}}",
+            ["model.method.output: found [], expected Output"],
+        ),
+        (
+            "model: {init_args: {method: {class_path: Trak, init_args: {per_draw: null}}}}",
+            ["model.method.per_draw: found null, expected bool"],
+        ),
+    ],
+)
+def test_values_in_a_config_that_its_reader_takes(
+    project: Project, tmp_path: Path, refused: Refused, config: str, words: list[str]
+) -> None:
+    (tmp_path / "more.yaml").write_text(config)
+    args = project.args("similarity", tmp_path / "run")
+    assert_says(refused([*args, "-c", str(tmp_path / "more.yaml")]), *words)
