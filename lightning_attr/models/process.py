@@ -13,7 +13,7 @@ import torch
 from diffusers import SchedulerMixin
 from torch import Tensor
 
-from lightning_attr.errors import UserError, quoted
+from lightning_attr.errors import UserError, expect_within, quoted
 from lightning_attr.models.build import build_class
 
 #: What a denoiser may be trained to predict, see :func:`prediction_target`.
@@ -108,7 +108,11 @@ class Diffusion:
             latent: The noise to start from, of variance 1.
             generators: Of the noise that steps add, one for each sample.
             steps: How many.
+
+        Raises:
+            UserError: They are more than there are timesteps.
         """
+        expect_within("steps", steps, 1, self.levels)
         scheduler = self._scheduler
         scheduler.set_timesteps(steps)
         random = {"generator": generators} if "generator" in signature(scheduler.step).parameters else {}
