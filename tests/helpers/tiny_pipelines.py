@@ -17,7 +17,7 @@ transformers: Any = import_module("transformers")
 #: The families by the names that :func:`make_pipeline` knows.
 FAMILIES = ("sd1", "sd2", "sdxl", "sd3", "flux", "pixart")
 
-WORDS = "a cat dog on the red blue mat house".split()
+WORDS = ["a", "cat", "dog", "on", "the", "red", "blue", "mat", "house"]
 
 
 def make_pipeline(family: str, folder: Path) -> Any:
