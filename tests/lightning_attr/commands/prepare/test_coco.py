@@ -19,8 +19,8 @@ from PIL import Image
 from datamodules.store import Store
 from datamodules.store.writer import StoreWriter
 from lightning_attr.commands.inspect import main as inspect
-from lightning_attr.commands.prepare.coco.command import main
-from lightning_attr.commands.prepare.coco.job import Job
+from lightning_attr.commands.prepare.coco import main
+from lightning_attr.commands.prepare.job import Job
 from lightning_attr.encoders import PatchPCA, image_encoder, text_encoder
 from lightning_attr.errors import UserError
 
