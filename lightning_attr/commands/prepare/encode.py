@@ -15,9 +15,10 @@ import torch
 from datamodules.store import Store
 from datamodules.store.records import Field, Meta, Schema, first_difference
 from lightning_attr.commands.prepare.images import Pixels
-from lightning_attr.encoders import ImageEncoder, TextEncoder
+from lightning_attr.encoders import AutoencoderKLEncoder, CLIPText, ImageEncoder, TextEncoder
 from lightning_attr.encoders.store import store_image_encoder, store_text_encoder
 from lightning_attr.errors import UserError, expect_within
+from lightning_attr.models.spec import read_spec
 
 LARGEST = 8192
 """The most pixels a side that images may have in a store."""
@@ -112,6 +113,28 @@ def encoders_of(path: Path) -> tuple[ImageEncoder, TextEncoder]:
     """Rebuild the encoders that a finished store was made with."""
     with Store(path) as store:
         return store_image_encoder(store), store_text_encoder(store)
+
+
+def encoders_of_model(path: Path) -> tuple[ImageEncoder, TextEncoder]:
+    """Return the encoders that a model's pipeline has.
+
+    Raises:
+        UserError: It is the model of no pipeline.
+    """
+    folder = str(pipeline_of(path))
+    return AutoencoderKLEncoder(folder, pipeline=True), CLIPText(folder, pipeline=True)
+
+
+def pipeline_of(path: Path) -> Path:
+    """Return the folder of a pipeline that a model is of: it is named itself, or by a spec.
+
+    Raises:
+        UserError: It is none.
+    """
+    folder = read_spec(path).model if path.is_file() else path
+    if not (folder / "model_index.json").is_file():
+        raise UserError(f"--model {path}: found no model_index.json in {folder}, expected the folder of a pipeline")
+    return folder
 
 
 ANOTHER_OUT = "choose another --out"
