@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -15,7 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from datamodules.store import Schema
+from lightning_attr.encoders import TextEncoder
 from lightning_attr.errors import UserError, one_line
+from lightning_attr.models.objective import Objective
+from lightning_attr.models.process import Diffusion, Process
 
 Conditions = Mapping[str, Tensor]
 """What the network is given beside the latent, by name."""
@@ -37,12 +40,25 @@ class Denoiser(ABC):
         class_name: What diffusers calls the network.
         patterns: What the names of weights to work on mean for this family: regular expressions over parameter names.
         adapter: The names of the parameters that are an adapter's; empty where there is none.
+        pipelines: What diffusers calls the pipelines that call the network so.
+        process: How samples of this family are noised.
+        usual: How networks of this family are usually trained.
+        embeds_guidance: Whether the network is told the scale of guidance, as the condition ``guidance`` [B].
     """
 
     network: nn.Module
     adapter: Collection[str] = ()
     class_name: ClassVar[str]
     patterns: ClassVar[Mapping[str, str]]
+    pipelines: ClassVar[Sequence[str]] = ()
+    process: ClassVar[type[Process]] = Diffusion
+    usual: ClassVar[Objective] = Objective(weighting="none", timesteps="uniform")
+    embeds_guidance: ClassVar[bool] = False
+
+    @classmethod
+    def takes(cls, config: Mapping[str, Any]) -> bool:
+        """Return whether a network of this class and config is of this family: some classes are of several."""
+        return True
 
     @classmethod
     @abstractmethod
@@ -54,8 +70,14 @@ class Denoiser(ABC):
         """
 
     @abstractmethod
-    def predict(self, noisy: Tensor, timesteps: Tensor, conditions: Conditions) -> Tensor:
-        """Return what the network predicts of noisy latents [B, C, H, W] at timesteps int64 [B], [B, C, H, W]."""
+    def predict(self, noisy: Tensor, times: Tensor, conditions: Conditions) -> Tensor:
+        """Return what the network predicts of noisy latents [B, C, H, W], [B, C, H, W].
+
+        Args:
+            noisy: Latents.
+            times: What the network is told of their timesteps, [B], see :meth:`Process.times`.
+            conditions: By name, [B, ...] each.
+        """
 
     @property
     @abstractmethod
@@ -72,13 +94,26 @@ class Denoiser(ABC):
     def conditions(self) -> Mapping[str, tuple[int | None, ...]]:
         """Return the shapes of the conditions that the network needs, by name; None is a size that may be any."""
 
-    def null(self, encode: Callable[[list[str]], Conditions]) -> dict[str, Tensor]:
-        """Return the conditions of no caption, without the batch axis: of this family those of the empty one.
+    def null(self, encoder: TextEncoder) -> dict[str, Tensor]:
+        """Return those of an encoder's null conditions that the network needs, without the batch axis."""
+        return {name: value.cpu() for name, value in encoder.null().items() if name in self.conditions}
+
+    def of_size(self, height: int, width: int) -> dict[str, Tensor]:
+        """Return the conditions of an image of so many pixels that was neither resized nor cropped, without the batch.
+
+        They are those of :attr:`conditions` that no text encoder makes; most families have none.
+        """
+        return {}
+
+    def steps(self, count: int, size: Sequence[int], scheduler: Mapping[str, Any]) -> dict[str, Any]:
+        """Return what the pipelines of this family give their scheduler to set its timesteps.
 
         Args:
-            encode: Makes conditions [B, ...] of B texts; those that the network does not need are left out.
+            count: How many steps.
+            size: H, W of the latents.
+            scheduler: Settings of the scheduler.
         """
-        return {name: value[0].cpu() for name, value in encode([""]).items() if name in self.conditions}
+        return {"num_inference_steps": count}
 
     def check_null(self, null: Conditions) -> None:
         """Check that null conditions, without the batch axis, are some that the network takes.
@@ -116,6 +151,10 @@ class Denoiser(ABC):
                 "the network makes them smaller"
             )
 
+    @property
+    def _config(self) -> Any:
+        return self.network.config
+
     def select(self, pattern: str) -> dict[str, nn.Parameter]:
         """Return the parameters that ``pattern`` selects, by name.
 
@@ -145,6 +184,18 @@ class Denoiser(ABC):
         if not selected or not pattern:
             raise UserError(f"weights: {pattern!r} selects nothing; {known}")
         return selected
+
+
+def check_sizes(key: str, config: Mapping[str, Any], names: Sequence[str], most: int = 100_000) -> None:
+    """Check that entries of a network's config, where they are there, are positive numbers up to ``most``.
+
+    Raises:
+        UserError: One is not.
+    """
+    for name in names:
+        value = config.get(name, 1)
+        if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= most:
+            raise UserError(f"{key}: found {name} {value!r}, expected a number from 1 to {most}")
 
 
 def _shown(shape: Sequence[int | None]) -> str:

@@ -6,7 +6,7 @@ import inspect
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import diffusers
 import torch
@@ -14,12 +14,13 @@ from torch import Tensor, nn
 
 from lightning_attr.artifacts.checkpoint_files import read_checkpoint
 from lightning_attr.digests import file_digest
-from lightning_attr.encoders import CLIPText
-from lightning_attr.errors import UserError, one_line
+from lightning_attr.encoders import PipelineText
+from lightning_attr.errors import UserError, one_line, quoted
 from lightning_attr.models.adapters import read_adapter
 from lightning_attr.models.denoiser import Denoiser
-from lightning_attr.models.model import Model, family, unfilled
-from lightning_attr.models.process import Diffusion
+from lightning_attr.models.model import Later, Model, family, unfilled
+from lightning_attr.models.objective import Objective
+from lightning_attr.models.process import Process
 from lightning_attr.models.spec import named_digest, read_spec
 from lightning_attr.weight_files import check_config, check_finite, check_weights, found_instead, variant_of
 
@@ -27,7 +28,16 @@ from lightning_attr.weight_files import check_config, check_finite, check_weight
 NULL = "null_"
 
 #: The parts of a pipeline that a text-to-image model of ours is made of, and those that do not change its images.
-PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler", "safety_checker", "feature_extractor")
+PARTS = (
+    "unet", "transformer", "vae", "text_encoder", "text_encoder_2", "text_encoder_3", "tokenizer", "tokenizer_2",
+    "tokenizer_3", "scheduler", "safety_checker", "feature_extractor",
+)  # fmt: skip
+
+#: The folders of a pipeline that its network may lie in.
+NETWORKS = ("unet", "transformer")
+
+#: Parts of names of models that were distilled to few steps: no loss that they were trained with is one of ours.
+DISTILLED = ("turbo", "lightning", "schnell", "lcm", "hyper")
 
 
 def load(path: str | Path, variant: str | None = None) -> Model:
@@ -67,8 +77,9 @@ def _from_checkpoint(path: str | Path) -> Model:
     record = _mapping(where, "trained_model", checkpoint["trained_model"])
     configs = {name: _mapping(where, f"trained_model.{name}", record.get(name)) for name in ("denoiser", "scheduler")}
     weights = _mapping(where, "state_dict", checkpoint.get("state_dict"))
+    given = _mapping(where, "trained_model.objective", record.get("objective", {}))
     try:
-        model = unfilled(**configs)
+        model = unfilled(**configs, objective=_objective(given))
     except UserError as error:
         raise UserError(f"{where}: {error}") from error
     load_weights(model.network, {name.removeprefix("denoiser."): value for name, value in weights.items()}, path)
@@ -81,6 +92,23 @@ def _from_checkpoint(path: str | Path) -> Model:
         raise UserError(f"{where}: trained_model.{NULL}{error}") from error
     model.path, model.digest = str(path), file_digest(path)
     return model
+
+
+def _objective(given: Mapping[str, Any]) -> Objective:
+    """Return the objective that a checkpoint says.
+
+    Raises:
+        UserError: It says none that there is.
+    """
+    types = get_type_hints(Objective)
+    for name, value in given.items():
+        choices = [choice for part in get_args(types.get(name)) for choice in get_args(part)]
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if name not in types or not (value in choices if choices else number):
+            raise UserError(
+                f"trained_model.objective.{name}: found {quoted(value)}, expected one of {choices or 'numbers'}"
+            )
+    return Objective(**given)
 
 
 def _mapping(where: str, key: str, value: Any) -> Mapping[str, Any]:
@@ -105,52 +133,58 @@ def _from_folder(folder: Path, variant: str | None) -> Model:
     """Load a pipeline's folder, or a network's folder with the scheduler's beside it."""
     index = folder / "model_index.json"
     whole = index.is_file()
+    root, network = (folder, _network_of(folder)) if whole else (folder.parent, folder)
+    config = _read_config(network / "config.json")
+    kind = family(str(network / "config.json"), config)
     if whole:
-        _check_parts(index)
-    root, unet = (folder, folder / "unet") if whole else (folder.parent, folder)
-    config = _read_config(unet / "config.json")
-    kind = family(str(unet / "config.json"), config)
-    check_config(unet / "config.json", config)
-    denoiser = kind(_read_network(unet, kind, variant))
-    schedule = _schedule(root / "scheduler" / "scheduler_config.json")
+        _check_pipeline(index, kind)
+    check_config(network / "config.json", config)
+    denoiser = kind(_read_network(network, kind, variant))
+    process, scheduler = _process(root / "scheduler" / "scheduler_config.json", kind)
     return Model(
         denoiser=denoiser,
-        process=Diffusion(schedule),
-        null=denoiser.null(CLIPText(str(root), pipeline=True).encode) if whole else {},
-        configs={"denoiser": config, "scheduler": schedule},
+        process=process,
+        null=Later(lambda: denoiser.null(PipelineText(str(root)))) if whole else {},
+        configs={"denoiser": config, "scheduler": scheduler},
         path=str(folder),
         digest=named_digest(folder),
     )
 
 
-def _check_parts(index: Path) -> None:
-    """Refuse a pipeline that has more parts than we call: its images would be made by others as well."""
-    listed = {name: part[-1] for name, part in _read_config(index).items() if isinstance(part, list) and part}
+def _network_of(folder: Path) -> Path:
+    """Return the folder of a pipeline's network."""
+    return next((folder / name for name in NETWORKS if (folder / name).is_dir()), folder / NETWORKS[0])
+
+
+def _check_pipeline(index: Path, kind: type[Denoiser]) -> None:
+    """Refuse a pipeline that calls its network otherwise than we do, or has more parts, or was distilled."""
+    config = _read_config(index)
+    listed = {name: part[-1] for name, part in config.items() if isinstance(part, list) and part}
     if others := sorted(name for name, part in listed.items() if part is not None and name not in PARTS):
         raise UserError(f"{index}: found a pipeline with {', '.join(others)}, expected none but {', '.join(PARTS)}")
+    if (name := config.get("_class_name")) is not None and name not in kind.pipelines:
+        raise UserError(f"{index}: found {name}, expected {' or '.join(kind.pipelines)}")
+    if config.get("requires_aesthetics_score"):
+        raise UserError(f"{index}: found requires_aesthetics_score, expected a base model: this is a refiner")
+    origin = str(config.get("_name_or_path", "")).lower()
+    if found := next((word for word in DISTILLED if word in origin.rpartition("/")[2]), None):
+        raise UserError(
+            f"{index}: found a model that comes from {origin}, expected none of a {found} model: it was distilled, and "
+            "no loss of its training is known"
+        )
 
 
-def _schedule(path: Path) -> dict[str, Any]:
-    """Return the config of the DDPM process that has a folder's schedule of betas.
-
-    Training's process is the schedule of betas; the steps are those of DDPM, which every schedule of betas has.
+def _process(path: Path, kind: type[Denoiser]) -> tuple[Process, dict[str, Any]]:
+    """Return the process that a folder's scheduler is of, and the scheduler's settings.
 
     Raises:
-        UserError: The folder's scheduler is of another process, or DDPM does not have its schedule.
+        UserError: The scheduler is of another process than the network.
     """
-    found = _read_config(path)
-    names = (
-        "num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "prediction_type",
-        "rescale_betas_zero_snr", "timestep_spacing",
-    )  # fmt: skip
-    schedule = {name: found[name] for name in names if name in found} | {"clip_sample": False}
+    config = _arguments(_read_config(path))
     try:
-        own, taken = Diffusion(_arguments(found)), Diffusion(schedule)
+        return kind.process(config), config
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
-    if not own.like(taken):
-        raise UserError(f"{path}: found a schedule of {own.name} that DDPMScheduler does not have, expected one it has")
-    return schedule
 
 
 def _arguments(config: Mapping[str, Any]) -> dict[str, Any]:

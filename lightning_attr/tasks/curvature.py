@@ -20,7 +20,7 @@ from lightning_attr.digests import file_digest, samples_used
 from lightning_attr.errors import UserError
 from lightning_attr.layers import captured
 from lightning_attr.models import Inputs
-from lightning_attr.noise import keyed_generator
+from lightning_attr.noise import keyed_generator, random_timesteps
 from lightning_attr.runs.whole import expect_all_batches
 from lightning_attr.tasks.analysis import AnalysisTask
 
@@ -120,9 +120,9 @@ class Curvature(AnalysisTask):
 
     def _draws(self, ids: list[int], shape: torch.Size) -> tuple[Tensor, Tensor]:
         """Return one timestep and one noise per sample, whatever the batch: [B] and [B, C, H, W]."""
-        steps = self.model.process.levels
+        levels, sampling = self.model.process.levels, self.model.sampling
         generators = [keyed_generator("curvature", self.seed, self.current_epoch, sample_id) for sample_id in ids]
-        timesteps = torch.tensor([int(rng.integers(0, steps)) for rng in generators])
+        timesteps = torch.tensor([int(random_timesteps(rng, levels, sampling)) for rng in generators])
         noise = np.stack([rng.standard_normal(tuple(shape), dtype=np.float32) for rng in generators])
         return timesteps, torch.from_numpy(noise)
 

@@ -70,6 +70,7 @@ class GroupedRetraining(LatentDiffusion):
             weight_decay=first.weight_decay,
             warmup_steps=first.warmup_steps,
             caption_dropout=first.caption_dropout,
+            objective=first.model.objective,
         )
         check_no_dropout(self.denoiser)
         self.denoiser = stacked([member.denoiser for member in members])
@@ -137,9 +138,9 @@ class GroupedRetraining(LatentDiffusion):
 
     def _added(self, batch: dict[str, Tensor]) -> Iterator[Tensor]:
         """Yield noises [G, B, C, H, W], timesteps and uniform numbers [G, B], each member's from its own seed."""
-        shape, levels = batch["latent"].shape[2:], self.model.process.levels
+        shape, levels, sampling = batch["latent"].shape[2:], self.model.process.levels, self.model.sampling
         keys = zip(self.members, batch["epoch"].tolist(), batch["id"].tolist(), strict=True)
-        added = [training_noise(member.seed, epoch, ids, shape, levels) for member, epoch, ids in keys]
+        added = [training_noise(member.seed, epoch, ids, shape, levels, sampling) for member, epoch, ids in keys]
         return (torch.stack(parts) for parts in zip(*added, strict=True))
 
     def configure_gradient_clipping(

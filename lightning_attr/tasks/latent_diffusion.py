@@ -15,7 +15,7 @@ from datamodules.store import Store
 from lightning_attr.encoders import encoders_digest, store_text_encoder
 from lightning_attr.errors import UserError, expect_within
 from lightning_attr.losses import sample_losses
-from lightning_attr.models import build
+from lightning_attr.models import Objective, build
 from lightning_attr.models.load import null_entries
 from lightning_attr.noise import Draws, training_noise
 
@@ -33,6 +33,7 @@ class LatentDiffusion(pl.LightningModule):
         caption_dropout: Share of captions replaced by the empty one, which classifier-free guidance needs.
         validation: The draws at which ``val/loss`` is measured.
         seed: Of the initial weights and of the training noise.
+        objective: What training minimises; what is not given is as is usual for the network's family.
     """
 
     makes: tuple[str, ...] = ("checkpoints/last.ckpt",)
@@ -48,6 +49,7 @@ class LatentDiffusion(pl.LightningModule):
         caption_dropout: float = 0.1,
         validation: Draws = Draws(timesteps=10),
         seed: int = 0,
+        objective: Objective = Objective(),
     ) -> None:
         super().__init__()
         expect_within("model.learning_rate", learning_rate, 0)
@@ -55,14 +57,16 @@ class LatentDiffusion(pl.LightningModule):
         expect_within("model.warmup_steps", warmup_steps, 0)
         expect_within("model.caption_dropout", caption_dropout, 0, 1)
         expect_within("model.seed", seed, 0, 2**64 - 1)
-        self.configs = {"denoiser": denoiser, "scheduler": scheduler or {}}
+        self.configs: dict[str, Any] = {"denoiser": denoiser, "scheduler": scheduler or {}}
+        if objective.given:
+            self.configs["objective"] = objective.given
         self.learning_rate = learning_rate
         self.weight_decay = weight_decay
         self.warmup_steps = warmup_steps
         self.caption_dropout = caption_dropout
         self.validation = validation
         self.seed = seed
-        self.model = build(denoiser, self.configs["scheduler"], seed)
+        self.model = build(denoiser, self.configs["scheduler"], seed, objective)
         self.denoiser = self.model.network  # so that Lightning trains, moves and saves it
         self.validation_loss = MeanMetric()
 
@@ -82,15 +86,14 @@ class LatentDiffusion(pl.LightningModule):
         val_store = getattr(self.trainer.datamodule, "val_store", None)  # type: ignore[attr-defined]
         for each in [store] if val_store is None else [store, Store(val_store)]:
             self.model.accepts(each)
-        self.model.null = self.model.denoiser.null(store_text_encoder(store).encode)
+        self.model.null = self.model.denoiser.null(store_text_encoder(store))
         self.model = self.model.to(self.trainer.strategy.root_device)
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """Return the mean loss of a batch at random timesteps and noises."""
         latent = batch["latent"]
-        added = training_noise(
-            self.seed, self.current_epoch, batch["id"].tolist(), latent.shape[1:], self.model.process.levels
-        )
+        levels, sampling = self.model.process.levels, self.model.sampling
+        added = training_noise(self.seed, self.current_epoch, batch["id"].tolist(), latent.shape[1:], levels, sampling)
         noise, timesteps, uniform = (part.to(latent.device) for part in added)
         conditions = self.model.with_null(self.model.conditions_of(batch), uniform < self.caption_dropout)
         losses = self.model.losses(latent, conditions, timesteps, noise)
