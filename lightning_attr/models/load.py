@@ -18,6 +18,7 @@ from lightning_attr.encoders import CLIPText
 from lightning_attr.errors import UserError, one_line
 from lightning_attr.models.adapters import read_adapter
 from lightning_attr.models.denoiser import Denoiser
+from lightning_attr.models.finetune import BESIDE, restored
 from lightning_attr.models.model import Model, family, unfilled
 from lightning_attr.models.process import Diffusion
 from lightning_attr.models.spec import named_digest, read_spec
@@ -66,13 +67,15 @@ def _from_checkpoint(path: str | Path) -> Model:
         raise UserError(f"{where}: found no denoiser in it, expected a checkpoint of LatentDiffusion")
     record = _mapping(where, "trained_model", checkpoint["trained_model"])
     configs = {name: _mapping(where, f"trained_model.{name}", record.get(name)) for name in ("denoiser", "scheduler")}
-    weights = _mapping(where, "state_dict", checkpoint.get("state_dict"))
+    state = _mapping(where, "state_dict", checkpoint.get("state_dict"))
+    weights = {name.removeprefix("denoiser."): value for name, value in state.items()}
     try:
-        model = unfilled(**configs)
+        model = _fine_tuned(Path(path), checkpoint, weights) if "base" in record else unfilled(**configs)
     except UserError as error:
         raise UserError(f"{where}: {error}") from error
-    load_weights(model.network, {name.removeprefix("denoiser."): value for name, value in weights.items()}, path)
-    model.network.eval().requires_grad_(False)
+    if "base" not in record:
+        load_weights(model.network, weights, path)
+        model.network.eval().requires_grad_(False)
     model.null = null_of(record)
     model.made_from = _mapping(where, "trained_model.made_from", record.get("made_from", {}))
     try:
@@ -81,6 +84,34 @@ def _from_checkpoint(path: str | Path) -> Model:
         raise UserError(f"{where}: trained_model.{NULL}{error}") from error
     model.path, model.digest = str(path), file_digest(path)
     return model
+
+
+def _fine_tuned(path: Path, checkpoint: Mapping[str, Any], weights: Mapping[str, Any]) -> Model:
+    """Load the base of a checkpoint that holds an adapter's weights alone, and lay them over it."""
+    record = _mapping("", "trained_model.base", checkpoint["trained_model"]["base"])
+    _check_plain(weights)
+    known = [Path(str(checkpoint.get("base", ""))), path.parent / BESIDE]
+    place = next((each for each in known if str(each) != "." and each.exists()), None)
+    if place is None:
+        raise UserError(
+            f"found no base at {known[0]}, expected the model that it was fine-tuned from; put it, or a link "
+            f"to it, at {known[1]}"
+        )
+    base = load(place)
+    if base.digest != record.get("digest"):
+        raise UserError(f"base {place}: found digest {base.digest}, expected {record.get('digest')}")
+    try:
+        model = restored(record, weights, base)
+    except (TypeError, KeyError) as error:
+        raise UserError(f"trained_model.base: found {one_line(error)}, expected an adapter's settings") from error
+    model.base, model.configs = str(place), {**base.configs, "base": record}
+    return model
+
+
+def _check_plain(weights: Mapping[str, Any]) -> None:
+    for name, value in weights.items():
+        if (instead := found_instead(value)) is not None:
+            raise UserError(f"{name}: found {instead}, expected a plain floating-point tensor")
 
 
 def _mapping(where: str, key: str, value: Any) -> Mapping[str, Any]:
@@ -200,9 +231,10 @@ def load_weights(network: nn.Module, weights: Mapping[str, Tensor], source: str 
         UserError: They are no plain floating-point tensors, not finite, or names or shapes differ: it is a checkpoint
             of another architecture.
     """
-    for name, value in weights.items():
-        if (instead := found_instead(value)) is not None:
-            raise UserError(f"checkpoint {source}: {name}: found {instead}, expected a plain floating-point tensor")
+    try:
+        _check_plain(weights)
+    except UserError as error:
+        raise UserError(f"checkpoint {source}: {error}") from error
     expected = {name: tuple(value.shape) for name, value in network.state_dict().items()}
     found = {name: tuple(value.shape) for name, value in weights.items()}
     if found != expected:
