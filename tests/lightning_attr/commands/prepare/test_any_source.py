@@ -192,7 +192,7 @@ def test_one_prompt_for_all(tmp_path: Path) -> None:
     prepare(tmp_path / "it", tmp_path / "it.lmdb", "--prompt", "a photo of sks dog")
     with Store(tmp_path / "it.lmdb") as store:
         assert [store.meta(place).captions for place in range(2)] == [("a photo of sks dog",)] * 2
-    with pytest.raises(UserError, match="image 0: found captions.0 'a photo of sks dog', expected 'another'"):
+    with pytest.raises(UserError, match=r"image 0: found captions\.0 'a photo of sks dog', expected 'another'"):
         prepare(tmp_path / "it", tmp_path / "it.lmdb", "--prompt", "another")
 
 
@@ -224,7 +224,7 @@ def test_coco_is_the_same_store_as_of_its_own_command(tmp_path: Path) -> None:
         assert list(store.ids) == [1, 8, 15]
         assert store.meta(0).key == "000.png"
     (tmp_path / "train").rename(tmp_path / "elsewhere")
-    with pytest.raises(UserError, match="found no folder .*train of its images; name it: prepare coco"):
+    with pytest.raises(UserError, match=r"found no folder .*train of its images; name it: prepare coco"):
         prepare(captions, tmp_path / "three.lmdb")
 
 
