@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -24,6 +24,13 @@ Conditions = Mapping[str, Tensor]
 """What the network is given beside the latent, by name."""
 
 
+#: What the names of parameters have in them that an adapter lays over others.
+LAID_OVER = (".lora_A.", ".lora_B.")
+
+#: The name of the pattern that selects an adapter's weights.
+ADAPTER = "adapter"
+
+
 @dataclass(frozen=True)
 class Denoiser(ABC):
     """A network and how it is called. A family is a subclass in a file of its own.
@@ -36,9 +43,11 @@ class Denoiser(ABC):
         process: How samples of this family are noised.
         usual: How networks of this family are usually trained.
         embeds_guidance: Whether the network is told the scale of guidance, as the condition ``guidance`` [B].
+        adapter: The names of the parameters that are an adapter's; empty where there is none.
     """
 
     network: nn.Module
+    adapter: Collection[str] = ()
     class_name: ClassVar[str]
     patterns: ClassVar[Mapping[str, str]]
     pipelines: ClassVar[Sequence[str]] = ()
@@ -150,17 +159,28 @@ class Denoiser(ABC):
         """Return the parameters that ``pattern`` selects, by name.
 
         Args:
-            pattern: A name of :attr:`patterns` or a regular expression, searched in parameter names.
+            pattern: ``adapter``, a name of :attr:`patterns`, which but for ``all`` are of the base's weights, or a
+                regular expression, searched in parameter names as they are without an adapter.
 
         Raises:
             UserError: The pattern is no regular expression, or it selects nothing.
         """
-        known = f"known names are {', '.join(self.patterns)}; others are regular expressions over parameter names"
+        names = [*self.patterns, *([ADAPTER] if self.adapter else [])]
+        known = f"known names are {', '.join(names)}; others are regular expressions over parameter names"
         try:
             regex = re.compile(self.patterns.get(pattern, pattern))
         except re.error as error:
             raise UserError(f"weights: {pattern!r} is not a regular expression ({one_line(error)}); {known}") from error
-        selected = {name: weight for name, weight in self.network.named_parameters() if regex.search(name)}
+        parameters = dict(self.network.named_parameters())
+        if pattern == ADAPTER:
+            selected = {name: weight for name, weight in parameters.items() if name in self.adapter}
+        else:
+            passed = LAID_OVER if self.patterns.get(pattern) else ()
+            selected = {
+                name: weight
+                for name, weight in parameters.items()
+                if regex.search(name.replace(".base_layer", "")) and not any(part in name for part in passed)
+            }
         if not selected or not pattern:
             raise UserError(f"weights: {pattern!r} selects nothing; {known}")
         return selected

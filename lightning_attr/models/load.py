@@ -1,4 +1,4 @@
-"""Load a model: from our own checkpoint, or from a folder of diffusers."""
+"""Load a model: from our own checkpoint, from a folder of diffusers, or by a model spec."""
 
 from __future__ import annotations
 
@@ -13,13 +13,15 @@ import torch
 from torch import Tensor, nn
 
 from lightning_attr.artifacts.checkpoint_files import read_checkpoint
-from lightning_attr.digests import file_digest, joined_digest
+from lightning_attr.digests import file_digest
 from lightning_attr.encoders import PipelineText
 from lightning_attr.errors import UserError, one_line, quoted
+from lightning_attr.models.adapters import read_adapter
 from lightning_attr.models.denoiser import Denoiser
 from lightning_attr.models.model import Later, Model, family, unfilled
 from lightning_attr.models.objective import Objective
 from lightning_attr.models.process import Process
+from lightning_attr.models.spec import named_digest, read_spec
 from lightning_attr.weight_files import check_config, check_finite, check_weights, found_instead, variant_of
 
 #: Before the name of a null condition in what is written of a model.
@@ -43,13 +45,29 @@ def load(path: str | Path, variant: str | None = None) -> Model:
 
     Args:
         path: A checkpoint of ``LatentDiffusion`` (where an average was kept, it is the average), a folder of a
-            diffusers pipeline, or its ``unet`` folder. Of a ``unet`` folder alone the null conditions are not known.
+            diffusers pipeline, its ``unet`` folder, or a model spec (:mod:`lightning_attr.models.spec`), which may lay
+            an adapter over one of them. Of a ``unet`` folder alone the null conditions are not known.
         variant: Which weights of a folder, such as ``fp16``. None is the plain ones, or the only variant that is there.
 
     Raises:
         UserError: It is none of these, damaged, or of a family that is not known.
     """
+    if Path(path).suffix == ".yaml":
+        return _from_spec(path)
     return _from_folder(Path(path), variant) if Path(path).is_dir() else _from_checkpoint(path)
+
+
+def _from_spec(path: str | Path) -> Model:
+    """Load what a spec names, and lay its adapter over it."""
+    spec = read_spec(path)
+    model = load(spec.model, spec.variant)
+    if spec.adapter is not None:
+        if model.denoiser.adapter:
+            raise UserError(f"{path}: model: found a model with an adapter, expected a base for {spec.adapter}")
+        adapter = read_adapter(spec.adapter, model.denoiser.class_name, model.configs["denoiser"], spec.alpha)
+        model = model.with_adapter(adapter.into_network(model.network))
+    model.path, model.digest = str(path), file_digest(path)
+    return model
 
 
 def _from_checkpoint(path: str | Path) -> Model:
@@ -129,7 +147,7 @@ def _from_folder(folder: Path, variant: str | None) -> Model:
         null=Later(lambda: denoiser.null(PipelineText(str(root)))) if whole else {},
         configs={"denoiser": config, "scheduler": scheduler},
         path=str(folder),
-        digest=file_digest(folder) if whole else joined_digest([folder, root / "scheduler"]),
+        digest=named_digest(folder),
     )
 
 

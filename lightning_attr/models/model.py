@@ -5,7 +5,7 @@ Shapes: B samples, C x H x W a latent.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -19,7 +19,7 @@ from lightning_attr.artifacts.provenance import check_made_from
 from lightning_attr.encoders import check_encoders
 from lightning_attr.errors import UserError, expect_within
 from lightning_attr.models.build import build_class
-from lightning_attr.models.denoiser import Conditions, Denoiser
+from lightning_attr.models.denoiser import ADAPTER, Conditions, Denoiser
 from lightning_attr.models.flux import Flux
 from lightning_attr.models.objective import Objective, Weighting
 from lightning_attr.models.pixart import PixArt
@@ -127,14 +127,23 @@ class Model:
         """Return this model with another network of the same family, such as one whose weights are replaced."""
         return replace(self, denoiser=replace(self.denoiser, network=network))
 
+    def with_adapter(self, names: Collection[str]) -> Model:
+        """Return this model with the weights of these names known as an adapter's; it is frozen as the base is."""
+        self.network.eval().requires_grad_(False)
+        return replace(self, denoiser=replace(self.denoiser, adapter=names))
+
     def to(self, device: torch.device | str) -> Model:
         """Move the network to a device, and return the model with null conditions there."""
         self.network.to(device)
         return replace(self, null=Later(lambda: {name: value.to(device) for name, value in self.null.items()}))
 
-    def select(self, pattern: str) -> dict[str, nn.Parameter]:
-        """Return the weights that a pattern selects, see :meth:`Denoiser.select`."""
-        return self.denoiser.select(pattern)
+    def chosen(self, pattern: str | None) -> str:
+        """Return a pattern of weights; None is the adapter's where there is one, which alone was trained, else K/V."""
+        return pattern if pattern is not None else ADAPTER if self.denoiser.adapter else "cross_kv"
+
+    def select(self, pattern: str | None) -> dict[str, nn.Parameter]:
+        """Return the weights that a pattern selects, see :meth:`chosen` and :meth:`Denoiser.select`."""
+        return self.denoiser.select(self.chosen(pattern))
 
     def accepts(self, store: Store) -> None:
         """Check that the samples of a store have all that the model needs and fit it, see :meth:`Denoiser.accepts`.
@@ -261,6 +270,7 @@ class Model:
     def _trajectory(
         self, conditions: Conditions, seeds: Sequence[int], size: Sequence[int], steps: int, guidance: float
     ) -> Iterator[tuple[int, Tensor, Tensor | None]]:
+        expect_within("steps", steps, 1, self.process.levels)
         generators, like = seeded_generators(seeds), next(iter(conditions.values()))
         noise = initial_noise(generators, (self.latent_shape[0], *size)).to(like.device)
         schedule = self.denoiser.steps(steps, size, self.process.config)

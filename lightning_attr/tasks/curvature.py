@@ -38,7 +38,8 @@ class Curvature(AnalysisTask):
     Args:
         checkpoint: A checkpoint of ``LatentDiffusion``.
         kind: ``diagonal``, ``kfac`` or ``ekfac``; the last two are of linear layers only.
-        weights: ``cross_kv``, ``cross_attention``, ``attention``, ``matrices``, ``all``, or a regular expression.
+        weights: ``adapter``, ``cross_kv``, ``cross_attention``, ``attention``, ``matrices``, ``all``, or a regular
+            expression; None is the adapter's where there is one, else ``cross_kv``.
         seed: Of the draws.
     """
 
@@ -48,14 +49,14 @@ class Curvature(AnalysisTask):
         self,
         checkpoint: InputPath,
         kind: Literal["diagonal", "kfac", "ekfac"] = "diagonal",
-        weights: str = "cross_kv",
+        weights: str | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__(checkpoint)
         self.kind = kind
-        self.weights = weights
+        self.weights = self.model.chosen(weights)
         self.seed = seed
-        self.selected = self.model.select(weights)
+        self.selected = self.model.select(self.weights)
         self.sums = self._sums()
         self.count: Tensor
         self.register_buffer("count", torch.zeros((), dtype=torch.int64))

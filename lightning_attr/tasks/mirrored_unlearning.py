@@ -48,7 +48,8 @@ class MirroredUnlearning(ChangedWeights):
         checkpoint: A checkpoint of ``LatentDiffusion``.
         queries: A query store.
         query: The id of the query to unlearn.
-        weights: ``cross_kv``, ``cross_attention``, ``attention``, ``matrices``, ``all``, or a regular expression.
+        weights: ``adapter``, ``cross_kv``, ``cross_attention``, ``attention``, ``matrices``, ``all``, or a regular
+            expression.
         learning_rate: Of AdamW; the paper takes a tenth of training's.
         forget: How much the query's loss counts against that of the store.
         until: Stop when the query's loss is this share of the null loss; None takes all steps of the trainer.

@@ -23,7 +23,7 @@ from lightning_attr.ground_truth.metrics.functional import feature_similarity, g
 from lightning_attr.losses import sample_losses
 from lightning_attr.models import Model, load
 from lightning_attr.noise import Draws
-from lightning_attr.sampling import sampling_of
+from lightning_attr.sampling import known_sampling_of
 from lightning_attr.tasks.latent_diffusion import LatentDiffusion
 
 
@@ -34,7 +34,8 @@ class Retraining(LatentDiffusion):
     from the original by its seeds alone, which shows how large chance is.
 
     The training settings must be those of the original model; give its config first and this one's on top. Writes
-    ``retraining.safetensors``: the queries' losses and regenerated latents under both models.
+    ``retraining.safetensors``: the queries' losses and regenerated latents under both models. Where queries from files
+    do not say their seeds, steps and guidance, it has the losses alone.
 
     Args:
         original: The checkpoint of the model trained on everything.
@@ -76,7 +77,7 @@ class Retraining(LatentDiffusion):
         """
         queries = Store(self.queries)
         self.model.accepts(queries)
-        sampling_of(queries, self._query_ids(queries))
+        known_sampling_of(queries, self._query_ids(queries))
         original = load(self.original)
         original.was_trained_on(store)
         if (found := original.configs) != self.configs:
@@ -135,12 +136,17 @@ class Retraining(LatentDiffusion):
 
 
 def measure(model: Model, queries: Store, ids: list[int], draws: Draws, device: torch.device) -> dict[str, Tensor]:
-    """Return the queries' ``losses`` [Q, D], and ``latent`` [Q, C, H, W] and ``image`` [Q, H, W, 3] generated again."""
+    """Return the queries' ``losses`` [Q, D], and ``latent`` [Q, C, H, W] and ``image`` [Q, H, W, 3] generated again.
+
+    Of queries from files that do not say how they were sampled it is the losses alone.
+    """
     model = model.to(device)
     positions = queries.positions(ids)
     batch = {name: value.to(device) for name, value in whole_samples(queries, positions).items()}
     losses = sample_losses(model, batch, draws, views=1, captions=1)[:, 0]
-    seeds, steps, guidance = sampling_of(queries, ids)
+    if (sampling := known_sampling_of(queries, ids)) is None:
+        return {"losses": losses.cpu()}
+    seeds, steps, guidance = sampling
     conditions = {name: value[:, 0] for name, value in model.conditions_of(batch).items()}
     size = queries.schema.fields["latent"].shape[-2:]
     latents, _ = model.generate(conditions, seeds, size=size, steps=steps, guidance=guidance)
@@ -150,9 +156,8 @@ def measure(model: Model, queries: Store, ids: list[int], draws: Draws, device: 
 
 def summary(original: dict[str, Tensor], retrained: dict[str, Tensor]) -> dict[str, float]:
     """Return what became of the queries, as means over them."""
-    values = {
-        "loss_change": loss_change(original["losses"], retrained["losses"]),
-        "generation_deviation": generation_deviation(original["latent"], retrained["latent"]),
-        "latent_similarity": feature_similarity(original["latent"], retrained["latent"]),
-    }
+    values = {"loss_change": loss_change(original["losses"], retrained["losses"])}
+    if "latent" in original:
+        values["generation_deviation"] = generation_deviation(original["latent"], retrained["latent"])
+        values["latent_similarity"] = feature_similarity(original["latent"], retrained["latent"])
     return {f"retraining/{name}": float(value.mean()) for name, value in values.items()}

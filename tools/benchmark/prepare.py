@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from lightning_attr.commands.prepare.coco.command import main as prepare_coco
+from lightning_attr.commands.prepare.coco import main as prepare_coco
 from tools.benchmark.timing import Figure, Sizes, Spread, seconds
 
 WORKERS = 2

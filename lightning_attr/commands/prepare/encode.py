@@ -17,7 +17,10 @@ from datamodules.store.records import Field, Meta, Schema, first_difference
 from lightning_attr.commands.prepare.images import Pixels
 from lightning_attr.encoders import ImageEncoder, TextEncoder
 from lightning_attr.encoders.store import store_image_encoder, store_text_encoder
-from lightning_attr.errors import UserError
+from lightning_attr.errors import UserError, expect_within
+
+LARGEST = 8192
+"""The most pixels a side that images may have in a store."""
 
 Half = np.ndarray[Any, np.dtype[np.float16]]
 
@@ -39,6 +42,14 @@ class Recipe:
     size: int
     captions: int
     flips: bool
+
+    def __post_init__(self) -> None:
+        """Refuse a size that no image has.
+
+        Raises:
+            UserError: It is one.
+        """
+        expect_within("--size", self.size, 1, LARGEST)
 
     @property
     def schema(self) -> Schema:
@@ -112,6 +123,8 @@ def finished(path: Path, schema: Schema, made_from: Mapping[str, Any]) -> bool:
     Raises:
         UserError: There is one, of another schema, or made from something else.
     """
+    if path.is_symlink() and not path.exists():
+        raise UserError(f"{path}: found a link to nothing, expected a new place, or a store")
     if not path.exists():
         return False
     with Store(path) as store:
