@@ -39,11 +39,11 @@ class Denoiser(ABC):
         network: The network of diffusers.
         class_name: What diffusers calls the network.
         patterns: What the names of weights to work on mean for this family: regular expressions over parameter names.
+        adapter: The names of the parameters that are an adapter's; empty where there is none.
         pipelines: What diffusers calls the pipelines that call the network so.
         process: How samples of this family are noised.
         usual: How networks of this family are usually trained.
         embeds_guidance: Whether the network is told the scale of guidance, as the condition ``guidance`` [B].
-        adapter: The names of the parameters that are an adapter's; empty where there is none.
     """
 
     network: nn.Module
