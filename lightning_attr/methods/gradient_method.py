@@ -8,7 +8,6 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -45,6 +44,8 @@ class GradientMethod(Method):
             the window then belongs in ``output.draws``.
         region: A greyscale image; the brighter a place, the more of it is asked about. None is the whole query.
     """
+
+    _only: int | None = None  # the draw to take, where that is not all
 
     def __init__(
         self,
@@ -144,12 +145,11 @@ class GradientMethod(Method):
         captions: int | None = None,
         region: Tensor | None = None,
     ) -> Iterator[SampleGradients]:
-        take = draw_gradients if self.per_draw else _mean_alone
-        return take(self._model, self._selected, batch, output, views, captions, region)
-
-
-def _mean_alone(*arguments: Any) -> Iterator[SampleGradients]:
-    yield sample_gradients(*arguments)
+        arguments = (self._model, self._selected, batch, output, views, captions, region)
+        if self.per_draw:
+            yield from draw_gradients(*arguments, only=self._only)
+        else:
+            yield sample_gradients(*arguments)
 
 
 @outside_autocast

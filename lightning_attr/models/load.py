@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
@@ -18,6 +19,7 @@ from lightning_attr.encoders import PipelineText
 from lightning_attr.errors import UserError, one_line, quoted
 from lightning_attr.models.adapters import read_adapter
 from lightning_attr.models.denoiser import Denoiser
+from lightning_attr.models.finetune import BESIDE, restored
 from lightning_attr.models.model import Later, Model, family, unfilled
 from lightning_attr.models.objective import Objective
 from lightning_attr.models.process import Process
@@ -76,14 +78,20 @@ def _from_checkpoint(path: str | Path) -> Model:
         raise UserError(f"{where}: found no denoiser in it, expected a checkpoint of LatentDiffusion")
     record = _mapping(where, "trained_model", checkpoint["trained_model"])
     configs = {name: _mapping(where, f"trained_model.{name}", record.get(name)) for name in ("denoiser", "scheduler")}
-    weights = _mapping(where, "state_dict", checkpoint.get("state_dict"))
+    state = _mapping(where, "state_dict", checkpoint.get("state_dict"))
+    weights = {name.removeprefix("denoiser."): value for name, value in state.items()}
     given = _mapping(where, "trained_model.objective", record.get("objective", {}))
     try:
-        model = unfilled(**configs, objective=_objective(given))
+        objective = _objective(given)
+        if "base" in record:
+            model = replace(_fine_tuned(Path(path), checkpoint, weights), objective=objective)
+        else:
+            model = unfilled(**configs, objective=objective)
     except UserError as error:
         raise UserError(f"{where}: {error}") from error
-    load_weights(model.network, {name.removeprefix("denoiser."): value for name, value in weights.items()}, path)
-    model.network.eval().requires_grad_(False)
+    if "base" not in record:
+        load_weights(model.network, weights, path)
+        model.network.eval().requires_grad_(False)
     model.null = null_of(record)
     model.made_from = _mapping(where, "trained_model.made_from", record.get("made_from", {}))
     try:
@@ -109,6 +117,34 @@ def _objective(given: Mapping[str, Any]) -> Objective:
                 f"trained_model.objective.{name}: found {quoted(value)}, expected one of {choices or 'numbers'}"
             )
     return Objective(**given)
+
+
+def _fine_tuned(path: Path, checkpoint: Mapping[str, Any], weights: Mapping[str, Any]) -> Model:
+    """Load the base of a checkpoint that holds an adapter's weights alone, and lay them over it."""
+    record = _mapping("", "trained_model.base", checkpoint["trained_model"]["base"])
+    _check_plain(weights)
+    known = [Path(str(checkpoint.get("base", ""))), path.parent / BESIDE]
+    place = next((each for each in known if str(each) != "." and each.exists()), None)
+    if place is None:
+        raise UserError(
+            f"found no base at {known[0]}, expected the model that it was fine-tuned from; put it, or a link "
+            f"to it, at {known[1]}"
+        )
+    base = load(place)
+    if base.digest != record.get("digest"):
+        raise UserError(f"base {place}: found digest {base.digest}, expected {record.get('digest')}")
+    try:
+        model = restored(record, weights, base)
+    except (TypeError, KeyError) as error:
+        raise UserError(f"trained_model.base: found {one_line(error)}, expected an adapter's settings") from error
+    model.base, model.configs = str(place), {**base.configs, "base": record}
+    return model
+
+
+def _check_plain(weights: Mapping[str, Any]) -> None:
+    for name, value in weights.items():
+        if (instead := found_instead(value)) is not None:
+            raise UserError(f"{name}: found {instead}, expected a plain floating-point tensor")
 
 
 def _mapping(where: str, key: str, value: Any) -> Mapping[str, Any]:
@@ -234,9 +270,10 @@ def load_weights(network: nn.Module, weights: Mapping[str, Tensor], source: str 
         UserError: They are no plain floating-point tensors, not finite, or names or shapes differ: it is a checkpoint
             of another architecture.
     """
-    for name, value in weights.items():
-        if (instead := found_instead(value)) is not None:
-            raise UserError(f"checkpoint {source}: {name}: found {instead}, expected a plain floating-point tensor")
+    try:
+        _check_plain(weights)
+    except UserError as error:
+        raise UserError(f"checkpoint {source}: {error}") from error
     expected = {name: tuple(value.shape) for name, value in network.state_dict().items()}
     found = {name: tuple(value.shape) for name, value in weights.items()}
     if found != expected:

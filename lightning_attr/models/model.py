@@ -83,11 +83,13 @@ class Model:
         denoiser: The network behind its calling convention.
         process: How samples are noised and what is predicted.
         null: The conditions of no caption, without the batch axis, by name; empty where they are not known.
-        configs: ``denoiser`` and ``scheduler``, as given to :func:`build`, and ``objective`` where one is.
+        configs: ``denoiser`` and ``scheduler``, as given to :func:`build`, and ``objective`` where one is;
+            of a fine-tuned model also ``base``.
         path: The checkpoint or folder; empty where the model is of none.
         digest: Of what lies there; empty likewise.
         made_from: The digests of the ``store`` that it was trained on and of the ``encoders`` of that, where known.
         objective: What training minimised.
+        base: Where the model lies that it was fine-tuned from, where its checkpoint holds what was trained alone.
     """
 
     denoiser: Denoiser
@@ -98,6 +100,7 @@ class Model:
     digest: str = ""
     made_from: Mapping[str, str] = field(default_factory=dict)
     objective: Objective = field(default_factory=Objective)
+    base: str = ""
 
     def __post_init__(self) -> None:
         """Refuse an objective of another process."""
@@ -117,6 +120,12 @@ class Model:
     def network(self) -> nn.Module:
         """Return the network, whose parameters are the model's weights."""
         return self.denoiser.network
+
+    @property
+    def weights(self) -> dict[str, Tensor]:
+        """Return what is kept of the network, by name: all of it, or what a fine-tuning has laid over its base."""
+        state: dict[str, Tensor] = self.network.state_dict()
+        return {name: state[name] for name in self.denoiser.adapter} if self.base else state
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:

@@ -55,7 +55,7 @@ def open_source(path: str, kind: Kind | None, prompt: str | None, columns: Colum
         return Parquet(_shards(path, files, ".parquet"), columns)
     if kind == "webdataset":
         return WebDataset(_shards(path, files, ".tar"), columns)
-    captions = [leaf.path for leaf in files if leaf.path.match(_COCO)] if len(files) > 1 else [files[0].path]
+    captions = [leaf.path for leaf in files if leaf.path.match(_COCO) or str(leaf.path) == path]
     if len(captions) != 1:
         raise UserError(f"{path}: found {len(captions)} captions files, expected the path of one: {_COCO}")
     return Coco(folder_of(captions[0]), captions[0])
@@ -87,7 +87,8 @@ def _kind(path: str, files: Sequence[Leaf]) -> Kind:
     elif endings & IMAGES:
         kinds.append("folder")
     if len(kinds) != 1:
-        found = " and ".join(kinds) if kinds else f"files of endings {', '.join(sorted(endings)[:5]) or 'none'}"
+        others = f"files of endings {', '.join(sorted(map(repr, endings))[:5])}" if endings else "no files"
+        found = " and ".join(kinds) or others
         raise UserError(f"{path}: found {found}, expected one kind of {', '.join(get_args(Kind))} (see --kind)")
     return kinds[0]
 

@@ -85,8 +85,12 @@ class Cell:
         Raises:
             FileNotFoundError: There are none.
         """
-        data = _column(self.path, self.column, self.part, self.group, self.row).at(self.row)
-        if data is None:
+        status, cell = os.stat(self.path), (self.path, self.column, self.part, self.group)
+        version = status.st_ino, status.st_mtime_ns
+        if (column := _opened(cell, version)).passed(self.row):
+            _opened.cache_clear()
+            column = _opened(cell, version)
+        if (data := column.at(self.row)) is None:
             raise FileNotFoundError("no image in it")
         return data
 
@@ -110,7 +114,9 @@ class _Column:
     def at(self, row: int) -> bytes | None:
         """Return the value of a row, none before the piece that was read last."""
         while row >= self._read:
-            piece = next(self._pieces).column(0)
+            if (batch := next(self._pieces, None)) is None:
+                raise FileNotFoundError("no such row")
+            piece = batch.column(0)
             self._piece = piece.field(self._part) if self._part else piece
             self._read += len(piece)
         return self._piece[row - self._read].as_py()  # type: ignore[no-any-return]
@@ -120,16 +126,10 @@ class _Column:
         return self._piece is not None and row < self._read - len(self._piece)
 
 
-_open_column = lru_cache(maxsize=2)(_Column)
-
-
-def _column(path: Path, column: str, part: str, group: int, row: int) -> _Column:
-    """Return a column of a row group that has not gone past a row."""
-    found = _open_column(path, column, part, group)
-    if found.passed(row):
-        _open_column.cache_clear()
-        found = _open_column(path, column, part, group)
-    return found
+@lru_cache(maxsize=2)
+def _opened(cell: tuple[Path, str, str, int], version: tuple[int, int]) -> _Column:
+    """Return a column of a row group of a file as it is now."""
+    return _Column(*cell)
 
 
 def locate(folder: Path, name: str) -> Path:

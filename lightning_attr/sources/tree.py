@@ -64,9 +64,9 @@ def _leaves(folder: Path, prefix: str, entered: set[tuple[int, int]], faults: Fa
         except UserError as error:
             faults.add("name without Unicode", f"{folder}: {error}")
             continue
-        if entry.is_dir():
+        if os.path.isdir(entry.path):
             yield from _leaves(folder / entry.name, f"{key}/", entered, faults)
-        elif entry.is_file() or entry.is_symlink():  # a link that leads nowhere is an image that is missing
+        elif entry.is_symlink() or entry.is_file():  # a link that leads nowhere is an image that is missing
             yield Leaf(key, folder / entry.name)
 
 

@@ -6,8 +6,9 @@ authors stop the gradient at the first token; attribution takes it whole.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
+import torch
 from torch import Tensor
 
 from lightning_attr.errors import UserError
@@ -35,6 +36,8 @@ def read_weights(file: File) -> dict[str, Tensor]:
     """
     result: dict[str, Tensor] = {}
     for key, value in file.tensors.items():
+        if not value.numel():  # of a layer that was not trained
+            continue
         name = key.removeprefix("unet.").replace(".processor.", ".")
         for own, base in NAMES.items():
             name = name.replace(own, base)
@@ -44,9 +47,14 @@ def read_weights(file: File) -> dict[str, Tensor]:
     return result
 
 
-def keys_of(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return weights of cross-attention by the keys that they have in a file; the inverse of :func:`read_weights`."""
-    result: dict[str, Tensor] = {}
+def keys_of(weights: Mapping[str, Tensor], processors: Collection[str]) -> dict[str, Tensor]:
+    """Return weights of cross-attention by the keys that they have in a file; the inverse of :func:`read_weights`.
+
+    Args:
+        weights: By name.
+        processors: Of all attention layers of the network: diffusers wants an entry of those that have none as well.
+    """
+    result = {name: torch.empty(0) for name in processors if "attn2" not in name}
     for name, value in weights.items():
         block, _, rest = name.partition(".attn2.")
         part, _, role = rest.partition(".")

@@ -16,12 +16,16 @@ from typing import Any, NamedTuple
 import diffusers
 import torch
 from diffusers.utils.state_dict_utils import convert_all_state_dict_to_peft, convert_unet_state_dict_to_peft
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from lightning_attr.errors import UserError, one_line
 
 #: The part of a pipeline that is the network, whatever its family calls it.
 NETWORK = "network"
+
+#: Where diffusers keeps the settings of a LoRA in a file's header.
+HEADER = "lora_adapter_metadata"
 
 #: What kinds of adapters that are not taken have in their keys.
 OTHERS: Mapping[str, tuple[str, ...]] = {
@@ -182,9 +186,9 @@ def _said(file: File) -> dict[str, Mapping[str, Any]]:
     """Return what PEFT's config, or diffusers' in the header, says of each part of the pipeline."""
     said: dict[str, dict[str, Any]] = defaultdict(dict)
     try:
-        header = json.loads(file.metadata.get("lora_adapter_metadata", "{}"))
+        header = json.loads(file.metadata.get(HEADER, "{}"))
     except ValueError as error:
-        raise UserError(f"{file.where}: lora_adapter_metadata: not JSON ({one_line(error)})") from error
+        raise UserError(f"{file.where}: {HEADER}: not JSON ({one_line(error)})") from error
     for key, value in header.items():
         part, _, name = key.partition(".")
         said[part][name] = value
@@ -258,6 +262,24 @@ def lay_over(module: nn.Module, lows: Mapping[str, Low]) -> list[str]:
                 layers[f"{name}.{role}.default"].weight.copy_(value)
     after = [name for name, _ in module.named_parameters()]
     return [name for name in after if name.replace(".base_layer", "") not in before]
+
+
+def lora_file(lows: Mapping[str, Low], class_name: str) -> bytes:
+    """Return the file of a network's LoRA of one rank and alpha, as diffusers writes it; alpha is in its header.
+
+    Args:
+        lows: By layer.
+        class_name: Of the network.
+    """
+    part, some = _prefix(class_name), next(iter(lows.values()))
+    said = {"r": some.rank, "lora_alpha": some.alpha, "target_modules": sorted(lows)}
+    header = json.dumps({f"{part}.{name}": value for name, value in said.items()}, sort_keys=True)
+    tensors = {
+        f"{part}.{layer}.{role}.weight": value
+        for layer, low in lows.items()
+        for role, value in (("lora_A", low.down), ("lora_B", low.up))
+    }
+    return save(tensors, {HEADER: header})
 
 
 def import_peft() -> Any:
