@@ -110,5 +110,5 @@ def test_flows_that_are_refused(config: dict[str, Any], message: str) -> None:
 
 
 def test_more_steps_than_timesteps(model: Model) -> None:
-    with pytest.raises(UserError, match="steps: found 1001, expected .*1000"):
+    with pytest.raises(UserError, match=r"steps: found 1001, expected .*1000"):
         model.generate({"text": torch.zeros(1, 8, 8)}, [1], size=(8, 8), steps=1001, guidance=1.0)
