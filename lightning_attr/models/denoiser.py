@@ -152,6 +152,11 @@ class Denoiser(ABC):
             )
 
     @property
+    def idle(self) -> tuple[str, ...]:
+        """Return how the names of weights begin that no prediction depends on, which are never selected."""
+        return ()
+
+    @property
     def _config(self) -> Any:
         return self.network.config
 
@@ -171,7 +176,9 @@ class Denoiser(ABC):
             regex = re.compile(self.patterns.get(pattern, pattern))
         except re.error as error:
             raise UserError(f"weights: {pattern!r} is not a regular expression ({one_line(error)}); {known}") from error
-        parameters = dict(self.network.named_parameters())
+        parameters = {
+            name: weight for name, weight in self.network.named_parameters() if not name.startswith(self.idle)
+        }
         if pattern == ADAPTER:
             selected = {name: weight for name, weight in parameters.items() if name in self.adapter}
         else:

@@ -94,6 +94,12 @@ class SD3(Denoiser):
             "pooled": (int(self._config.pooled_projection_dim),),
         }
 
+    @property
+    def idle(self) -> tuple[str, ...]:
+        """Return the last block's queries of the text: what the text becomes there is not used any more."""
+        last = f"transformer_blocks.{self._config.num_layers - 1}.attn."
+        return f"{last}add_q_proj", f"{last}norm_added_q"
+
     def accepts(self, schema: Schema, path: str) -> None:
         """Check also that the network has positions for all patches.
 

@@ -307,7 +307,8 @@ def _write(writer: StoreWriter, recipe: Recipe, queries: Sequence[Query]) -> Cou
                 counts.update((*item.notes, *_changes(query, recipe.size)))
             if start + len(batch) > there:
                 metas = [query.meta(start + place) for place, query in enumerate(batch)]
-                arrays = recipe.arrays(np.stack([item.pixels for item in items]), metas)
+                pixels = np.stack([item.pixels for item in items])
+                arrays = recipe.arrays(pixels, metas, [item.shape for item in items])
                 for item, meta, fields in zip(items, metas, arrays, strict=True):
                     if meta.id >= there:
                         writer.write(Sample(meta, fields, jpeg(item.pixels), item.digest))

@@ -189,11 +189,21 @@ def test_gradients_of_samples_are_autograds(case: Case, pattern: str, dtype: tor
 
 
 def test_matrices_are_all_linear_layers_and_convolutions(case: Case) -> None:
-    layers = {name for name, module in case.model.network.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)}
+    network, idle = case.model.network, case.model.denoiser.idle
+    layers = {name for name, module in network.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)}
+    layers = {name for name in layers if not name.startswith(idle)}
     assert {name.removesuffix(".weight") for name in case.model.select("matrices")} == layers
     for narrow, wide in pairwise(PATTERNS[:3]):
         assert case.model.select(narrow).keys() < case.model.select(wide).keys()
-    assert case.model.select("all").keys() == dict(case.model.network.named_parameters()).keys()
+    used = {name for name, _ in network.named_parameters() if not name.startswith(idle)}
+    assert case.model.select("all").keys() == used
+
+
+def test_predictions_depend_on_all_weights_that_are_selected_and_no_others(case: Case) -> None:
+    network = deepcopy(case.model.network).requires_grad_()
+    case.model.over(network).losses(*inputs(case)).sum().backward()
+    moved = {name for name, weight in network.named_parameters() if weight.grad is not None and weight.grad.any()}
+    assert moved == case.model.select("all").keys()
 
 
 def samples(case: Case, ids: list[int]) -> dict[str, Tensor]:
