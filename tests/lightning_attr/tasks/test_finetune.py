@@ -103,7 +103,12 @@ def same(one: dict[str, Any], other: dict[str, Any]) -> bool:
 
 
 @pytest.mark.parametrize(
-    "settings", [{}, pytest.param({"accumulate_grad_batches": 2, "callbacks": None}, marks=pytest.mark.slow)]
+    "settings",
+    [
+        {},
+        pytest.param({"accumulate_grad_batches": 2, "callbacks": None}, marks=pytest.mark.slow),
+        pytest.param({"check_val_every_n_epoch": None, "val_check_interval": 2}, marks=pytest.mark.slow),
+    ],
 )
 def test_a_stopped_run_ends_with_the_same_bits(settings: Config, tuned: FineTune, tmp_path: Path) -> None:
     whole = run("fit", tuned.train(tmp_path / "whole", settings)) if settings else tuned.root / "train"
