@@ -21,7 +21,9 @@ def transformers_of(what: str, source: str) -> Any:
         UserError: It is not installed.
     """
     try:
-        return import_module("transformers")
+        transformers = import_module("transformers")
+        import_module("transformers.utils.logging").disable_progress_bar()  # of reading weights, one line a model
+        return transformers
     except ImportError as error:
         raise UserError(
             f"{what} {source}: transformers cannot be imported ({one_line(error)}); "

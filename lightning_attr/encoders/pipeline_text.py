@@ -13,6 +13,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
+from lightning_attr.adapters import read_adapter
 from lightning_attr.artifacts import read_json
 from lightning_attr.encoders.files import check_missing, checked_digest, here, loading_of, transformers_of
 from lightning_attr.errors import UserError, expect_within, quoted
@@ -58,13 +59,25 @@ class PipelineText:
         source: Local folder of a pipeline, or the hub name of one that lies in the hub's cache.
         tokens: How many tokens of a text its T5 gets; None is the pipeline's usual number. Pipelines without a T5 have
             no choice.
-        weights: Expected digest of the weights of all text encoders; None takes what is found.
+        weights: Expected digest of the weights of all text encoders, adapter included; None takes what is found.
+        adapter: A LoRA or new words that are laid over the text encoders; one that has none for them is left out.
+        alpha: Of a LoRA whose file lost it.
+        adapter_digest: Expected digest of the adapter's part of the text encoders; None takes what is found.
 
     Raises:
-        UserError: Transformers is not installed, the pipeline is none that we know, or lacks a text encoder or weights.
+        UserError: Transformers is not installed, the pipeline is none that we know, lacks a text encoder or weights,
+            or the adapter is of another one.
     """
 
-    def __init__(self, source: str, tokens: int | None = None, weights: str | None = None) -> None:
+    def __init__(
+        self,
+        source: str,
+        tokens: int | None = None,
+        weights: str | None = None,
+        adapter: str | None = None,
+        alpha: float | None = None,
+        adapter_digest: str | None = None,
+    ) -> None:
         what = f"text encoders of {source}"
         self.source = source
         folder = Path(here("PipelineText", source, "text_encoder"))
@@ -83,6 +96,17 @@ class PipelineText:
             if "requires_safety_checker" in arguments:
                 plain["requires_safety_checker"] = False
             self._pipeline = cls(**{**arguments, **plain, **loaded})
+        self.adapter, self.alpha, self.adapter_digest = None, None, None
+        if adapter is not None:
+            over = read_adapter(adapter, *_network(folder), alpha)
+            if over.text_digest is not None:
+                over.into_texts(loaded)
+                self.adapter, self.alpha, self.adapter_digest = adapter, alpha, over.text_digest
+        if adapter_digest not in (None, self.adapter_digest):
+            raise UserError(
+                f"adapter {adapter}: found digest {self.adapter_digest} of what it has for text encoders, expected "
+                f"{adapter_digest}: another one lies there now"
+            )
         logging.getLogger(cls.__module__).setLevel(logging.ERROR)  # it warns of every text that is cut
         encoders = {part: model for part, model in loaded.items() if isinstance(model, nn.Module)}
         self._encoders = nn.ModuleDict(encoders).requires_grad_(False).eval()
@@ -102,7 +126,9 @@ class PipelineText:
 
     def config(self) -> dict[str, Any]:
         """Return the class and its arguments, weights digest included."""
-        return {"class": "PipelineText", "source": self.source, "tokens": self.tokens, "weights": self.weights}
+        config = {"class": "PipelineText", "source": self.source, "tokens": self.tokens, "weights": self.weights}
+        over = {"adapter": self.adapter, "alpha": self.alpha, "adapter_digest": self.adapter_digest}
+        return config if self.adapter is None else {**config, **over}
 
     def state(self) -> bytes | None:
         """Return None: the weights are found under ``source``."""
@@ -181,6 +207,14 @@ class PipelineText:
         found = self._pipeline.encode_prompt(**{name: value for name, value in given.items() if name in self._takes})
         named = dict(zip(self._outputs, found, strict=True))
         return {name: value.float() for name, value in named.items() if name and value is not None}
+
+
+def _network(folder: Path) -> tuple[str, dict[str, Any]]:
+    """Return the class of a pipeline's network and its config."""
+    index = read_json(folder / "model_index.json")
+    part = "unet" if "unet" in index else "transformer"
+    config = read_json(folder / part / "config.json")
+    return str(config.get("_class_name")), config
 
 
 def _load(folder: Path, part: str, listed: Any) -> Any:

@@ -15,11 +15,11 @@ import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from lightning_attr.adapters.custom_diffusion import keys_of
+from lightning_attr.adapters.lora import Low, check_fits, lay_over, lora_file
 from lightning_attr.artifacts import write_atomically
 from lightning_attr.artifacts.inputs import InputPath
 from lightning_attr.errors import UserError, expect_within, one_line
-from lightning_attr.models.adapters.custom_diffusion import keys_of
-from lightning_attr.models.adapters.lora import Low, check_fits, lay_over, lora_file
 from lightning_attr.models.model import Model
 
 #: The file of a trained adapter in its run's folder, by kind, as the pipelines of diffusers look for it.

@@ -13,11 +13,11 @@ import diffusers
 import torch
 from torch import Tensor, nn
 
+from lightning_attr.adapters import read_adapter
 from lightning_attr.artifacts.checkpoint_files import read_checkpoint
 from lightning_attr.digests import file_digest
 from lightning_attr.encoders import PipelineText
 from lightning_attr.errors import UserError, one_line, quoted
-from lightning_attr.models.adapters import read_adapter
 from lightning_attr.models.denoiser import Denoiser
 from lightning_attr.models.finetune import BESIDE, restored
 from lightning_attr.models.model import Later, Model, family, unfilled
@@ -68,6 +68,10 @@ def _from_spec(path: str | Path) -> Model:
             raise UserError(f"{path}: model: found a model with an adapter, expected a base for {spec.adapter}")
         adapter = read_adapter(spec.adapter, model.denoiser.class_name, model.configs["denoiser"], spec.alpha)
         model = model.with_adapter(adapter.into_network(model.network))
+        if (digest := adapter.text_digest) is not None:
+            source, over = str(spec.model), {"adapter": str(spec.adapter), "alpha": spec.alpha}
+            model.null = Later(lambda: model.denoiser.null(PipelineText(source, **over)))  # type: ignore[arg-type]
+            model.text_adapter = digest
     model.path, model.digest = str(path), file_digest(path)
     return model
 
@@ -85,6 +89,7 @@ def _from_checkpoint(path: str | Path) -> Model:
         objective = _objective(given)
         if "base" in record:
             model = replace(_fine_tuned(Path(path), checkpoint, weights), objective=objective)
+            model.configs = {**model.configs, **({"objective": given} if given else {})}
         else:
             model = unfilled(**configs, objective=objective)
     except UserError as error:

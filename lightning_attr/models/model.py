@@ -90,6 +90,7 @@ class Model:
         made_from: The digests of the ``store`` that it was trained on and of the ``encoders`` of that, where known.
         objective: What training minimised.
         base: Where the model lies that it was fine-tuned from, where its checkpoint holds what was trained alone.
+        text_adapter: The digest of what its adapter has for the text encoders; empty where it has nothing.
     """
 
     denoiser: Denoiser
@@ -101,6 +102,7 @@ class Model:
     made_from: Mapping[str, str] = field(default_factory=dict)
     objective: Objective = field(default_factory=Objective)
     base: str = ""
+    text_adapter: str = ""
 
     def __post_init__(self) -> None:
         """Refuse an objective of another process."""
@@ -161,6 +163,11 @@ class Model:
             UserError: They do not, or were made with other encoders than those that it was trained on.
         """
         self.denoiser.accepts(store.schema, store.path)
+        if self.text_adapter and store.schema.encoders.get("text", {}).get("adapter_digest") != self.text_adapter:
+            raise UserError(
+                f"{store.path}: found texts that were encoded without the text part of the adapter of {self.path}, "
+                f"expected those with it; prepare it with --model {self.path}"
+            )
         check_encoders(store, self.made_from.get("encoders"), f"the model {self.path}".rstrip())
 
     def was_trained_on(self, store: Store) -> None:

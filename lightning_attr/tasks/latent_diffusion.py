@@ -85,7 +85,9 @@ class LatentDiffusion(pl.LightningModule):
             self.configs = {"denoiser": denoiser, "scheduler": scheduler or {}}
             self.model = build(self.configs["denoiser"], self.configs["scheduler"], seed, objective)
         else:
-            self.model = replace(begun(base, load, seed), objective=objective)
+            self.model = begun(base, load, seed)
+            objective = replace(self.model.objective, **objective.given)
+            self.model = replace(self.model, objective=objective)
             self.configs = dict(self.model.configs)
             if base.adapter.kind != "full":
                 self.configs["base"] = of_base(base, self.model)

@@ -12,6 +12,9 @@ from peft import LoraConfig, get_peft_model_state_dict, inject_adapter_in_model
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from lightning_attr.gradients import per_sample_gradients
+from lightning_attr.models import Inputs, Model
+
 #: The layers of each part that get a LoRA, in every family that has them.
 TARGETS = r".*\.(to_q|to_k|to_v|to_out\.0|q_proj|out_proj|fc1|conv1|proj_in|add_k_proj)"
 RANK, ALPHA = 3, 6.0
@@ -47,7 +50,8 @@ def save_plain(folder: Path, named: Mapping[str, Tensor]) -> Path:
 def save_diffusers(folder: Path, named: Mapping[str, Tensor], **changed: Any) -> Path:
     """As diffusers writes it with metadata."""
     folder.mkdir(parents=True)
-    settings = {"r": RANK, "lora_alpha": ALPHA, **changed}
+    layers = sorted({name.partition(".")[2].rpartition(".lora_")[0] for name in named})
+    settings = {"r": RANK, "lora_alpha": ALPHA, "target_modules": layers, **changed}
     said = {
         f"{part}.{key}": value for part in {name.split(".")[0] for name in named} for key, value in settings.items()
     }
@@ -83,3 +87,26 @@ def save_kohya(file: Path, named: Mapping[str, Tensor], text: str = "lora_te") -
         result[f"{key}.alpha"] = torch.tensor(ALPHA)
     save_file(result, file)
     return file
+
+
+def check_gradients(model: Model, pattern: str, inputs: Inputs, tolerance: float) -> dict[str, Tensor]:
+    """Compare the gradients by hooks with autograd's, one sample at a time."""
+    selected = model.select(pattern)
+
+    def losses(network: nn.Module, inputs: Inputs) -> Tensor:
+        return model.over(network).losses(*inputs)
+
+    found = per_sample_gradients(model.network, selected, losses, inputs)
+    assert found.keys() == selected.keys()
+    for weight in selected.values():
+        weight.requires_grad_()
+    for row in range(len(inputs.latent)):
+        conditions = {name: value[[row]] for name, value in inputs.conditions.items()}
+        alone = Inputs(inputs.latent[[row]], conditions, inputs.timesteps[[row]], inputs.noise[[row]])
+        expected = torch.autograd.grad(losses(model.network, alone).sum(), list(selected.values()))
+        norm = torch.cat([each.flatten() for each in expected]).norm()
+        assert norm > 0
+        for name, each in zip(selected, expected, strict=True):
+            assert (found[name][row] - each).norm() <= tolerance * norm, name
+    model.network.requires_grad_(False)
+    return found

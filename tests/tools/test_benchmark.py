@@ -42,7 +42,13 @@ KEYS = {
     "peers": {"read_vs_litdata", "read_vs_webdataset"},
     "train": {"train_step_vs_bare"},
     "loss_sweep": {"sweep_vs_bare"},
-    "prepare": {"prepare_images_per_s"},
+    "prepare": {
+        "prepare_images_per_s",
+        "ingest_folder_vs_bare",
+        "ingest_metadata_vs_bare",
+        "ingest_parquet_vs_bare",
+        "ingest_webdataset_vs_bare",
+    },
     "sweep": {"grouped_vs_separate", "grouped_vs_alone_batch8"},
     "methods": {
         "one_pass_vs_sweeps",

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -32,8 +33,9 @@ from lightning_attr.commands.prepare import main as prepare
 from lightning_attr.commands.prepare.queries import read_queries
 from lightning_attr.commands.report.command import main as report
 from lightning_attr.console import command, err, made, note, out, summary
+from lightning_attr.digests import file_digest
 from lightning_attr.errors import UserError
-from lightning_attr.models import load
+from lightning_attr.models import Model, load
 from lightning_attr.models.denoiser import ADAPTER
 from lightning_attr.models.spec import write_spec
 from lightning_attr.options import at_least, parsed, parser
@@ -50,7 +52,7 @@ def main(arguments: Sequence[str]) -> None:
     of.add_argument("--alpha", type=float | None, default=None, help="of the LoRA, where its file lost it")
     of.add_argument("--variant", type=str | None, default=None, help="which weights of the folder, such as fp16")
     of.add_argument("--images", type=Path, required=True, help="the training images: a source or a store")
-    of.add_argument("--query", type=list[str], required=True, help="images to explain; [a.png,b.png] are several")
+    of.add_argument("--query", action="append", required=True, help="an image to explain; may be given several times")
     of.add_argument("--prompt", type=str | None, default=None, help="by which they were made, where no file says it")
     of.add_argument("--out", type=Path, required=True, help="the folder of the answer")
     of.add_argument("--size", type=int | None, default=None, help="side of the images in pixels, default the model's")
@@ -64,9 +66,8 @@ def main(arguments: Sequence[str]) -> None:
     if args.out == Path():
         raise UserError("--out: found the folder where you are, expected one for the answer, such as runs/mine")
     recipe = _recipe(args) if args.check is not None else None
-    asked = _model(args)
-    model = load(asked)
     samples, queries = _counted(args)
+    asked, model = _model(args)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     weights = args.weights or (ADAPTER if model.denoiser.adapter else "attention")
     speed = measured(model.to(device), weights, written_batch_size(args.out))
@@ -79,6 +80,8 @@ def main(arguments: Sequence[str]) -> None:
         _show_plan(question, range(queries), preparations, estimate)
         return
     check_fits(estimate, args.draws)
+    if asked != args.model:
+        _write_spec(asked, args)
     for words in preparations:
         prepare([*words, *(["-q"] if out.quiet else [])])
     ids = [int(query) for query in Store(query_store).ids]
@@ -128,17 +131,25 @@ def _recipe(args: Any) -> Path:
     return recipe
 
 
-def _model(args: Any) -> Path:
-    """Return what names the model for all stages: a checkpoint itself, or a spec in the folder of the answer.
+def _model(args: Any) -> tuple[Path, Model]:
+    """Return what names the model for all stages, a checkpoint itself or a spec in the folder of the answer; and it.
 
     Raises:
         UserError: The folder holds the answer of another model.
     """
     if args.model.suffix == ".ckpt" and args.lora is None:
-        return args.model  # type: ignore[no-any-return]
+        return args.model, load(args.model)
     spec: Path = args.out / "model.yaml"
-    write_spec(spec, args.model, args.lora, args.alpha, args.variant)
-    return spec
+    with TemporaryDirectory() as scratch:
+        asked = _write_spec(Path(scratch) / spec.name, args)
+        if spec.exists() and file_digest(spec) != file_digest(asked):
+            raise UserError(f"{spec}: names another model or adapter, or other contents of them; choose another --out")
+        return spec, load(asked)
+
+
+def _write_spec(path: Path, args: Any) -> Path:
+    write_spec(path, args.model, args.lora, args.alpha, args.variant)
+    return path
 
 
 def is_store(path: Path) -> bool:

@@ -20,6 +20,7 @@ from jsonargparse import ArgumentParser, Namespace
 
 from lightning_attr.artifacts import read_json
 from lightning_attr.commands.prepare.encode import Recipe, device, encoders_of_model, pipeline_of
+from lightning_attr.commands.prepare.images import AS_STORED, Reading
 from lightning_attr.commands.prepare.making import add_options, captioned, check_numbers, encoders, make_store
 from lightning_attr.encoders import ImageEncoder, TextEncoder
 from lightning_attr.errors import UserError, quoted
@@ -46,10 +47,11 @@ def main(arguments: Sequence[str]) -> None:
     images = captioned(source.records(faults), args.limit, args.source, faults)
     captions = args.captions_per_image or min(MOST_CAPTIONS, max(len(record.captions) for record in images))
     recipe = Recipe(image, text, size, captions, args.flips)
-    # Widths and heights of COCO's annotations are those of the stored pixels.
-    turn = args.exif_orientation and source.kind != "coco"
-    settings = {"source": source.kind} if source.kind == "coco" else {"source": source.kind, "turned": turn}
-    make_store(args, images, settings, turn, recipe, faults)
+    if source.kind == "coco":
+        make_store(args, images, {"source": source.kind}, AS_STORED, recipe, faults)
+        return
+    reading = Reading(turned=args.exif_orientation, quick=True)
+    make_store(args, images, {"source": source.kind, "turned": reading.turned}, reading, recipe, faults)
 
 
 def _parser() -> ArgumentParser:

@@ -13,6 +13,7 @@ from pathlib import Path
 from jsonargparse import ArgumentParser
 
 from lightning_attr.commands.prepare.encode import Recipe
+from lightning_attr.commands.prepare.images import AS_STORED
 from lightning_attr.commands.prepare.making import add_options, captioned, check_numbers, encoders, make_store
 from lightning_attr.errors import UserError, one_line, quoted
 from lightning_attr.options import parsed, parser
@@ -30,8 +31,7 @@ def main(arguments: Sequence[str]) -> None:
     if args.ids is not None:
         listed = _wanted(listed, args.ids, args.captions)
     images = captioned(listed, args.limit, args.captions, faults)
-    # Nothing is turned: widths and heights of COCO's annotations are those of the stored pixels.
-    make_store(args, images, {"source": source.kind}, False, recipe, faults)
+    make_store(args, images, {"source": source.kind}, AS_STORED, recipe, faults)
 
 
 def _parser() -> ArgumentParser:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 
-from lightning_attr.commands.prepare.images import Decoded, Undecoded, decode, end_with_parent
+from lightning_attr.commands.prepare.images import Decoded, Reading, Undecoded, decode, end_with_parent
 from lightning_attr.errors import UserError
 from lightning_attr.sources.places import Place
 
@@ -18,14 +18,14 @@ class Decoder:
 
     Args:
         size: Side of the decoded images in pixels.
-        turn: Whether they are turned as their EXIF orientation says.
+        reading: How they are read.
         workers: Processes; 0 decodes in this one.
     """
 
     AHEAD = 3  # batches decoded or being decoded: enough to hide the parent's encoding, bounded in memory
 
-    def __init__(self, size: int, turn: bool, workers: int) -> None:
-        self.size, self.turn = size, turn
+    def __init__(self, size: int, reading: Reading, workers: int) -> None:
+        self.size, self.reading = size, reading
         self._pool: ProcessPoolExecutor | None = None
         if workers:
             context = multiprocessing.get_context("spawn")
@@ -45,12 +45,12 @@ class Decoder:
             UserError: A worker process was killed, mostly for want of memory.
         """
         if self._pool is None:
-            yield from ([decode(place, self.size, self.turn) for place in batch] for batch in batches)
+            yield from ([decode(place, self.size, self.reading) for place in batch] for batch in batches)
             return
         waiting: deque[list[Future[Decoded | Undecoded]]] = deque()
         try:
             for batch in batches:
-                waiting.append([self._pool.submit(decode, place, self.size, self.turn) for place in batch])
+                waiting.append([self._pool.submit(decode, place, self.size, self.reading) for place in batch])
                 if len(waiting) == self.AHEAD:
                     yield [future.result() for future in waiting.popleft()]
             while waiting:

@@ -18,7 +18,7 @@ from lightning_attr.commands.prepare.images import Pixels
 from lightning_attr.encoders import AutoencoderKLEncoder, ImageEncoder, PipelineText, TextEncoder
 from lightning_attr.encoders.store import store_image_encoder, store_text_encoder
 from lightning_attr.errors import UserError, expect_within
-from lightning_attr.models.spec import read_spec
+from lightning_attr.models.spec import Spec, read_spec
 
 LARGEST = 8192
 """The most pixels a side that images may have in a store."""
@@ -137,13 +137,19 @@ def encoders_of(path: Path) -> tuple[ImageEncoder, TextEncoder]:
 
 
 def encoders_of_model(path: Path) -> tuple[ImageEncoder, TextEncoder]:
-    """Return the encoders that a model's pipeline has.
+    """Return the encoders that a model's pipeline has, with what its adapter lays over the text encoders.
 
     Raises:
         UserError: It is the model of no pipeline.
     """
-    folder = str(pipeline_of(path))
-    return AutoencoderKLEncoder(folder, pipeline=True), PipelineText(folder)
+    spec, folder = named(path), str(pipeline_of(path))
+    adapter = None if spec.adapter is None else str(spec.adapter)
+    return AutoencoderKLEncoder(folder, pipeline=True), PipelineText(folder, adapter=adapter, alpha=spec.alpha)
+
+
+def named(path: Path) -> Spec:
+    """Return what a path names: a spec's model and adapter, or the path itself."""
+    return read_spec(path) if path.is_file() else Spec(path)
 
 
 def pipeline_of(path: Path) -> Path:
@@ -152,7 +158,7 @@ def pipeline_of(path: Path) -> Path:
     Raises:
         UserError: It is none.
     """
-    folder = read_spec(path).model if path.is_file() else path
+    folder = named(path).model
     if not (folder / "model_index.json").is_file():
         raise UserError(f"--model {path}: found no model_index.json in {folder}, expected the folder of a pipeline")
     return folder

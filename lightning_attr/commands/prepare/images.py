@@ -57,7 +57,25 @@ class Undecoded:
     digest: str = ""
 
 
-def decode(place: Place, size: int, turn: bool = False) -> Decoded | Undecoded:
+@dataclass(frozen=True)
+class Reading:
+    """How images are read.
+
+    Args:
+        turned: Whether they are turned as their EXIF orientation says. COCO's are not, as by its own annotations: their
+            widths and heights are those of the stored pixels.
+        quick: Whether thumbnails are made of the resized squares where those are large, and not of the images.
+    """
+
+    turned: bool = False
+    quick: bool = False
+
+
+AS_STORED = Reading()
+"""How COCO's images are read."""
+
+
+def decode(place: Place, size: int, reading: Reading = AS_STORED) -> Decoded | Undecoded:
     """Read an image, put it on white where it is transparent, crop its centre square and resize that to ``size``.
 
     Of an animation the first frame is read. Images of more than 8 bits a channel, or of more pixels than
@@ -66,8 +84,7 @@ def decode(place: Place, size: int, turn: bool = False) -> Decoded | Undecoded:
     Args:
         place: Where its bytes lie.
         size: Side of the square in pixels.
-        turn: Whether the image is turned as its EXIF orientation says. COCO's are not, as by its own annotations: their
-            widths and heights are those of the stored pixels.
+        reading: How it is read.
     """
     digest = ""
     try:
@@ -85,19 +102,23 @@ def decode(place: Place, size: int, turn: bool = False) -> Decoded | Undecoded:
                 notes.append("first image of several in a file")
             orientation = image.getexif().get(_ORIENTATION, 1)
             whole: Image.Image = image
-            if orientation != 1 and turn:
+            if orientation != 1 and reading.turned:
                 whole = ImageOps.exif_transpose(image)
                 notes.append("turned as EXIF orientation says")
                 shape = shape[::-1] if orientation in _ASIDE else shape
             elif orientation != 1:
                 notes.append("kept as stored in spite of EXIF orientation")
-            rgb, was = whole.convert("RGB"), _CONVERTED.get(whole.mode)
+            rgb, was = whole if whole.mode == "RGB" else whole.convert("RGB"), _CONVERTED.get(whole.mode)
             if whole.has_transparency_data:  # what is hidden below transparent pixels is not in the picture
                 white = Image.new("RGBA", whole.size, "white")
                 rgb, was = Image.alpha_composite(white, whole.convert("RGBA")).convert("RGB"), "transparent"
             if was is not None:
                 notes.append(f"converted to RGB: {was}")
-            return Decoded(np.asarray(_square(rgb, size)), thumbnail(rgb), digest, shape, tuple(notes))
+            square = _square(rgb)
+            resized = _resized(square, size)
+            small = resized if reading.quick and size >= 2 * THUMB_SIDE else square
+            thumb = _jpeg(_resized(small, min(THUMB_SIDE, *square.size), 1.0 if reading.quick else None))
+            return Decoded(np.asarray(resized), thumb, digest, shape, tuple(notes))
     except FileNotFoundError as error:
         return Undecoded(place, "no such file" if error.errno else str(error))
     except UnidentifiedImageError:
@@ -128,18 +149,26 @@ def file_digest(place: Place) -> str:
 
 def thumbnail(image: Image.Image) -> bytes:
     """Return a small JPEG of the centre square of an RGB image."""
+    return _jpeg(_resized(_square(image), min(THUMB_SIDE, *image.size)))
+
+
+def _jpeg(image: Image.Image) -> bytes:
     buffer = io.BytesIO()
-    _square(image, min(THUMB_SIDE, *image.size)).save(buffer, "JPEG", quality=85)
+    image.save(buffer, "JPEG", quality=85)
     return buffer.getvalue()
 
 
-def _square(image: Image.Image, size: int) -> Image.Image:
-    """Return the centre square, resized with antialiasing."""
+def _square(image: Image.Image) -> Image.Image:
+    """Return the centre square."""
     width, height = image.size
     side = min(width, height)
     left, top = (width - side) // 2, (height - side) // 2
-    crop = image.crop((left, top, left + side, top + side))  # resize(box=...) would let pixels outside the box bleed in
-    return crop.resize((size, size), Image.Resampling.LANCZOS)
+    return image.crop((left, top, left + side, top + side))  # resize(box=...) would let pixels outside the box bleed in
+
+
+def _resized(square: Image.Image, size: int, gap: float | None = None) -> Image.Image:
+    """Resize a square with antialiasing; with ``gap``, most of a large step down is taken by plain means."""
+    return square.resize((size, size), Image.Resampling.LANCZOS, reducing_gap=gap)
 
 
 def end_with_parent() -> None:

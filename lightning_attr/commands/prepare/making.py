@@ -13,6 +13,7 @@ from datamodules.store import Store
 from datamodules.store.writer import StoreWriter
 from lightning_attr.commands.prepare.decoder import Decoder
 from lightning_attr.commands.prepare.encode import ANOTHER_OUT, Recipe, device, encoders_of, finished
+from lightning_attr.commands.prepare.images import Reading
 from lightning_attr.commands.prepare.job import Job
 from lightning_attr.commands.prepare.same import check_images, made_from
 from lightning_attr.console import command, made, out, summary
@@ -91,7 +92,7 @@ def captioned(records: Iterable[Record], limit: int | None, where: object, fault
 
 
 def make_store(
-    args: Namespace, images: list[Record], settings: Mapping[str, Any], turn: bool, recipe: Recipe, faults: Faults
+    args: Namespace, images: list[Record], settings: Mapping[str, Any], reading: Reading, recipe: Recipe, faults: Faults
 ) -> None:
     """Make a store of images, or go on with it, or say that it is there.
 
@@ -99,7 +100,7 @@ def make_store(
         args: With ``out``, ``workers`` and ``batch_size``.
         images: All that are asked for, by ascending id.
         settings: The kind of their source, and how they are read, as the store keeps it.
-        turn: Whether images are turned as their EXIF orientation says.
+        reading: How their pixels are read.
         recipe: How they are encoded.
         faults: Takes note of those that cannot be stored.
 
@@ -112,7 +113,7 @@ def make_store(
             check_images(args.out, ANOTHER_OUT, samples, images, recipe, faults.skip)
         out.print(f"{args.out} is finished already: nothing to do", soft_wrap=True)
         return
-    with Decoder(recipe.size, turn, args.workers) as decoder, StoreWriter(args.out, recipe.schema) as writer:
+    with Decoder(recipe.size, reading, args.workers) as decoder, StoreWriter(args.out, recipe.schema) as writer:
         job = Job(images, settings, recipe, args.batch_size, faults, decoder, writer)
         before = len(writer)
         job.check_partial()

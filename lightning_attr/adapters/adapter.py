@@ -11,13 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lightning_attr.adapters.custom_diffusion import is_custom_diffusion, read_weights
+from lightning_attr.adapters.lora import NETWORK, File, Parts, check_fits, lay_over, read_lora
+from lightning_attr.adapters.words import Words, add_words, read_words
 from lightning_attr.artifacts.checkpoint_files import content_digest
 from lightning_attr.artifacts.tensors import read_safetensors
 from lightning_attr.console import warn
 from lightning_attr.errors import UserError, one_line
-from lightning_attr.models.adapters.custom_diffusion import is_custom_diffusion, read_weights
-from lightning_attr.models.adapters.lora import NETWORK, File, Parts, check_fits, lay_over, read_lora
-from lightning_attr.models.adapters.words import Words, add_words, read_words
 from lightning_attr.weight_files import found_instead
 
 #: The files of a folder that are looked at, in this order, but for the words of Custom Diffusion.
@@ -66,6 +66,20 @@ class Adapter:
             with torch.no_grad():
                 own.copy_(value)
         return list(self.weights)
+
+    def into_texts(self, parts: Mapping[str, Any]) -> None:
+        """Lay it over all text encoders of a pipeline.
+
+        Args:
+            parts: Its text encoders and tokenizers, by names such as ``text_encoder_2`` and ``tokenizer_2``.
+
+        Raises:
+            UserError: It is of others.
+        """
+        for part in [part for part in {**self.loras, **self.words} if part != NETWORK]:
+            if parts.get(part) is None:
+                raise UserError(f"{self.path}: found something for {part}, which the pipeline has not")
+            self.into_text(part, parts[part], parts[part.replace("text_encoder", "tokenizer")])
 
     def into_text(self, part: str, encoder: nn.Module, tokenizer: Any) -> None:
         """Lay it over a text encoder and its tokenizer; nothing where it has no part of them.

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lightning_attr.adapters.lora import File
 from lightning_attr.errors import UserError
-from lightning_attr.models.adapters.lora import File
 
 Words = Mapping[str, Mapping[str, Tensor]]
 """The embeddings [V, E] of each word, by the part of the pipeline, such as ``text_encoder``."""

@@ -11,8 +11,8 @@ from collections.abc import Collection, Mapping
 import torch
 from torch import Tensor
 
+from lightning_attr.adapters.lora import File
 from lightning_attr.errors import UserError
-from lightning_attr.models.adapters.lora import File
 
 #: The part of a key that says what it is, and what it is called in the base.
 NAMES: Mapping[str, str] = {

@@ -5,20 +5,18 @@ from __future__ import annotations
 import copy
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import save_file
-from tiny_adapters import ALPHA, keys, lay_over, save_diffusers, save_kohya, save_peft, save_plain
+from tiny_adapters import ALPHA, check_gradients, keys, lay_over, save_diffusers, save_kohya, save_peft, save_plain
 from tiny_pipelines import make_pipeline
-from torch import Tensor, nn
+from torch import Tensor
 
+from lightning_attr.adapters import read_adapter
 from lightning_attr.digests import file_digest
 from lightning_attr.errors import UserError
-from lightning_attr.gradients import per_sample_gradients
-from lightning_attr.models import Inputs, Model, load
-from lightning_attr.models.adapters import read_adapter
+from lightning_attr.models import Inputs, load
 from lightning_attr.models.spec import write_spec
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")
@@ -244,34 +242,6 @@ def test_gradients_of_a_lora_that_is_zero(sd1: SimpleNamespace, tmp_path: Path) 
 def _batch(dtype: torch.dtype) -> tuple[Tensor, dict[str, Tensor], Tensor, Tensor]:
     latent, at, text = inputs(dtype)
     return latent, {"text": text}, at, torch.randn(latent.shape, generator=torch.Generator().manual_seed(2)).to(dtype)
-
-
-def check_gradients(model: Model, pattern: str, batch: Inputs, tolerance: float) -> dict[str, Tensor]:
-    """Compare the gradients by hooks with autograd's, one sample at a time."""
-    selected = model.select(pattern)
-
-    def losses(network: nn.Module, inputs: Inputs) -> Tensor:
-        return model.over(network).losses(*inputs)
-
-    found = per_sample_gradients(model.network, selected, losses, batch)
-    assert found.keys() == selected.keys()
-    for weight in selected.values():
-        weight.requires_grad_()
-    for row in range(len(batch.latent)):
-        alone: Any = Inputs(
-            *(
-                {name: value[row : row + 1] for name, value in part.items()}
-                if isinstance(part, dict)
-                else part[row : row + 1]
-                for part in batch
-            )
-        )
-        expected = torch.autograd.grad(losses(model.network, alone).sum(), list(selected.values()))
-        norm = torch.cat([each.flatten() for each in expected]).norm()
-        for name, each in zip(selected, expected, strict=True):
-            assert (found[name][row] - each).norm() <= tolerance * norm, name
-    model.network.requires_grad_(False)
-    return found
 
 
 def test_a_spec_tells_what_it_is_of(sd1: SimpleNamespace, tmp_path: Path) -> None:
