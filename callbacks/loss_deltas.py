@@ -135,8 +135,8 @@ class LossDeltaRecorder(Callback):
         writer.add_histogram("unlearn/loss_deltas", row, global_step=trainer.global_step)
         order = row.argsort(descending=True, stable=True)[: self.top].tolist()
         samples = [(store.meta(position), store.thumb(position), float(row[position])) for position in order]
-        images = [SampleImage(thumb, f"{delta:+.2e}\n{meta.caption}") for meta, thumb, delta in samples]
-        figure = image_grid(images, f"Most influential: loss delta and caption\n{SIGN}")
+        images = [SampleImage(thumb, f"{delta:+.2e}\n{meta.title}") for meta, thumb, delta in samples]
+        figure = image_grid(images, f"Most influential: loss delta, key and caption\n{SIGN}")
         writer.add_figure("unlearn/most_influential", figure, global_step=trainer.global_step)
 
 

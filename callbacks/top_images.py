@@ -40,13 +40,13 @@ class TopImages(Callback):
 
 def _query_image(queries: Store, query_id: int) -> SampleImage:
     position = int(queries.positions([query_id])[0])
-    return SampleImage(queries.thumb(position), f"query {query_id}\n{queries.meta(position).caption}")
+    return SampleImage(queries.thumb(position), f"query {query_id}\n{queries.meta(position).title}")
 
 
 def _top_images(scores: Scores | TopScores, store: Store, query_id: int, top: int) -> list[SampleImage]:
     ranked = scores.ranked(query_id, min(top, scores.depth))
     positions = store.positions([sample for sample, _ in ranked])
     return [
-        SampleImage(store.thumb(int(position)), f"{value:+.2e}\n{store.meta(int(position)).caption}")
+        SampleImage(store.thumb(int(position)), f"{value:+.2e}\n{store.meta(int(position)).title}")
         for position, (_, value) in zip(positions, ranked, strict=True)
     ]

@@ -291,7 +291,7 @@ def functional_gradients(
 
         latent, conditions, timestep, noise = sample
         alone = {name: value[None] for name, value in conditions.items()}
-        return loss(_Called(call), Inputs(latent[None], alone, timestep[None], noise[None])).squeeze(0)
+        return loss(_Called(call, network), Inputs(latent[None], alone, timestep[None], noise[None])).squeeze(0)
 
     gradients: PerSampleGradients = torch.func.vmap(torch.func.grad(one_loss), in_dims=(None, 0))(chosen, inputs)
     return gradients
@@ -300,9 +300,9 @@ def functional_gradients(
 class _Called(nn.Module):
     """Makes a function look like the network, so that one loss serves both ways."""
 
-    def __init__(self, call: Callable[..., Tensor]) -> None:
+    def __init__(self, call: Callable[..., Tensor], network: nn.Module) -> None:
         super().__init__()
-        self.call = call
+        self.call, self.config = call, getattr(network, "config", None)
 
     def forward(self, *inputs: Tensor, **conditions: Tensor) -> Tensor:
         return self.call(*inputs, **conditions)

@@ -19,6 +19,7 @@ STAGES = {
 
 #: The other commands: the module of each, and what it does.
 COMMANDS = {
+    "explain": ("explain.command", "say which training images made an output, in one command"),
     "prepare": ("prepare", "make a store of images and captions: prepare coco, prepare shapes"),
     "inspect": ("inspect", "say what a store holds, and whether it is undamaged"),
     "sweep": ("sweep.command", "retrain many models to check attributions against"),

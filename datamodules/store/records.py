@@ -191,6 +191,17 @@ class Meta:
         """Return the first caption; nothing where there is none."""
         return self.captions[0] if self.captions else ""
 
+    @property
+    def key(self) -> str | None:
+        """Return what its source knows it by: a path, a row, a member of a shard; None where that is not known."""
+        key = self.attributes.get("key", self.attributes.get("file_name"))  # as COCO calls it
+        return key if isinstance(key, str) else None
+
+    @property
+    def title(self) -> str:
+        """Return how answers name it: its key, where it has one, and its first caption, each on a line."""
+        return "\n".join(filter(None, (self.key, self.caption)))
+
 
 @dataclass(frozen=True)
 class Sample:

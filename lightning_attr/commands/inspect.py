@@ -64,10 +64,10 @@ def _show_captions(store: Store, count: int) -> None:
     shown = min(count, len(store))
     for i in range(shown):
         meta = store.meta(i * len(store) // shown)
-        rows = [("caption", shortened(caption, LONGEST)) for caption in meta.captions]
-        credit = (("licence", meta.licence), ("source", meta.source))
-        rows += [(name, shortened(value, LONGEST)) for name, value in credit if value]
-        summary(f"sample {meta.id}", rows)
+        rows = [("key", meta.key), *(("caption", caption) for caption in meta.captions)]
+        rows += [("licence", meta.licence), ("source", meta.source)]
+        rows += [(name, str(meta.attributes[name])) for name in ("groups", "weight") if name in meta.attributes]
+        summary(f"sample {meta.id}", [(name, shortened(value, LONGEST)) for name, value in rows if value])
 
 
 def _verify(store: Store) -> None:

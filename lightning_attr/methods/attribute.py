@@ -125,4 +125,17 @@ def score_settings(
     digests = {"store": store.digest, "queries": queries.digest}
     digests |= {name: file_digest(path) for name, path in method.inputs().items()}
     digests |= {f"checkpoints.{index}": model.digest for index, model in enumerate(models)}
-    return {**method.settings(), "precision": precision, "samples": samples_used(store, positions), "digests": digests}
+    own = _with_weights(method.settings(), models)
+    return {**own, "precision": precision, "samples": samples_used(store, positions), "digests": digests}
+
+
+def _with_weights(settings: Any, models: Sequence[Model]) -> Any:
+    """Return settings, nested ones included, with the weights that are meant where they are left to the model."""
+    if isinstance(settings, list):
+        return [_with_weights(each, models) for each in settings]
+    if not isinstance(settings, dict):
+        return settings
+    result = {name: _with_weights(each, models) for name, each in settings.items()}
+    if models and "weights" in result:
+        result["weights"] = models[0].chosen(result["weights"])
+    return result

@@ -31,8 +31,9 @@ class GradientMethod(Method):
 
     Args:
         output: What is differentiated.
-        weights: ``cross_kv``, ``cross_attention``, ``attention``, ``matrices`` (of all linear layers and
-            convolutions), ``all``, or a regular expression.
+        weights: ``adapter``, ``cross_kv``, ``cross_attention``, ``attention``, ``matrices`` (of all linear layers and
+            convolutions), ``all``, or a regular expression; None is the adapter's where there is one, else
+            ``cross_kv``.
         captions: Only the first so many captions of each sample; None is all.
         views: Only the first so many views of each sample; None is all.
         per_draw: Compare the gradients at each draw, and sum what comes out, instead of the gradients' means over
@@ -49,7 +50,7 @@ class GradientMethod(Method):
     def __init__(
         self,
         output: Output = Output(),
-        weights: str = "cross_kv",
+        weights: str | None = None,
         captions: int | None = 1,
         views: int | None = 1,
         per_draw: bool = False,

@@ -16,6 +16,7 @@ from datamodules.loading import whole_samples
 from datamodules.store import Store
 from lightning_attr.artifacts import save_tensors
 from lightning_attr.artifacts.inputs import InputPath
+from lightning_attr.artifacts.provenance import check_made_from
 from lightning_attr.digests import file_digest
 from lightning_attr.encoders import store_image_encoder
 from lightning_attr.errors import UserError
@@ -46,7 +47,7 @@ class Retraining(LatentDiffusion):
         training: The arguments of ``LatentDiffusion``.
     """
 
-    makes = ("checkpoints/last.ckpt", "retraining.safetensors")
+    makes = (*LatentDiffusion.makes, "retraining.safetensors")
 
     def __init__(
         self,
@@ -80,6 +81,8 @@ class Retraining(LatentDiffusion):
         known_sampling_of(queries, self._query_ids(queries))
         original = load(self.original)
         original.was_trained_on(store)
+        made_from = {"digests": original.made_from}
+        check_made_from(f"model.original {self.original}", made_from, "base", self.model.digest, "model.base")
         if (found := original.configs) != self.configs:
             raise UserError(
                 f"model.original {self.original}: found {found}, expected {self.configs} as this model has it"
@@ -90,6 +93,7 @@ class Retraining(LatentDiffusion):
 
     def on_fit_end(self) -> None:
         """Measure both models on the queries and write ``retraining.safetensors``."""
+        super().on_fit_end()
         if not self.trainer.is_global_zero:
             return
         data = self.trainer.datamodule  # type: ignore[attr-defined]

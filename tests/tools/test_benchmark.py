@@ -42,7 +42,13 @@ KEYS = {
     "peers": {"read_vs_litdata", "read_vs_webdataset"},
     "train": {"train_step_vs_bare"},
     "loss_sweep": {"sweep_vs_bare"},
-    "prepare": {"prepare_images_per_s"},
+    "prepare": {
+        "prepare_images_per_s",
+        "ingest_folder_vs_bare",
+        "ingest_metadata_vs_bare",
+        "ingest_parquet_vs_bare",
+        "ingest_webdataset_vs_bare",
+    },
     "sweep": {"grouped_vs_separate", "grouped_vs_alone_batch8"},
     "methods": {
         "one_pass_vs_sweeps",
@@ -96,6 +102,7 @@ def test_figures_of_a_group(group: str, tmp_path: Path, capsys: pytest.CaptureFi
             assert value > 0
 
 
+@pytest.mark.slow
 def test_device_figures_on_a_cpu(tmp_path: Path) -> None:
     """The part that measures an accelerator, at work with a tiny network and without a compiler."""
     case = build_case(samples=6, queries=3, timesteps=1, config=DENOISER, tokens=5)

@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from lightning_attr.commands.prepare.coco.command import main as prepare_coco
+from lightning_attr.commands.prepare.coco import main as prepare_coco
+from tools.benchmark import ingest
 from tools.benchmark.timing import Figure, Sizes, Spread, seconds
 
 WORKERS = 2
@@ -30,6 +31,7 @@ def measure(folder: Path, sizes: Sizes) -> Iterator[Figure]:
     stores = [folder / f"prepared-{i}.lmdb" for i in range(min(REPEATS, sizes.repeats))]
     rates = [sizes.images / seconds(partial(prepare, store))() for store in stores]
     yield Figure("prepare_images_per_s", Spread.of(rates), "decoding JPEGs, in the worker processes")
+    yield from ingest.measure(folder, sorted(images.glob("*.jpg")), sizes)
 
 
 def _write_images(folder: Path, count: int) -> Path:

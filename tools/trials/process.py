@@ -28,7 +28,7 @@ CONTEXT = multiprocessing.get_context("fork")
 MODULES = (
     "lightning_attr.cli", "lightning_attr.commands.evaluate", "lightning_attr.commands.init",
     "lightning_attr.commands.inspect", "lightning_attr.commands.prepare", "lightning_attr.commands.prepare.shapes",
-    "lightning_attr.commands.prepare.coco.command", "lightning_attr.commands.report.command",
+    "lightning_attr.commands.prepare.coco", "lightning_attr.commands.report.command",
     "lightning_attr.commands.sweep.command", "callbacks", "datamodules", "torch.utils.tensorboard",
     "torch._dynamo", "matplotlib.figure", "matplotlib.backends.backend_agg", "transformers.models.clip.modeling_clip",
     "transformers.models.clip.tokenization_clip", "diffusers.models.unets.unet_2d_condition", "diffusers.schedulers",

@@ -31,12 +31,13 @@ from lightning_attr.commands.prepare.encode import (
     check_made_from,
     device,
     encoders_of,
+    encoders_of_model,
     finished,
 )
 from lightning_attr.commands.prepare.generated import Origin, is_weighted, read_origin
 from lightning_attr.commands.prepare.images import Decoded, decode, file_digest
 from lightning_attr.console import command, made, out, progress, summary, warn
-from lightning_attr.encoders import AutoencoderKLEncoder, CLIPText, ImageEncoder, TextEncoder, jpeg
+from lightning_attr.encoders import ImageEncoder, jpeg
 from lightning_attr.errors import UserError, one_line, quoted, shortened
 from lightning_attr.options import at_least, parsed, parser
 
@@ -253,16 +254,10 @@ def _recipe(args: Namespace, queries: Sequence[Query]) -> Recipe:
         if args.size not in (None, size):
             raise UserError(f"--size: found {args.size}, expected {size} as {args.encoders_from} has it")
     else:
-        image, text = _pipeline(args.model)
+        image, text = encoders_of_model(args.model)
         size = args.size or _common_size(queries)
     where = device(args.device)
     return Recipe(image.to(where), text.to(where), size, captions=1, flips=False)
-
-
-def _pipeline(folder: Path) -> tuple[ImageEncoder, TextEncoder]:
-    if not folder.is_dir():
-        raise UserError(f"--model {folder}: expected a pipeline's folder; or give --encoders_from the training store")
-    return AutoencoderKLEncoder(str(folder), pipeline=True), CLIPText(str(folder), pipeline=True)
 
 
 def _size_of(image: ImageEncoder, latent: tuple[int, ...]) -> int:
@@ -312,7 +307,8 @@ def _write(writer: StoreWriter, recipe: Recipe, queries: Sequence[Query]) -> Cou
                 counts.update((*item.notes, *_changes(query, recipe.size)))
             if start + len(batch) > there:
                 metas = [query.meta(start + place) for place, query in enumerate(batch)]
-                arrays = recipe.arrays(np.stack([item.pixels for item in items]), metas)
+                pixels = np.stack([item.pixels for item in items])
+                arrays = recipe.arrays(pixels, metas, [item.shape for item in items])
                 for item, meta, fields in zip(items, metas, arrays, strict=True):
                     if meta.id >= there:
                         writer.write(Sample(meta, fields, jpeg(item.pixels), item.digest))
@@ -323,7 +319,7 @@ def _write(writer: StoreWriter, recipe: Recipe, queries: Sequence[Query]) -> Cou
 def _decoded(query: Query, size: int) -> Decoded:
     item = decode(query.path, size)
     if not isinstance(item, Decoded):
-        raise UserError(f"{item.path}: {item.reason}")
+        raise UserError(f"{item.place}: {item.reason}")
     if item.digest != query.digest:
         raise UserError(f"{query.path}: found other bytes than a moment ago, expected a file that stays")
     return item

@@ -38,6 +38,7 @@ class Card:
     id: int
     score: float
     picture: Picture | None
+    key: str | None
     caption: str
     credits: list[Credit]
 
@@ -193,7 +194,8 @@ class Gallery:
             credits.append(Credit.licence(meta.licence))
         if meta is not None and meta.source:
             credits.append(Credit.source(meta.source))
-        return Card(rank, sample, score, picture, shortened(meta.caption, LONGEST) if meta else "", credits)
+        key = shortened(meta.key, LONGEST) if meta is not None and meta.key else None
+        return Card(rank, sample, score, picture, key, shortened(meta.caption, LONGEST) if meta else "", credits)
 
 
 @dataclass(frozen=True)

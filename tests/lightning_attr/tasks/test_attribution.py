@@ -92,10 +92,14 @@ MOMENTS = {
     "moment",
     [
         "in the third chunk",
-        "before the run is finished",
         *(
             pytest.param(name, marks=pytest.mark.slow)
-            for name in ("before a chunk is written", "before the scores", "before the chunks are deleted")
+            for name in (
+                "before the run is finished",
+                "before a chunk is written",
+                "before the scores",
+                "before the chunks are deleted",
+            )
         ),
     ],
 )

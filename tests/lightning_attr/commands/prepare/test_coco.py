@@ -19,8 +19,8 @@ from PIL import Image
 from datamodules.store import Store
 from datamodules.store.writer import StoreWriter
 from lightning_attr.commands.inspect import main as inspect
-from lightning_attr.commands.prepare.coco.command import main
-from lightning_attr.commands.prepare.coco.job import Job
+from lightning_attr.commands.prepare.coco import main
+from lightning_attr.commands.prepare.job import Job
 from lightning_attr.encoders import PatchPCA, image_encoder, text_encoder
 from lightning_attr.errors import UserError
 
@@ -610,6 +610,7 @@ def test_runs_killed_at_any_moment_go_on_and_give_the_same_store(make: Callable[
         assert store.digest == expected
 
 
+@pytest.mark.slow
 def test_workers_end_with_a_killed_parent(make: Callable[..., Coco]) -> None:
     """A worker that reads from a pipe to which nothing is written would stay for ever."""
     coco = make(count=4)

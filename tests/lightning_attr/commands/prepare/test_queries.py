@@ -200,7 +200,7 @@ def test_a_killed_run_goes_on(tmp_path: Path, prepare: Callable[..., Store], mon
         ([], "--encoders_from: expected the training store, or --model"),
         (["--encoders_from", "STORE", "--model", "."], "--encoders_from: expected the training store, or --model"),
         (["--encoders_from", "STORE", "--size", "64"], "--size: found 64, expected 32"),
-        (["--model", "none"], "--model none: expected a pipeline's folder"),
+        (["--model", "none"], "--model none: found no model_index.json"),
     ],
 )
 def test_encoders_that_are_not_there(stores: Project, tmp_path: Path, words: list[str], says: str) -> None:

@@ -1,14 +1,16 @@
-"""Read captions in COCO's JSON format."""
+"""Images with captions in COCO's JSON format."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path, PurePath
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
-from datamodules.store.records import Meta, check_text
+from datamodules.store.records import check_text
 from lightning_attr.errors import UserError, one_line, quoted, shortened
+from lightning_attr.sources.base import Faults, Record
+from lightning_attr.sources.places import Named
 
 T = TypeVar("T")
 
@@ -17,22 +19,57 @@ _NAMES: tuple[type[int | str], ...] = (int, str)
 
 
 @dataclass(frozen=True)
-class CocoImage:
-    """One entry of ``images``, with its captions in ascending order of their annotation ids."""
+class CocoImage(Record):
+    """One entry of ``images``, with its captions in ascending order of their annotation ids; its key is its name."""
 
-    id: int
-    file_name: str
-    captions: tuple[str, ...]
-    licence: str | None
-    source: str
-
-    def meta(self, most: int) -> Meta:
-        """Return what a store keeps of it with at most so many captions."""
-        return Meta(self.id, self.captions[:most], self.licence, self.source, {"file_name": self.file_name})
+    @property
+    def attributes(self) -> Mapping[str, Any]:
+        """Return the name of the file."""
+        return {"file_name": self.key}
 
 
-def read_captions(path: Path) -> list[CocoImage]:
+@dataclass(frozen=True)
+class Coco:
+    """Images that a captions file in COCO's format lists; they keep their ids.
+
+    Args:
+        images: Folder of the image files.
+        captions: The captions file.
+    """
+
+    images: Path
+    captions: Path
+    kind: ClassVar[str] = "coco"
+
+    def records(self, faults: Faults) -> Iterator[Record]:
+        """Yield the images.
+
+        Raises:
+            UserError: The folder or the file is missing, or the file is no JSON or not in COCO's captions format.
+        """
+        if not self.images.is_dir():
+            raise UserError(f"--images {self.images}: expected a folder")
+        yield from read_captions(self.captions, self.images)
+
+
+def folder_of(captions: Path) -> Path:
+    """Return the folder of the images of a captions file of the official layout.
+
+    Raises:
+        UserError: There is none: ``annotations/captions_train2017.json`` has its images in ``train2017``.
+    """
+    folder = captions.parent.parent / captions.stem.removeprefix("captions_")
+    if not folder.is_dir():
+        raise UserError(f"{captions}: found no folder {folder} of its images; name it: prepare coco --images DIR")
+    return folder
+
+
+def read_captions(path: Path, folder: Path) -> list[CocoImage]:
     """Read all images of a captions file in ascending order of their ids, those without captions included.
+
+    Args:
+        path: The captions file.
+        folder: Of the image files.
 
     Raises:
         UserError: The file is missing, is no JSON, or is not in COCO's captions format.
@@ -43,7 +80,7 @@ def read_captions(path: Path) -> list[CocoImage]:
         for entry in _entries(content, "licenses", path, optional=True)
     }
     captions = _captions_by_image(content, path)
-    images = [_image(entry, licences, captions, path) for entry in _entries(content, "images", path)]
+    images = [_image(entry, licences, captions, path, folder) for entry in _entries(content, "images", path)]
     images.sort(key=lambda image: image.id)
     for first, second in pairwise(images):
         if first.id == second.id:
@@ -56,6 +93,7 @@ def _image(
     licences: Mapping[int | str, str | None],
     captions: Mapping[int, list[tuple[int, str]]],
     path: Path,
+    folder: Path,
 ) -> CocoImage:
     id = _field(entry, "id", int, "images", path)
     if not 0 <= id < 1 << 63:
@@ -67,7 +105,8 @@ def _image(
     urls = [_field(entry, key, str, "images", path) for key in ("flickr_url", "coco_url") if entry.get(key) is not None]
     return CocoImage(
         id=id,
-        file_name=name,
+        key=name,
+        place=Named(folder, name),
         captions=tuple(text for _, text in sorted(captions.get(id, []))),
         licence=None if licence is None else licences.get(licence),
         source=next((url for url in urls if url), name),

@@ -1,14 +1,13 @@
-"""One run of ``prepare coco``: fit, decode, encode, write; go on where a killed run stopped.
+"""One run of ``prepare``: fit, decode, encode, write; go on where a killed run stopped.
 
 Shapes: B images of H x W pixels.
 """
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TypeGuard
+from typing import Any, TypeGuard
 
 import numpy as np
 import torch
@@ -16,32 +15,43 @@ from xxhash import xxh3_128_hexdigest
 
 from datamodules.store.records import Sample
 from datamodules.store.writer import StoreWriter
-from lightning_attr.commands.prepare.coco.captions import CocoImage
-from lightning_attr.commands.prepare.coco.decoder import Decoder
-from lightning_attr.commands.prepare.coco.same import check_images, made_from
+from lightning_attr.commands.prepare.decoder import Decoder
 from lightning_attr.commands.prepare.encode import Recipe, check_made_from
-from lightning_attr.commands.prepare.images import Decoded, Undecoded, file_digest, locate
-from lightning_attr.console import progress, warn
+from lightning_attr.commands.prepare.images import Decoded, Undecoded, file_digest
+from lightning_attr.commands.prepare.same import check_images, made_from
+from lightning_attr.console import progress
 from lightning_attr.encoders import PatchPCA
 from lightning_attr.errors import UserError
+from lightning_attr.sources.base import Faults, Record
 
 FIT_IMAGES = 2_000  # a 48 x 48 covariance is known to three digits after far fewer
 SAME_AGAIN = "give the same arguments again or remove that file"
-NAMED = 20  # images left out for one reason that are named; the rest is only counted
 
 
 @dataclass
 class Job:
-    """One run of the command: what it reads, how it encodes, where it writes, and what it counts."""
+    """One run of the command: what it reads, how it encodes, where it writes, and what it counts.
 
-    folder: Path
-    images: Sequence[CocoImage]
+    Args:
+        images: All that are asked for, by ascending id.
+        settings: The kind of their source, and how they are read, as the store keeps it.
+        recipe: How they are encoded.
+        batch_size: Images encoded at once.
+        faults: Takes note of those that cannot be stored.
+        decoder: Reads them.
+        writer: Of the store.
+        changed: Counts what was changed of images, such as that they were converted.
+        texts: Counts the captions that are cut or say nothing.
+    """
+
+    images: Sequence[Record]
+    settings: Mapping[str, Any]
     recipe: Recipe
     batch_size: int
-    skip: bool
+    faults: Faults
     decoder: Decoder
     writer: StoreWriter
-    counts: Counter[str]
+    changed: Counter[str] = field(default_factory=Counter)
     texts: Counter[str] = field(default_factory=Counter)
 
     def check_partial(self) -> None:
@@ -54,9 +64,9 @@ class Job:
         if last is None:
             return
         partial = self.writer.partial
-        check_made_from(partial, self.writer.made_from, made_from(self.recipe), SAME_AGAIN)
+        check_made_from(partial, self.writer.made_from, made_from(self.settings, self.recipe), SAME_AGAIN)
         images = [image for image in self.images if image.id <= last]
-        check_images(partial, SAME_AGAIN, self.writer.written(), self.folder, images, self.recipe, self.skip)
+        check_images(partial, SAME_AGAIN, self.writer.written(), images, self.recipe, self.faults.skip)
         self.texts += self.recipe.count_texts(text for meta, _ in self.writer.written() for text in meta.captions)
 
     def settle_encoders(self) -> None:
@@ -65,14 +75,18 @@ class Job:
         Raises:
             UserError: That run had other encoders.
         """
-        encoder, saved, known = self.recipe.image, self.writer.encoder_state("image"), made_from(self.recipe)
+        encoder, saved, known = (
+            self.recipe.image,
+            self.writer.encoder_state("image"),
+            made_from(self.settings, self.recipe),
+        )
         if isinstance(encoder, PatchPCA) and not encoder.fitted:
             if saved is None:
                 encoder.fit(self._fit_batches())
             else:
                 encoder.load_state(saved)
             # Of images that come later in the store, too: they must not have changed in between.
-            files = [file_digest(self._path(image)) for image in self._spread()]
+            files = [file_digest(image.place) for image in self._spread()]
             known["fitted_on"] = xxh3_128_hexdigest(" ".join(files).encode())
         if saved is not None:
             check_made_from(self.writer.partial, self.writer.made_from, known, SAME_AGAIN)
@@ -107,40 +121,36 @@ class Job:
                     yield torch.from_numpy(np.stack(pixels))
                 bar.advance(task, len(items))
 
-    def _spread(self) -> Sequence[CocoImage]:
+    def _spread(self) -> Sequence[Record]:
         return self.images[:: math.ceil(len(self.images) / FIT_IMAGES)]
 
-    def _path(self, image: CocoImage) -> Path:
-        return locate(self.folder, image.file_name)
-
-    def _batches(self, images: Sequence[CocoImage]) -> list[Sequence[CocoImage]]:
+    def _batches(self, images: Sequence[Record]) -> list[Sequence[Record]]:
         return [images[i : i + self.batch_size] for i in range(0, len(images), self.batch_size)]
 
-    def _decoded(self, batches: Iterable[Sequence[CocoImage]]) -> Iterator[list[Decoded | Undecoded]]:
-        return self.decoder.batches([self._path(image) for image in batch] for batch in batches)
+    def _decoded(self, batches: Iterable[Sequence[Record]]) -> Iterator[list[Decoded | Undecoded]]:
+        return self.decoder.batches([image.place for image in batch] for batch in batches)
 
     def _accepts(self, item: Decoded | Undecoded) -> TypeGuard[Decoded]:
         """Return whether an image was decoded; where not, it is left out, or the run fails."""
-        if isinstance(item, Undecoded) and not self.skip:
-            raise UserError(f"{item.path}: {item.reason} (see --on_error)")
+        if isinstance(item, Undecoded) and not self.faults.skip:
+            raise UserError(f"{item.place}: {item.reason} (see --on_error)")
         return isinstance(item, Decoded)
 
     def _count(self, items: Iterable[Decoded | Undecoded]) -> None:
         """Count what was left out and what was changed."""
         for item in items:
             if isinstance(item, Undecoded):
-                kind = "skipped: unreadable" if item.digest else "skipped: missing file"
-                self.counts[kind] += 1
-                if self.counts[kind] <= NAMED:
-                    warn(f"skipped {item.path}: {item.reason}")
-                continue
-            self.counts.update(item.notes)
+                self.faults.add("unreadable" if item.digest else "missing file", f"{item.place}: {item.reason}")
+            else:
+                self.changed.update(item.notes)
 
-    def _samples(self, pairs: Sequence[tuple[CocoImage, Decoded]]) -> Iterator[Sample]:
+    def _samples(self, pairs: Sequence[tuple[Record, Decoded]]) -> Iterator[Sample]:
         """Encode a batch."""
         if not pairs:
             return
         metas = [image.meta(self.recipe.captions) for image, _ in pairs]
-        arrays = self.recipe.arrays(np.stack([item.pixels for _, item in pairs]), metas)
+        arrays = self.recipe.arrays(
+            np.stack([item.pixels for _, item in pairs]), metas, [item.shape for _, item in pairs]
+        )
         for (_, item), meta, fields in zip(pairs, metas, arrays, strict=True):
             yield Sample(meta, fields, item.thumb, item.digest)
