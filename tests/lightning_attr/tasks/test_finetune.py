@@ -21,6 +21,7 @@ from lightning_attr.artifacts import load_tensors
 from lightning_attr.artifacts.checkpoint_files import read_checkpoint
 from lightning_attr.artifacts.scores import load_scores
 from lightning_attr.cli import run_stage
+from lightning_attr.commands.prepare.encode import pipeline_of
 from lightning_attr.commands.sweep.command import main as sweep
 from lightning_attr.errors import UserError
 from lightning_attr.ground_truth.evaluate import evaluate
@@ -78,6 +79,7 @@ def test_the_checkpoint_holds_the_adapter_alone(tuned: FineTune) -> None:
     assert not torch.allclose(predicted(model), predicted(base), atol=1e-4)
     assert model.digest != base.digest
     assert checkpoint["trained_model"]["base"]["digest"] == base.digest
+    assert pipeline_of(last(tuned.root / "train")) == tuned.root / "base"
     assert str(tuned.root) not in repr({key: checkpoint[key] for key in ("trained_model", "state_dict")})
 
 
