@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from safetensors.torch import save
@@ -19,8 +19,10 @@ from lightning_attr.adapters.custom_diffusion import keys_of
 from lightning_attr.adapters.lora import Low, check_fits, lay_over, lora_file
 from lightning_attr.artifacts import write_atomically
 from lightning_attr.artifacts.inputs import InputPath
-from lightning_attr.errors import UserError, expect_within, one_line
+from lightning_attr.errors import UserError, expect_within, one_line, quoted
 from lightning_attr.models.model import Model
+
+Kind = Literal["lora", "custom_diffusion", "full"]
 
 #: The file of a trained adapter in its run's folder, by kind, as the pipelines of diffusers look for it.
 FILES: Mapping[str, str] = {
@@ -44,7 +46,7 @@ class Trained:
         text_encoder: Whether the text encoder is trained as well: no, for stores hold texts that are encoded.
     """
 
-    kind: Literal["lora", "custom_diffusion", "full"] = "lora"
+    kind: Kind = "lora"
     rank: int = 4
     alpha: float | None = None
     targets: str = r"\.to_(q|k|v|out\.0)$"
@@ -52,6 +54,8 @@ class Trained:
 
     def __post_init__(self) -> None:
         """Check the values."""
+        if self.kind not in get_args(Kind):
+            raise UserError(f"model.base.adapter.kind: found {quoted(self.kind)}, expected {', '.join(get_args(Kind))}")
         expect_within("model.base.adapter.rank", self.rank, 1, 100_000)
         if self.alpha is not None and not 0 < self.alpha < float("inf"):
             raise UserError(f"model.base.adapter.alpha: found {self.alpha}, expected a positive number")
@@ -164,8 +168,10 @@ def restored(record: Mapping[str, Any], weights: Mapping[str, Tensor], base: Mod
         lows = _lows(weights, adapter)
         check_fits("its weights", base.network, lows, "base")
         names = lay_over(base.network, lows)
-    else:
+    elif adapter.kind == "custom_diffusion":
         names = _keys_and_values(base)
+    else:
+        raise UserError("found a checkpoint of all weights with a base, expected one of an adapter")
     own = dict(base.network.named_parameters())
     expected = {name: tuple(own[name].shape) for name in names}
     found = {name: tuple(value.shape) for name, value in weights.items()}
@@ -174,6 +180,8 @@ def restored(record: Mapping[str, Any], weights: Mapping[str, Tensor], base: Mod
         raise UserError(f"found {name} {found.get(name, 'missing')}, expected {expected.get(name, 'none')}")
     with torch.no_grad():
         for name, value in weights.items():
+            if not bool(value.isfinite().all()):
+                raise UserError(f"weight {name} is not finite, expected numbers")
             own[name].copy_(value)
     return base.with_adapter(names)
 

@@ -89,6 +89,7 @@ def _from_checkpoint(path: str | Path) -> Model:
     try:
         objective = _objective(given)
         if "base" in record:
+            _mapping(where, "trained_model.base", record["base"])
             model = replace(_fine_tuned(Path(path), checkpoint, weights), objective=objective)
             model.configs = {**model.configs, **({"objective": given} if given else {})}
         else:
@@ -127,7 +128,7 @@ def _objective(given: Mapping[str, Any]) -> Objective:
 
 def _fine_tuned(path: Path, checkpoint: Mapping[str, Any], weights: Mapping[str, Any]) -> Model:
     """Load the base of a checkpoint that holds an adapter's weights alone, and lay them over it."""
-    record = _mapping("", "trained_model.base", checkpoint["trained_model"]["base"])
+    record = checkpoint["trained_model"]["base"]
     _check_plain(weights)
     place = _place_of_base(path, checkpoint)
     base = load(place)
@@ -135,8 +136,8 @@ def _fine_tuned(path: Path, checkpoint: Mapping[str, Any], weights: Mapping[str,
         raise UserError(f"base {place}: found digest {base.digest}, expected {record.get('digest')}")
     try:
         model = restored(record, weights, base)
-    except (TypeError, KeyError) as error:
-        raise UserError(f"trained_model.base: found {one_line(error)}, expected an adapter's settings") from error
+    except (TypeError, KeyError) as error:  # of settings that are none
+        raise UserError(f"trained_model.base.adapter: expected settings of an adapter: {one_line(error)}") from error
     model.base, model.configs = str(place), {**base.configs, "base": record}
     return model
 

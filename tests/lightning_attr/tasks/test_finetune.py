@@ -210,6 +210,39 @@ def test_a_base_that_was_moved_or_changed(tuned: FineTune, tmp_path: Path) -> No
         load(checkpoint)
 
 
+NAME = "denoiser.mid_block.attentions.0.transformer_blocks.0.attn2.to_k.lora_A.default.weight"
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"base": 3}, r"trained_model\.base: found int, expected a mapping"),
+        ({"base": {"adapter": {}}}, r"found digest \w+, expected None"),
+        ({"adapter": 3}, r"trained_model\.base\.adapter: expected settings"),
+        ({"adapter": {"kind": "lokr"}}, "kind: found 'lokr'"),
+        ({"adapter": {"kind": "full"}}, "found a checkpoint of all weights with a base"),
+        ({"adapter": {"kind": "custom_diffusion"}}, "found .*to_k.weight missing, expected"),
+        ({"adapter": {"rank": "three"}}, "adapter"),
+        ({"weights": {NAME: torch.ones(3, 9)}}, "to_k: found a LoRA of 8 x 9, expected 8 x 8"),
+        ({"weights": {NAME: torch.full((3, 8), torch.nan)}}, "is not finite"),
+        ({"weights": {NAME: torch.ones(3, 8, dtype=torch.int64)}}, "found a tensor of torch.int64"),
+        ({"weights": {NAME: None}}, "found .*to_k.lora_B.default.weight .*, expected none"),
+        ({"weights": {"denoiser.other": torch.ones(2)}}, r"found other \(2,\), expected none"),
+    ],
+)
+def test_spoiled_checkpoints(changed: Config, message: str, tuned: FineTune, tmp_path: Path) -> None:
+    checkpoint = read_checkpoint(last(tuned.root / "train"))
+    record, weights = checkpoint["trained_model"], checkpoint["state_dict"]
+    record["base"] = changed.get("base", record["base"])
+    if "adapter" in changed:
+        record["base"]["adapter"] = changed["adapter"]
+    weights |= changed.get("weights", {})
+    kept = {name: value for name, value in weights.items() if value is not None}
+    torch.save({"state_dict": kept, "trained_model": record, "base": checkpoint["base"]}, tmp_path / "spoiled.ckpt")
+    with pytest.raises(UserError, match=rf"^checkpoint .*spoiled\.ckpt: .*{message}"):
+        load(tmp_path / "spoiled.ckpt")
+
+
 @pytest.fixture(scope="module")
 def sampled(tuned: FineTune) -> Path:
     settings = {"checkpoint": str(last(tuned.root / "train")), "store": str(tuned.store), "prompts": ["a cat", "a mat"]}
