@@ -29,6 +29,9 @@ TRAINER_KEYS = (
 #: is just that, and with one there were no runs.
 WRITTEN_OUT = {"weights": "cross_kv"}
 
+#: What runs did before there was a setting for it, by the last part of the key.
+UNSAID = {"gradient_checkpointing": False}
+
 Config = Mapping[str, Any]
 Inputs = Mapping[str, Mapping[str, str]]
 """The digests of what each argument names, by the dotted key of the argument, and by the name of each file below it."""
@@ -139,9 +142,11 @@ def _files(path: Path) -> list[Path]:
     return [file for file in inside if not any(part.startswith(".") for part in file.relative_to(path).parts)]
 
 
-def _written_out(key: str, was: Any, now: Any) -> bool:
-    """Return whether a config wrote a default out that null stands for now."""
-    return now is None and was is not None and was == WRITTEN_OUT.get(key.rpartition(".")[2])
+def _same(key: str, was: Any, now: Any) -> bool:
+    """Return whether a setting says what it did, be it by a default that was written out, or was not said at all."""
+    name = key.rpartition(".")[2]
+    before = WRITTEN_OUT.get(name) if now is None else UNSAID.get(name) if was is None else None
+    return bool(was == now) or (before is not None and before in (was, now))
 
 
 def differences(old: Config, new: Config, ignored: Collection[str]) -> Iterator[str]:
@@ -156,7 +161,7 @@ def differences(old: Config, new: Config, ignored: Collection[str]) -> Iterator[
     keys = old["inputs"].keys() | (new["inputs"].keys() if "format" in old else set())
     for key in sorted(old["settings"].keys() | new["settings"].keys()):
         was, now = old["settings"].get(key), new["settings"].get(key)
-        if was != now and not _written_out(key, was, now) and key not in keys and key not in ignored:
+        if not _same(key, was, now) and key not in keys and key not in ignored:
             yield f"{key}: {was} -> {now}"
     for key in sorted(keys):
         was, now = old["inputs"].get(key, {}), new["inputs"].get(key, {})

@@ -322,8 +322,18 @@ def test_all_files_that_shipped_configs_read_are_declared() -> None:
 
 
 @pytest.mark.parametrize(
-    ("was", "now", "same"), [("cross_kv", None, True), ("attention", None, False), (None, "cross_kv", False)]
+    ("name", "was", "now", "same"),
+    [
+        ("weights", "cross_kv", None, True),
+        ("weights", "attention", None, False),
+        ("weights", None, "cross_kv", False),
+        ("gradient_checkpointing", None, False, True),
+        ("gradient_checkpointing", None, True, False),
+        ("gradient_checkpointing", True, False, False),
+        ("learning_rate", 0.1, None, False),
+        ("learning_rate", None, False, False),
+    ],
 )
-def test_a_default_that_was_written_out(was: str | None, now: str | None, same: bool) -> None:
-    old, new = ({"verb": "fit", "inputs": {}, "settings": {"model.init_args.weights": value}} for value in (was, now))
+def test_defaults_that_were_written_out_or_not_said(name: str, was: Any, now: Any, same: bool) -> None:
+    old, new = ({"verb": "fit", "inputs": {}, "settings": {f"model.init_args.{name}": value}} for value in (was, now))
     assert (list(differences(old, new, ())) == []) is same
