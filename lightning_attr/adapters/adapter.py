@@ -155,7 +155,8 @@ def _read(path: Path) -> File:
     else:
         tensors = read_pickle(path)
     for name, value in tensors.items():
-        if (instead := found_instead(value)) is not None and not name.endswith(".alpha"):
+        number = name.endswith(".alpha") and isinstance(value, Tensor)  # which may be a whole one
+        if (instead := found_instead(value.float() if number else value)) is not None:
             raise UserError(f"{where}: {name}: found {instead}, expected a plain floating-point tensor")
     return File(where, {name: value.float() for name, value in tensors.items()}, metadata, _config(path))
 

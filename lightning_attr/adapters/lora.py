@@ -105,6 +105,8 @@ def read_lora(file: File, class_name: str, config: Mapping[str, Any], alpha: flo
         part, _, name = layer.partition(".")
         own = alphas.pop(layer, None)
         scale = alpha if alpha is not None else own if own is not None else _alpha_said(said.get(part), name, len(down))
+        if part not in ("unet", "transformer") and not part.startswith("text_encoder"):
+            raise UserError(f"{file.where}: found {layer}, expected keys of a network or of text encoders")
         if part in ("unet", "transformer"):
             parts[NETWORK][name] = Low(down, up, scale)
         else:  # since transformers 5 CLIP's layers have this before their names in some models alone

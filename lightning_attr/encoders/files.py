@@ -22,7 +22,9 @@ def transformers_of(what: str, source: str) -> Any:
     """
     try:
         transformers = import_module("transformers")
-        import_module("transformers.utils.logging").disable_progress_bar()  # of reading weights, one line a model
+        speaks = import_module("transformers.utils.logging")
+        speaks.disable_progress_bar()  # of reading weights, one line a model
+        speaks.set_verbosity_error()  # it warns of torchvision, which nothing here needs
         return transformers
     except ImportError as error:
         raise UserError(

@@ -86,6 +86,7 @@ class PipelineText:
         if not isinstance(name, str) or name not in OUTPUTS:
             raise UserError(f"{what}: found a pipeline of class {quoted(name)}, expected one of {', '.join(OUTPUTS)}")
         self._outputs, self._sized = OUTPUTS[name], name in SIZED
+        transformers_of("text encoders", source)
         cls: Any = getattr(import_module("diffusers"), name)
         parts = {part: cls for part, cls in index.items() if part.startswith(("text_encoder", "tokenizer"))}
         with loading_of("PipelineText", source):

@@ -22,8 +22,8 @@ from lightning_attr.noise import Draws, of_query
 from lightning_attr.precision import outside_autocast
 from lightning_attr.region import read_region
 
-#: Queries whose gradients are computed together.
-QUERY_BATCH = 64
+#: The most queries whose gradients are computed together, and the most bytes that these may have, but for one query.
+QUERY_BATCH, QUERY_BYTES = 64, 2**30
 
 
 class GradientMethod(Method):
@@ -100,8 +100,10 @@ class GradientMethod(Method):
     def gradients_of_queries(self, context: Context) -> Iterator[Iterator[SampleGradients]]:
         """Yield for some queries at a time what :meth:`gradients` yields for a batch of samples."""
         region, output = self.query_region(context), replace(self.output, draws=self.query or self.output.draws)
-        for start in range(0, len(context.queries["id"]), QUERY_BATCH):
-            some = {name: value[start : start + QUERY_BATCH] for name, value in context.queries.items()}
+        bytes_each = sum(weight.nbytes for weight in self._selected.values())
+        batch = max(1, min(QUERY_BATCH, QUERY_BYTES // bytes_each))
+        for start in range(0, len(context.queries["id"]), batch):
+            some = {name: value[start : start + batch] for name, value in context.queries.items()}
             yield self._take(self.query_batch(replace(context, queries=some)), output, region=region)
 
     def query_gradients(

@@ -44,7 +44,8 @@ class FineTune:
         self.store = write_store(root / "train.lmdb", root / "base")
 
     def train(self, run: Path, trainer: dict[str, Any] | None = None, **model: Any) -> dict[str, Any]:
-        """The config of training."""
+        """The config of training, with validation where the trainer's settings say how often."""
+        val_store = str(self.store) if "val_check_interval" in (trainer or {}) else None
         return {
             "trainer": {
                 "default_root_dir": str(run),
@@ -66,6 +67,6 @@ class FineTune:
             },
             "data": {
                 "class_path": "datamodules.LatentDataModule",
-                "init_args": {"store": str(self.store), "batch_size": 4},
+                "init_args": {"store": str(self.store), "batch_size": 4, "val_store": val_store},
             },
         }

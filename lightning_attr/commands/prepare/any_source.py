@@ -47,11 +47,10 @@ def main(arguments: Sequence[str]) -> None:
     images = captioned(source.records(faults), args.limit, args.source, faults)
     captions = args.captions_per_image or min(MOST_CAPTIONS, max(len(record.captions) for record in images))
     recipe = Recipe(image, text, size, captions, args.flips)
-    if source.kind == "coco":
-        make_store(args, images, {"source": source.kind}, AS_STORED, recipe, faults)
-        return
-    reading = Reading(turned=args.exif_orientation, quick=True)
-    make_store(args, images, {"source": source.kind, "turned": reading.turned}, reading, recipe, faults)
+    is_coco = source.kind == "coco"  # the same store as by its own command
+    reading = AS_STORED if is_coco else Reading(turned=args.exif_orientation, quick=True)
+    settings = {"source": source.kind} | ({} if is_coco else {"turned": reading.turned})
+    make_store(args.out, images, settings, reading, recipe, faults, args.workers, args.batch_size)
 
 
 def _parser() -> ArgumentParser:

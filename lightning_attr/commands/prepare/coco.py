@@ -31,7 +31,8 @@ def main(arguments: Sequence[str]) -> None:
     if args.ids is not None:
         listed = _wanted(listed, args.ids, args.captions)
     images = captioned(listed, args.limit, args.captions, faults)
-    make_store(args, images, {"source": source.kind}, AS_STORED, recipe, faults)
+    settings = {"source": source.kind}
+    make_store(args.out, images, settings, AS_STORED, recipe, faults, args.workers, args.batch_size)
 
 
 def _parser() -> ArgumentParser:

@@ -2,7 +2,7 @@
 
 import os
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
@@ -92,40 +92,49 @@ def captioned(records: Iterable[Record], limit: int | None, where: object, fault
 
 
 def make_store(
-    args: Namespace, images: list[Record], settings: Mapping[str, Any], reading: Reading, recipe: Recipe, faults: Faults
+    path: Path,
+    images: Sequence[Record],
+    settings: Mapping[str, Any],
+    reading: Reading,
+    recipe: Recipe,
+    faults: Faults,
+    workers: int = 0,
+    batch_size: int = 64,
 ) -> None:
     """Make a store of images, or go on with it, or say that it is there.
 
     Args:
-        args: With ``out``, ``workers`` and ``batch_size``.
+        path: The store.
         images: All that are asked for, by ascending id.
         settings: The kind of their source, and how they are read, as the store keeps it.
         reading: How their pixels are read.
         recipe: How they are encoded.
         faults: Takes note of those that cannot be stored.
+        workers: Decoding processes; 0 decodes in this one.
+        batch_size: Images encoded at once.
 
     Raises:
         UserError: Another store is there, an image cannot be stored and none is to be skipped, or none can be.
     """
-    if finished(args.out, recipe.schema, made_from(settings, recipe)):
-        with Store(args.out) as store:
+    if finished(path, recipe.schema, made_from(settings, recipe)):
+        with Store(path) as store:
             samples = ((store.meta(place), store.file_digest(place)) for place in range(len(store)))
-            check_images(args.out, ANOTHER_OUT, samples, images, recipe, faults.skip)
-        out.print(f"{args.out} is finished already: nothing to do", soft_wrap=True)
+            check_images(path, ANOTHER_OUT, samples, images, recipe, faults.skip)
+        out.print(f"{path} is finished already: nothing to do", soft_wrap=True)
         return
-    with Decoder(recipe.size, reading, args.workers) as decoder, StoreWriter(args.out, recipe.schema) as writer:
-        job = Job(images, settings, recipe, args.batch_size, faults, decoder, writer)
+    with Decoder(recipe.size, reading, workers) as decoder, StoreWriter(path, recipe.schema) as writer:
+        job = Job(images, settings, recipe, batch_size, faults, decoder, writer)
         before = len(writer)
         job.check_partial()
         job.settle_encoders()
         job.store()
         if len(writer) == 0:
-            raise UserError(f"{args.out}: none of {len(images)} images could be stored")
+            raise UserError(f"{path}: none of {len(images)} images could be stored")
         stored = len(writer)
         writer.finish(+job.texts)
     weights = Counter(f"images of weight {image.weight}" for image in images if image.weight != 1)
-    _report(args.out, stored, Counter({"already there": before}) + faults.counts + job.changed + job.texts + weights)
-    made([args.out], command("inspect", args.out))
+    _report(path, stored, Counter({"already there": before}) + faults.counts + job.changed + job.texts + weights)
+    made([path], command("inspect", path))
 
 
 def _report(path: Path, stored: int, counts: Counter[str]) -> None:

@@ -35,7 +35,7 @@ from lightning_attr.commands.prepare.encode import (
     finished,
 )
 from lightning_attr.commands.prepare.generated import Origin, is_weighted, read_origin
-from lightning_attr.commands.prepare.images import Decoded, decode, file_digest
+from lightning_attr.commands.prepare.images import Decoded, Reading, decode, file_digest
 from lightning_attr.console import command, made, out, progress, summary, warn
 from lightning_attr.encoders import ImageEncoder, jpeg
 from lightning_attr.errors import UserError, one_line, quoted, shortened
@@ -77,9 +77,10 @@ def main(arguments: Sequence[str]) -> None:
     args = parsed(_parser(), arguments)
     at_least(args, size=1)
     queries = read_queries(args.paths, args.prompt)
-    recipe = _recipe(args, queries)
+    recipe, reading = _recipe(args, queries)
     state = recipe.image.state()
-    known = {"source": "queries", "image_encoder": "as it is" if state is None else xxh3_128_hexdigest(state)}
+    image = "as it is" if state is None else xxh3_128_hexdigest(state)
+    known = {"source": "queries", "turned": reading.turned, "image_encoder": image}
     if finished(args.out, recipe.schema, known):
         with Store(args.out) as store:
             _compare(args.out, ANOTHER_OUT, [(store.meta(i), store.file_digest(i)) for i in range(len(store))], queries)
@@ -92,7 +93,7 @@ def main(arguments: Sequence[str]) -> None:
         writer.put_made_from(known)
         if state is not None:
             writer.put_encoder_state("image", state)
-        counts = _write(writer, recipe, queries)
+        counts = _write(writer, recipe, reading, queries)
         texts = +recipe.count_texts(str(query.origin.prompt) for query in queries)
         writer.finish(texts)
     counts += texts + _unknown(queries)
@@ -243,21 +244,23 @@ def _keys(paths: Sequence[Path]) -> list[str]:
     return keys
 
 
-def _recipe(args: Namespace, queries: Sequence[Query]) -> Recipe:
-    """Return the encoders and the size that the command line asks for."""
+def _recipe(args: Namespace, queries: Sequence[Query]) -> tuple[Recipe, Reading]:
+    """Return encoders, size and reading of images as the command line asks for, or as the training store has them."""
     if (args.encoders_from is None) == (args.model is None):
         raise UserError("--encoders_from: expected the training store, or --model, one of both")
+    reading = Reading(turned=True)
     if args.encoders_from is not None:
         image, text = encoders_of(args.encoders_from)
         with Store(args.encoders_from) as store:
             size = _size_of(image, store.schema.fields["latent"].shape[1:])
+            reading = Reading(turned=bool(store.made_from.get("turned", False)))  # of COCO's images it is not said
         if args.size not in (None, size):
             raise UserError(f"--size: found {args.size}, expected {size} as {args.encoders_from} has it")
     else:
         image, text = encoders_of_model(args.model)
         size = args.size or _common_size(queries)
     where = device(args.device)
-    return Recipe(image.to(where), text.to(where), size, captions=1, flips=False)
+    return Recipe(image.to(where), text.to(where), size, captions=1, flips=False), reading
 
 
 def _size_of(image: ImageEncoder, latent: tuple[int, ...]) -> int:
@@ -294,7 +297,7 @@ def _compare(path: str | Path, advice: str, stored: Sequence[tuple[Meta, str]], 
             raise UserError(f"{path}: found query {id} made from other bytes, expected those of {query.path}; {advice}")
 
 
-def _write(writer: StoreWriter, recipe: Recipe, queries: Sequence[Query]) -> Counter[str]:
+def _write(writer: StoreWriter, recipe: Recipe, reading: Reading, queries: Sequence[Query]) -> Counter[str]:
     """Encode the queries and write those that a killed run has not; return what was done to the images of all."""
     counts: Counter[str] = Counter()
     there = len(writer)
@@ -302,7 +305,7 @@ def _write(writer: StoreWriter, recipe: Recipe, queries: Sequence[Query]) -> Cou
         task = bar.add_task("encode", total=len(queries))
         for start in range(0, len(queries), BATCH):
             batch = queries[start : start + BATCH]
-            items = [_decoded(query, recipe.size) for query in batch]
+            items = [_decoded(query, recipe.size, reading) for query in batch]
             for query, item in zip(batch, items, strict=True):
                 counts.update((*item.notes, *_changes(query, recipe.size)))
             if start + len(batch) > there:
@@ -316,8 +319,8 @@ def _write(writer: StoreWriter, recipe: Recipe, queries: Sequence[Query]) -> Cou
     return counts
 
 
-def _decoded(query: Query, size: int) -> Decoded:
-    item = decode(query.path, size)
+def _decoded(query: Query, size: int, reading: Reading) -> Decoded:
+    item = decode(query.path, size, reading)
     if not isinstance(item, Decoded):
         raise UserError(f"{item.place}: {item.reason}")
     if item.digest != query.digest:

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 from tiny_adapters import ALPHA, check_gradients, keys, lay_over, save_diffusers, save_kohya, save_peft, save_plain
 from tiny_pipelines import make_pipeline
-from torch import Tensor
+from torch import Tensor, nn
 
 from lightning_attr.adapters import read_adapter
 from lightning_attr.digests import file_digest
@@ -85,8 +85,9 @@ def test_an_unknown_alpha_is_said(sd1: SimpleNamespace, tmp_path: Path, capsys: 
 def test_patterns_of_alpha(sd1: SimpleNamespace, tmp_path: Path) -> None:
     named = {name: value for name, value in sd1.keys.items() if "text" not in name}
     other = "mid_block.attentions.0.transformer_blocks.0.attn2.to_k"
-    adapter = save_peft(tmp_path / "rs", named, use_rslora=True, alpha_pattern={other: 1.5})
+    adapter = save_peft(tmp_path / "rs", named, use_rslora=True, lora_dropout=0.5, alpha_pattern={other: 1.5})
     network = load(spec(tmp_path, sd1.root / "base", adapter)).network
+    assert not any(isinstance(module, nn.Dropout) and module.p for module in network.modules())
     scaling = {
         name: module.scaling["default"] for name, module in network.named_modules() if hasattr(module, "scaling")
     }
@@ -127,6 +128,7 @@ TO_K = "unet.mid_block.attentions.0.transformer_blocks.0.attn2.to_k"
             {"unet.nowhere.lora_A.weight": torch.ones(3, 8), "unet.nowhere.lora_B.weight": torch.ones(8, 3)},
             r"found 1 of 4\d layers missing of the network that it is of, such as nowhere",
         ),
+        ({f"diffusion_model.x.lora_{role}.weight": torch.ones(3, 3) for role in "AB"}, "found diffusion_model.x"),
         ({"unet.conv_in.weight": torch.ones(3)}, "found 1 keys that are no LoRA, such as unet.conv_in.weight"),
     ],
 )

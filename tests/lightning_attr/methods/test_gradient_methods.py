@@ -249,6 +249,8 @@ def test_many_queries_go_in_parts(
     together = scores(method, context)
     monkeypatch.setattr(gradient_method_module, "QUERY_BATCH", 2)
     assert_scores(scores(method, context), together)
+    monkeypatch.setattr(gradient_method_module, "QUERY_BYTES", 1)  # one query at a time
+    assert_scores(scores(method, context), together)
 
 
 def test_all_captions_and_views(context: Context) -> None:

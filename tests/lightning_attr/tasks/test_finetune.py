@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,9 @@ from lightning_attr.artifacts import load_tensors
 from lightning_attr.artifacts.checkpoint_files import read_checkpoint
 from lightning_attr.artifacts.scores import load_scores
 from lightning_attr.cli import run_stage
+from lightning_attr.commands.sweep.command import main as sweep
 from lightning_attr.errors import UserError
+from lightning_attr.ground_truth.evaluate import evaluate
 from lightning_attr.ground_truth.pack import Pack, unpack
 from lightning_attr.ground_truth.packing import collect
 from lightning_attr.models import Model, load
@@ -26,6 +29,8 @@ from lightning_attr.models.spec import write_spec
 from lightning_attr.tasks import LatentDiffusion
 
 Config = dict[str, Any]
+
+CONFIGS = Path(__file__).parents[3] / "configs"
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +103,12 @@ def same(one: dict[str, Any], other: dict[str, Any]) -> bool:
 
 
 @pytest.mark.parametrize(
-    "settings", [{}, pytest.param({"accumulate_grad_batches": 2, "callbacks": None}, marks=pytest.mark.slow)]
+    "settings",
+    [
+        {},
+        pytest.param({"accumulate_grad_batches": 2, "callbacks": None}, marks=pytest.mark.slow),
+        pytest.param({"check_val_every_n_epoch": None, "val_check_interval": 2}, marks=pytest.mark.slow),
+    ],
 )
 def test_a_stopped_run_ends_with_the_same_bits(settings: Config, tuned: FineTune, tmp_path: Path) -> None:
     whole = run("fit", tuned.train(tmp_path / "whole", settings)) if settings else tuned.root / "train"
@@ -321,3 +331,34 @@ def test_attribution_looks_at_the_adapter(tuned: FineTune, sampled: Path, tmp_pa
 def test_from_python(tuned: FineTune) -> None:
     with pytest.raises(UserError, match=r"model\.denoiser: found none"):
         LatentDiffusion()
+
+
+@pytest.mark.slow
+def test_the_shipped_configs_do_their_work(tuned: FineTune, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(CONFIGS, "configs")
+    Path("models").mkdir()
+    Path("models/base").symlink_to(tuned.root / "base")
+    Path("runs/finetune").mkdir(parents=True)
+    Path("runs/finetune/train.lmdb").symlink_to(tuned.store)
+    smaller = {"max_steps": 4, "max_epochs": 2, "timesteps": 2, "steps": 2, "top": 2, "rank": 2, "count": 2, "seeds": 1}
+    for path in [*Path("configs/finetune").glob("*.yaml"), Path("configs/methods/adapter.yaml")]:
+        text = path.read_text().replace("k: [4, 8]", "k: [2]").replace("accelerator: auto", "accelerator: cpu")
+        for name, value in smaller.items():
+            text = re.sub(rf"\b{name}: \d+", f"{name}: {value}", text)
+        path.write_text(text)
+    for verb, *names in (
+        ("fit", "finetune/train"),
+        ("predict", "finetune/sample"),
+        ("fit", "finetune/curvature_ekfac"),
+        ("predict", "finetune/attribute", "methods/adapter"),
+        ("fit", "finetune/train", "finetune/leave_k_out"),
+    ):
+        run_stage([verb, *(word for name in names for word in ("-c", f"configs/{name}.yaml"))])
+    scores = load_scores("runs/finetune/attribute/adapter/scores.safetensors")
+    assert (scores.settings["weights"], scores.scores.shape) == ("adapter", (2, 10))
+    assert Path("runs/finetune/leave_k_out/0/influence/pytorch_lora_weights.safetensors").is_file()
+    sweep(["-c", "configs/finetune/sweep.yaml"])
+    pack = Pack.load("runs/finetune/sweep/pack")
+    assert len(pack.models) == 1 + 2 + 2 + 1
+    assert evaluate(pack, {"influence": scores}).subsets == 2

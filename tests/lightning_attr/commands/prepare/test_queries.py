@@ -12,12 +12,16 @@ import torch
 from miniature import Project
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
+from tiny_pipelines import make_pipeline
 
 from datamodules.store import Store
 from datamodules.store.writer import StoreWriter
+from lightning_attr.commands.prepare.any_source import main as prepare_images
 from lightning_attr.commands.prepare.queries import main
 from lightning_attr.encoders import encoders_digest, read_image, store_image_encoder, store_text_encoder
 from lightning_attr.errors import UserError
+from lightning_attr.models import load
+from lightning_attr.sampling import sampling_of
 
 PARAMETERS = "a purple star\nSteps: 20, Sampler: Euler, CFG scale: 7, Seed: 5"
 
@@ -172,6 +176,34 @@ def test_a_finished_store_is_compared(
     with pytest.raises(UserError, match="found 1 queries, expected 2"):
         prepare(path, save(tmp_path / "more.png"), "--prompt", "a purple star")
     assert Store(tmp_path / "q.lmdb").digest == before
+
+
+def test_an_image_of_the_training_is_read_as_it_was(tmp_path: Path) -> None:
+    """Turned, cropped, resized, and on white where it is transparent: the same latent to the bit."""
+    save(tmp_path / "images/a.jpg", size=(60, 40))
+    with Image.open(tmp_path / "images/a.jpg") as image:
+        exif = image.getexif()
+        exif[0x0112] = 6
+        image.save(tmp_path / "images/a.jpg", exif=exif)
+    save(tmp_path / "images/b.png", size=(33, 50))
+    for name in ("a", "b"):
+        (tmp_path / f"images/{name}.txt").write_text(f"caption {name}")
+    prepare_images([str(tmp_path / "images"), "--out", str(tmp_path / "t.lmdb"), "--size", "16", "--workers", "0"])
+    main([str(tmp_path / "images"), "--out", str(tmp_path / "q.lmdb"), "--encoders_from", str(tmp_path / "t.lmdb")])
+    train, queries = Store(tmp_path / "t.lmdb"), Store(tmp_path / "q.lmdb")
+    for name in ("latent", "text"):
+        assert np.array_equal(train.read(name, [0, 1])[:, :1], queries.read(name, [0, 1])[:, :1])
+
+
+@pytest.mark.parametrize("family", ["sd1", "sdxl"])
+def test_the_encoders_of_a_pipeline(tmp_path: Path, family: str) -> None:
+    make_pipeline(family, tmp_path / "pipeline")
+    path = save(tmp_path / "out.png", "a red cat\nSteps: 3, Seed: 1, CFG scale: 2", (16, 16))
+    main([str(path), "--out", str(tmp_path / "q.lmdb"), "--model", str(tmp_path / "pipeline")])
+    model, store = load(tmp_path / "pipeline"), Store(tmp_path / "q.lmdb")
+    model.accepts(store)
+    assert sampling_of(store, [0]) == ([1], 3, 2.0)
+    assert store.read("latent", [0]).std() > 0
 
 
 def test_a_killed_run_goes_on(tmp_path: Path, prepare: Callable[..., Store], monkeypatch: pytest.MonkeyPatch) -> None:
