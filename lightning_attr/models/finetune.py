@@ -138,6 +138,16 @@ def of_base(base: Base, model: Model) -> dict[str, Any]:
     return {"digest": model.digest, "adapter": asdict(base.adapter)}
 
 
+def form(model: Model) -> dict[str, Any]:
+    """Return what a model's adapter is like: the shapes of its weights by name, and the scales of LoRA by layer."""
+    parameters = dict(model.network.named_parameters())
+    scales = {name: getattr(module, "scaling", None) for name, module in model.network.named_modules()}
+    return {
+        **{name: tuple(parameters[name].shape) for name in model.denoiser.adapter},
+        **{name: scale["default"] for name, scale in scales.items() if isinstance(scale, dict)},
+    }
+
+
 def restored(record: Mapping[str, Any], weights: Mapping[str, Tensor], base: Model) -> Model:
     """Return a base with the weights over it that a checkpoint holds.
 

@@ -71,6 +71,7 @@ def _from_spec(path: str | Path) -> Model:
     spec = read_spec(path)
     model = load(spec.model, spec.variant)
     if spec.adapter is not None:
+        model.made_from = {**model.made_from, "base": model.digest}
         if model.denoiser.adapter:
             raise UserError(f"{path}: model: found a model with an adapter, expected a base for {spec.adapter}")
         adapter = read_adapter(spec.adapter, model.denoiser.class_name, model.configs["denoiser"], spec.alpha)
@@ -135,13 +136,7 @@ def _fine_tuned(path: Path, checkpoint: Mapping[str, Any], weights: Mapping[str,
     """Load the base of a checkpoint that holds an adapter's weights alone, and lay them over it."""
     record = _mapping("", "trained_model.base", checkpoint["trained_model"]["base"])
     _check_plain(weights)
-    known = [Path(str(checkpoint.get("base", ""))), path.parent / BESIDE]
-    place = next((each for each in known if str(each) != "." and each.exists()), None)
-    if place is None:
-        raise UserError(
-            f"found no base at {known[0]}, expected the model that it was fine-tuned from; put it, or a link "
-            f"to it, at {known[1]}"
-        )
+    place = _place_of_base(path, checkpoint)
     base = load(place)
     if base.digest != record.get("digest"):
         raise UserError(f"base {place}: found digest {base.digest}, expected {record.get('digest')}")
@@ -151,6 +146,32 @@ def _fine_tuned(path: Path, checkpoint: Mapping[str, Any], weights: Mapping[str,
         raise UserError(f"trained_model.base: found {one_line(error)}, expected an adapter's settings") from error
     model.base, model.configs = str(place), {**base.configs, "base": record}
     return model
+
+
+def _place_of_base(path: Path, checkpoint: Mapping[str, Any]) -> Path:
+    known = [Path(str(checkpoint.get("base", ""))), path.parent / BESIDE]
+    place = next((each for each in known if str(each) != "." and each.exists()), None)
+    if place is None:
+        raise UserError(
+            f"found no base at {known[0]}, expected the model that it was fine-tuned from; put it, or a link "
+            f"to it, at {known[1]}"
+        )
+    return place
+
+
+def place_of_base(path: str | Path) -> Path:
+    """Return where the model lies that a checkpoint was fine-tuned from.
+
+    Raises:
+        UserError: It is not there, or the model was trained from scratch.
+    """
+    checkpoint = read_checkpoint(path)
+    if "base" not in checkpoint:
+        raise UserError(f"checkpoint {path}: found a model that was trained from scratch, expected a fine-tuned one")
+    try:
+        return _place_of_base(Path(path), checkpoint)
+    except UserError as error:
+        raise UserError(f"checkpoint {path}: {error}") from error
 
 
 def _check_plain(weights: Mapping[str, Any]) -> None:

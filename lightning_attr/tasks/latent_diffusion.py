@@ -164,8 +164,9 @@ class LatentDiffusion(pl.LightningModule):
         if not all(bool(torch.isfinite(weight).all()) for weight in self.trained().values()):
             raise UserError(f"weights: not finite at step {self.global_step}; the last checkpoint is kept")
         checkpoint["trained_model"] = self.trained_model()
-        if self.base is not None and "base" in self.configs:  # of which all weights are not trained
+        if self.base is not None:
             checkpoint["base"] = str(Path(self.base.model).resolve())
+        if "base" in self.configs:  # then not all weights are trained
             own = {f"denoiser.{name}" for name in self.trained()}
             for part in STATES & checkpoint.keys():
                 held = checkpoint[part].items()

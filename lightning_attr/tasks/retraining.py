@@ -23,6 +23,7 @@ from lightning_attr.errors import UserError
 from lightning_attr.ground_truth.metrics.functional import feature_similarity, generation_deviation, loss_change
 from lightning_attr.losses import sample_losses
 from lightning_attr.models import Model, load
+from lightning_attr.models.finetune import form
 from lightning_attr.noise import Draws
 from lightning_attr.sampling import known_sampling_of
 from lightning_attr.tasks.latent_diffusion import LatentDiffusion
@@ -83,9 +84,15 @@ class Retraining(LatentDiffusion):
         original.was_trained_on(store)
         made_from = {"digests": original.made_from}
         check_made_from(f"model.original {self.original}", made_from, "base", self.model.digest, "model.base")
-        if (found := original.configs) != self.configs:
+        found, expected = dict(original.configs), dict(self.configs)
+        if original.denoiser.adapter and "base" not in found:  # its adapter was trained elsewhere: no recipe is known
+            expected.pop("base", None)
+            found, expected = found | form(original), expected | form(self.model)
+        if found != expected:
+            name = next(name for name in {**expected, **found} if found.get(name) != expected.get(name))
             raise UserError(
-                f"model.original {self.original}: found {found}, expected {self.configs} as this model has it"
+                f"model.original {self.original}: {name}: found {found.get(name)}, expected {expected.get(name)} as "
+                "this model has it"
             )
 
     def _query_ids(self, queries: Store) -> list[int]:

@@ -18,6 +18,7 @@ from lightning_attr.commands.prepare.images import Pixels
 from lightning_attr.encoders import AutoencoderKLEncoder, ImageEncoder, PipelineText, TextEncoder
 from lightning_attr.encoders.store import store_image_encoder, store_text_encoder
 from lightning_attr.errors import UserError, expect_within
+from lightning_attr.models.load import place_of_base
 from lightning_attr.models.spec import Spec, read_spec
 
 LARGEST = 8192
@@ -148,7 +149,9 @@ def encoders_of_model(path: Path) -> tuple[ImageEncoder, TextEncoder]:
 
 
 def named(path: Path) -> Spec:
-    """Return what a path names: a spec's model and adapter, or the path itself."""
+    """Return what a path names: a spec's model and adapter, the base of a fine-tuned checkpoint, or the path itself."""
+    if path.suffix == ".ckpt":
+        return named(place_of_base(path))
     return read_spec(path) if path.is_file() else Spec(path)
 
 

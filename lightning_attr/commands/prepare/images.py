@@ -13,13 +13,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import EpsImagePlugin, Image, ImageOps, UnidentifiedImageError
 from xxhash import xxh3_128_hexdigest
 
 from lightning_attr.sources.places import Place
 
 THUMB_SIDE = 96
 """Longest side of a thumbnail in pixels."""
+
+EpsImagePlugin.gs_binary = False  # it would have Ghostscript run what a file of others says
 
 _ORIENTATION = 0x0112  # EXIF tag; 1 means "as stored"
 _ASIDE = (5, 6, 7, 8)  # its values that exchange width and height

@@ -68,6 +68,24 @@ def test_every_key_format_predicts_what_peft_does(sd1: SimpleNamespace, tmp_path
     assert len(digests) == 4
 
 
+def test_the_keys_of_diffusers_first_loras(sd1: SimpleNamespace, tmp_path: Path) -> None:
+    own = {name: value for name, value in sd1.keys.items() if ".attn" in name and "text" not in name}
+    before: dict[str, Tensor] = {}
+    for name, value in own.items():
+        layer, role = name.removesuffix(".weight").split(".lora_")
+        block, _, place = layer.removesuffix(".0").rpartition(".")
+        before[f"{block}.processor.{place}_lora.{'down' if role == 'A' else 'up'}.weight"] = value
+    assert any("to_out_lora" in name for name in before)
+    found, expected = (
+        read_adapter(save_plain(tmp_path / name, named), CLASS, {}, ALPHA).loras["network"]
+        for name, named in (("before", before), ("now", own))
+    )
+    assert found.keys() == expected.keys()
+    for layer, low in found.items():
+        assert torch.equal(low.down, expected[layer].down)
+        assert torch.equal(low.up, expected[layer].up)
+
+
 def test_an_unknown_alpha_is_said(sd1: SimpleNamespace, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     adapter = save_plain(tmp_path / "plain", sd1.keys)
     model = load(spec(tmp_path, sd1.root / "base", adapter))
@@ -224,7 +242,7 @@ def test_weights_are_selected_by_names_of_the_base(sd1: SimpleNamespace, tmp_pat
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-10)])
-@pytest.mark.parametrize("pattern", ["adapter", "attention"])
+@pytest.mark.parametrize("pattern", ["adapter", "attention", "norm2|lora_B"])
 def test_gradients_of_each_sample(
     pattern: str, dtype: torch.dtype, tolerance: float, sd1: SimpleNamespace, tmp_path: Path
 ) -> None:

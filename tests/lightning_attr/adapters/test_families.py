@@ -17,6 +17,7 @@ from lightning_attr.encoders import PipelineText
 from lightning_attr.encoders.registry import text_encoder
 from lightning_attr.errors import UserError
 from lightning_attr.models import Inputs, Model, load
+from lightning_attr.models.finetune import Base, Trained, begun, export, of_base, restored
 from lightning_attr.models.spec import write_spec
 
 
@@ -78,6 +79,30 @@ def test_gradients_of_samples_are_autograds(
     model = case.model(save_diffusers(tmp_path / "lora", case.keys))
     model.network.to(dtype)
     check_gradients(model, pattern, batch(model, dtype), tolerance)
+
+
+@torch.no_grad()
+def test_a_fine_tuning_begins_as_the_base_and_its_lora_comes_back(case: Case, tmp_path: Path) -> None:
+    settings, base = Trained(rank=2, alpha=3.0), load(case.folder)
+    model = begun(Base(str(case.folder), settings), load, seed=1)
+    inputs = batch(model)
+    torch.testing.assert_close(model.losses(*inputs), base.losses(*inputs), rtol=1e-6, atol=0)
+    trained = {name: weight for name, weight in model.network.named_parameters() if weight.requires_grad}
+    assert trained.keys() == model.select(None).keys()
+    assert all("lora_" in name for name in trained)
+    torch.manual_seed(0)
+    for name, weight in trained.items():
+        weight += 0.3 * torch.randn_like(weight) * ("lora_B" in name)
+    expected = model.losses(*inputs)
+    assert not torch.allclose(expected, base.losses(*inputs), rtol=1e-3)
+    export(tmp_path, settings, model.network, trained)
+    assert torch.equal(case.model(tmp_path).losses(*inputs), expected)
+    record = of_base(Base(str(case.folder), settings), base)
+    assert torch.equal(restored(record, trained, base).losses(*inputs), expected)
+    if hasattr(case.pipeline, "load_lora_weights"):
+        pipeline = deepcopy(case.pipeline)
+        pipeline.load_lora_weights(tmp_path)
+        torch.testing.assert_close(model.over(getattr(pipeline, case.part)).losses(*inputs), expected)
 
 
 PROMPTS = ["a cat on the mat", "red dog"]

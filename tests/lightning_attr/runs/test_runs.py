@@ -15,7 +15,7 @@ from lightning_attr.artifacts.inputs import InputPath, input_paths
 from lightning_attr.errors import UserError
 from lightning_attr.runs.checkpoints import AtomicCheckpointIO
 from lightning_attr.runs.folder import RunFolder, read_manifest
-from lightning_attr.runs.identity import declared_paths, flatten, inputs, path_within
+from lightning_attr.runs.identity import declared_paths, differences, flatten, inputs, path_within
 
 if TYPE_CHECKING:
     from os import PathLike
@@ -319,3 +319,11 @@ def test_all_files_that_shipped_configs_read_are_declared() -> None:
     assert len(configs) > 40
     assert len(expected) > 30
     assert expected <= found
+
+
+@pytest.mark.parametrize(
+    ("was", "now", "same"), [("cross_kv", None, True), ("attention", None, False), (None, "cross_kv", False)]
+)
+def test_a_default_that_was_written_out(was: str | None, now: str | None, same: bool) -> None:
+    old, new = ({"verb": "fit", "inputs": {}, "settings": {"model.init_args.weights": value}} for value in (was, now))
+    assert (list(differences(old, new, ())) == []) is same

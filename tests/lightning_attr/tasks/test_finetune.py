@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import re
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -15,18 +16,21 @@ from diffusers import StableDiffusionPipeline
 from tiny_finetunes import FineTune
 from torch import Tensor
 
+from datamodules.store import Store
 from lightning_attr.artifacts import load_tensors
 from lightning_attr.artifacts.checkpoint_files import read_checkpoint
 from lightning_attr.artifacts.scores import load_scores
 from lightning_attr.cli import run_stage
+from lightning_attr.commands.prepare.encode import pipeline_of
 from lightning_attr.commands.sweep.command import main as sweep
 from lightning_attr.errors import UserError
 from lightning_attr.ground_truth.evaluate import evaluate
 from lightning_attr.ground_truth.pack import Pack, unpack
 from lightning_attr.ground_truth.packing import collect
 from lightning_attr.models import Model, load
+from lightning_attr.models.finetune import Base, Trained
 from lightning_attr.models.spec import write_spec
-from lightning_attr.tasks import LatentDiffusion
+from lightning_attr.tasks import LatentDiffusion, Retraining
 
 Config = dict[str, Any]
 
@@ -75,6 +79,7 @@ def test_the_checkpoint_holds_the_adapter_alone(tuned: FineTune) -> None:
     assert not torch.allclose(predicted(model), predicted(base), atol=1e-4)
     assert model.digest != base.digest
     assert checkpoint["trained_model"]["base"]["digest"] == base.digest
+    assert pipeline_of(last(tuned.root / "train")) == tuned.root / "base"
     assert str(tuned.root) not in repr({key: checkpoint[key] for key in ("trained_model", "state_dict")})
 
 
@@ -270,9 +275,30 @@ def test_retrainings_start_from_the_same_base_alone_and_in_groups(
     assert torch.equal(predicted(original), predicted(load(last(tuned.root / "train"))))
 
 
+@pytest.mark.parametrize(
+    ("trained", "message"),
+    [
+        ({}, None),
+        ({"alpha": 3.0}, "found 2.0, expected 1.0 as this model has it"),
+        ({"rank": 4}, r"found \(3, 8\), expected \(4, 8\)"),
+        ({"targets": r"\.to_k$"}, "to_q.* expected None"),
+        (None, "expected None as this model has it"),
+    ],
+)
+def test_a_retraining_of_an_adapter_that_was_trained_elsewhere(
+    trained: Config | None, message: str | None, tuned: FineTune, sampled: Path, tmp_path: Path
+) -> None:
+    write_spec(tmp_path / "model.yaml", tuned.root / "base", tuned.root / "train")
+    settings = Trained(**{"rank": 3, "alpha": 6.0, **(trained or {})})
+    base = Base(str(tuned.root / "base"), settings if trained is not None else Trained("full"))
+    task = Retraining(str(tmp_path / "model.yaml"), str(sampled), base=base)
+    with nullcontext() if message is None else pytest.raises(UserError, match=message):
+        task.check(Store(str(tuned.store)))
+
+
 def test_a_retraining_of_another_base(tuned: FineTune, sampled: Path, tmp_path: Path) -> None:
     base = {"model": str(tuned.root / "base"), "adapter": {"rank": 2}}
-    with pytest.raises(UserError, match=r"model\.original .*: found .*'rank': 3.*, expected .*'rank': 2"):
+    with pytest.raises(UserError, match=r"model\.original .*: base: found .*'rank': 3.*, expected .*'rank': 2"):
         run("fit", retraining(tuned, sampled, tmp_path / "run", {}, base=base))
 
 
