@@ -47,7 +47,7 @@ docs: .venv-docs/installed
 .venv/installed: pyproject.toml
 	$(PYTHON) -m venv .venv
 	@$(MAKE) --no-print-directory cpu-torch ENVIRONMENT=.venv
-	$(BIN)/pip install --quiet -e '.[dev,hf,ray]'
+	$(BIN)/pip install --quiet -e '.[dev,hf,ray,sources]'
 	$(BIN)/pip install --quiet --no-deps $(KRONFLUENCE) || echo "no kronfluence: the tests against it will be skipped"
 	@touch $@
 

@@ -9,6 +9,7 @@ from lightning.pytorch.callbacks import Callback
 
 from callbacks.pictures import SampleImage, image_grid, summary_writer
 from lightning_attr.encoders import jpeg, store_image_encoder, store_text_encoder
+from lightning_attr.errors import UserError, expect_within
 from lightning_attr.tasks.latent_diffusion import LatentDiffusion
 
 
@@ -23,6 +24,11 @@ class SampleGrid(Callback):
     """
 
     def __init__(self, prompts: list[str], steps: int = 25, guidance: float = 5.0, seed: int = 0) -> None:
+        if not prompts:
+            raise UserError("callbacks.SampleGrid.prompts: found none, expected texts")
+        expect_within("callbacks.SampleGrid.steps", steps, 1, 10_000)
+        expect_within("callbacks.SampleGrid.guidance", guidance, 0, 1000)
+        expect_within("callbacks.SampleGrid.seed", seed, 0, 2**62)
         self.prompts = prompts
         self.steps = steps
         self.guidance = guidance

@@ -107,6 +107,7 @@ def draw_gradients(
     views: int | None = None,
     captions: int | None = None,
     region: Tensor | None = None,
+    only: int | None = None,
 ) -> Iterator[SampleGradients]:
     """Yield the gradient of the output of every sample at each draw: mean over views and the captions that it has.
 
@@ -118,12 +119,15 @@ def draw_gradients(
         views: Only the first so many views.
         captions: Only the first so many captions of each sample.
         region: How much each place of the latent counts, [H, W].
+        only: The number of the one draw to take; None is all.
     """
     samples = Samples.of(model, batch, views, captions)
     counts_B1 = samples.has_caption.sum(1, keepdim=True) * len(samples.latents)
     share_BK = (samples.has_caption / counts_B1).to(samples.latents[0])
     gradients = _differentiate(model, selected, output, region)
-    for at_draw in samples.at_draws(model, output.draws):
+    for draw, at_draw in enumerate(samples.at_draws(model, output.draws)):
+        if only not in (None, draw):
+            continue
         by_caption = [SampleGradients(rows_of(conditions)) for conditions in samples.conditions]
         for caption, _, inputs in at_draw:
             _add(by_caption[caption], scaled(gradients(inputs), share_BK[:, caption]))
@@ -287,7 +291,7 @@ def functional_gradients(
 
         latent, conditions, timestep, noise = sample
         alone = {name: value[None] for name, value in conditions.items()}
-        return loss(_Called(call), Inputs(latent[None], alone, timestep[None], noise[None])).squeeze(0)
+        return loss(_Called(call, network), Inputs(latent[None], alone, timestep[None], noise[None])).squeeze(0)
 
     gradients: PerSampleGradients = torch.func.vmap(torch.func.grad(one_loss), in_dims=(None, 0))(chosen, inputs)
     return gradients
@@ -296,9 +300,9 @@ def functional_gradients(
 class _Called(nn.Module):
     """Makes a function look like the network, so that one loss serves both ways."""
 
-    def __init__(self, call: Callable[..., Tensor]) -> None:
+    def __init__(self, call: Callable[..., Tensor], network: nn.Module) -> None:
         super().__init__()
-        self.call = call
+        self.call, self.config = call, getattr(network, "config", None)
 
     def forward(self, *inputs: Tensor, **conditions: Tensor) -> Tensor:
         return self.call(*inputs, **conditions)

@@ -19,7 +19,8 @@ STAGES = {
 
 #: The other commands: the module of each, and what it does.
 COMMANDS = {
-    "prepare": ("prepare", "make a store of images and captions: prepare images, coco, shapes"),
+    "explain": ("explain.command", "say which training images made an output, in one command"),
+    "prepare": ("prepare", "make a store: prepare images, coco, shapes, queries"),
     "inspect": ("inspect", "say what a store holds, and whether it is undamaged"),
     "sweep": ("sweep.command", "retrain many models to check attributions against"),
     "evaluate": ("evaluate", "check scores against the pack of a sweep"),

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TypeVar
 
 import torch
-from torch import Tensor
+
+T = TypeVar("T")
 
 
-def outside_autocast(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+def outside_autocast(function: Callable[..., T]) -> Callable[..., T]:
     """Let a function compute in the precision of its arguments, also under autocast: bfloat16 scores tie."""
     for device in ("cpu", "cuda"):
         function = torch.autocast(device, enabled=False)(function)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from datamodules.store import Store
+from lightning_attr.console import warn
 from lightning_attr.errors import UserError
 
 
@@ -22,3 +23,18 @@ def sampling_of(queries: Store, ids: Sequence[int]) -> tuple[list[int], int, flo
     if len(alike) > 1:
         raise UserError(f"queries {queries.path}: found steps and guidance {sorted(alike)}, expected all sampled alike")
     return [int(found["seed"]) for found in attributes], *alike.pop()
+
+
+def known_sampling_of(queries: Store, ids: Sequence[int]) -> tuple[list[int], int, float] | None:
+    """Return what :func:`sampling_of` does; None, with a warning, for queries from files that do not all say it.
+
+    Raises:
+        UserError: As of :func:`sampling_of`, for queries that are not from files.
+    """
+    try:
+        return sampling_of(queries, ids)
+    except UserError as error:
+        if queries.made_from.get("source") != "queries":
+            raise
+        warn(f"{error}; none is made again, and their losses alone are compared")
+        return None

@@ -157,6 +157,12 @@ def test_store_replaced_under_a_run(project: Project, tmp_path: Path, refused: R
         ("train", {"data__init_args__batch_size": 10**30}, ["data.batch_size: found 1000", "at most 64 bits"]),
         ("train", {"data__init_args__num_workers": 100_000}, ["data.num_workers: found 100000, expected 0 to 1024"]),
         ("sample", {"model__init_args__batch_size": -1}, ["model.batch_size: found -1, expected at least 1"]),
+        ("sample", {"model__init_args__steps": 5000}, ["steps: found 5000, expected 1 to 1000"]),
+        (
+            "train",
+            {"trainer__callbacks": "[{class_path: callbacks.SampleGrid, init_args: {prompts: [x], steps: 0}}]"},
+            ["callbacks.SampleGrid.steps: found 0"],
+        ),
         ("sample", {"model__init_args__steps": -1}, ["model.steps: found -1, expected 1 to 10000"]),
         ("sample", {"model__init_args__guidance": "1e30"}, ["model.guidance: found 1e+30, expected 0 to 1000"]),
         ("unlearn", {"model__init_args__step_size": ".inf"}, ["model.step_size: found inf"]),

@@ -74,7 +74,7 @@ def test_the_default_method_is_one() -> None:
         draws[path.parent.name] = given(DEFAULT, path.parent.name)["model"]["init_args"]["method"]["init_args"][
             "output"
         ]
-    assert draws.keys() == {"demo", "coco64", "mscoco", "shapes"}
+    assert draws.keys() == {"demo", "coco64", "mscoco", "shapes", "finetune"}
     assert all(
         output == {"draws": {"timesteps": 20 if name in ("demo", "shapes") else 10}} for name, output in draws.items()
     )
@@ -154,7 +154,7 @@ def test_mscoco_unlearns_as_the_paper_does(capsys: pytest.CaptureFixture[str]) -
 
 
 def test_leave_k_out_trains_as_the_original(capsys: pytest.CaptureFixture[str]) -> None:
-    for folder in ("demo", "coco64", "mscoco"):
+    for folder in ("demo", "coco64", "mscoco", "finetune"):
         train, leave = (parsed(command(CONFIGS / folder / f"{name}.yaml"), capsys) for name in ("train", "leave_k_out"))
         own = ("original", "queries", "method", "evaluate", "evaluation")
         arguments = {name: value for name, value in leave["model"]["init_args"].items() if name not in own}

@@ -76,6 +76,7 @@ def assert_close(found: Path, expected: Path, tolerance: float = 1e-5) -> None:
         assert difference <= tolerance * tensor.double().abs().max(), name
 
 
+@pytest.mark.slow
 def test_training_takes_the_steps_of_one_rank_with_twice_the_batch(uneven: Project, both: Path) -> None:
     assert_close(both / "checkpoints/last.ckpt", uneven.checkpoint, tolerance=1e-4)  # Adam magnifies rounding errors
     for tag in ("train/loss", "val/loss"):

@@ -72,6 +72,7 @@ def test_metrics_are_whole_on_a_narrow_terminal(project: Project, tmp_path: Path
         assert any(name in line and line.endswith(f" {value['mean']:.4g}") for line in lines), name
 
 
+@pytest.mark.slow
 def test_quiet_stages(project: Project, tmp_path: Path, capfd: Captured) -> None:
     train = project.args("train", tmp_path / "run", trainer__max_steps=4)
     main([*project.args("train", tmp_path / "run", trainer__max_steps=2), "-q"])

@@ -111,3 +111,50 @@ class Chunks(Sequence[Tensor]):
     def _path(self, index: int) -> Path:
         positions = self.positions[index]
         return self.folder / f"{positions[0]:09d}-{positions[-1]:09d}.safetensors"
+
+
+class Passes(Sequence[Tensor]):
+    """The chunks of several passes over the same samples, each in a folder of its own; rows are read side by side.
+
+    Args:
+        folder: Where the folders lie; of one pass it is the only one.
+        count: The number of passes.
+        settings: As of :class:`Chunks`, and so are the other arguments.
+        positions: Likewise.
+        batch_size: Likewise.
+        device: Likewise.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        count: int,
+        settings: Mapping[str, Any],
+        positions: Ints,
+        batch_size: int,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        folders = [folder] if count == 1 else [folder / f"pass-{index:05d}" for index in range(count)]
+        self.folder = folder
+        self.passes = [Chunks(each, {**settings, "passes": count}, positions, batch_size, device) for each in folders]
+        self.positions = self.passes[0].positions
+
+    def __len__(self) -> int:
+        """Return the number of chunks of a pass."""
+        return len(self.positions)
+
+    def __getitem__(self, index: Any) -> Any:
+        """Read the rows of a chunk, [B, ...], those of all passes side by side.
+
+        Raises:
+            UserError: As of :class:`Chunks`.
+        """
+        return torch.cat([chunks[index] for chunks in self.passes], dim=1)
+
+    def pending(self, rank: int = 0, ranks: int = 1) -> list[tuple[int, int]]:
+        """Return which passes and chunks of a rank's share are still to be done, pass by pass."""
+        return [(index, chunk) for index, chunks in enumerate(self.passes) for chunk in chunks.pending(rank, ranks)]
+
+    def delete(self) -> None:
+        """Delete all chunks."""
+        shutil.rmtree(self.folder, ignore_errors=True)

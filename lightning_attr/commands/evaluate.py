@@ -40,6 +40,13 @@ def main(arguments: Sequence[str]) -> None:
         _check_numbers(args.json)
     if args.out == Path():
         raise UserError("--out: found the folder where you are, expected one for the run, such as runs/evaluate")
+    if (
+        args.out is not None
+        and args.out.is_dir()
+        and any(args.out.iterdir())
+        and not (args.out / "manifest.json").exists()
+    ):
+        raise UserError(f"--out: found {args.out} with other things in it, expected a new folder, or that of a run")
     if args.out is not None and args.queries is not None:
         raise UserError("--queries: found it with --out, expected one of them: a run is of all queries")
     pack = Pack.load(args.pack)

@@ -3,6 +3,7 @@
 from lightning_attr.encoders.base import ImageEncoder, TextEncoder
 from lightning_attr.encoders.hashed_words import HashedWords
 from lightning_attr.encoders.patch_pca import PatchPCA
+from lightning_attr.encoders.pipeline_text import PipelineText, time_ids
 from lightning_attr.encoders.pretrained import AutoencoderKLEncoder, CLIPText, VisionFeatures
 from lightning_attr.encoders.registry import image_encoder, text_encoder
 from lightning_attr.encoders.store import (
@@ -23,6 +24,7 @@ __all__ = [
     "HashedWords",
     "ImageEncoder",
     "PatchPCA",
+    "PipelineText",
     "TextEncoder",
     "VisionFeatures",
     "check_encoders",
@@ -34,4 +36,5 @@ __all__ = [
     "store_text_encoder",
     "text_encoder",
     "thumb_images",
+    "time_ids",
 ]

@@ -69,5 +69,9 @@ class TextEncoder(Encoder, Protocol):
         ...
 
     def encode(self, texts: list[str]) -> dict[str, Tensor]:
-        """Encode texts to float32 conditions [B, ...] by name; "" is the null caption of classifier-free guidance."""
+        """Encode texts to float32 conditions [B, ...] by name."""
+        ...
+
+    def null(self) -> dict[str, Tensor]:
+        """Return the conditions of no text, which guidance leads away from, without the batch axis."""
         ...

@@ -78,6 +78,10 @@ class HashedWords:
         words = [self._embed(text) for text in texts]
         return {"text": torch.from_numpy(np.stack(words)).to(self._positions.device) + self._positions}
 
+    def null(self) -> dict[str, Tensor]:
+        """Return the conditions of the empty text, without the batch axis."""
+        return {name: value[0] for name, value in self.encode([""]).items()}
+
     def _embed(self, text: str) -> np.ndarray[Any, np.dtype[np.float32]]:
         """Turn one text into embeddings [tokens, dim], without positions."""
         words = [_BEGIN, *_WORD.findall(text.lower())[: self.room], _END]

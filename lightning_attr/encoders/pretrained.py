@@ -6,21 +6,18 @@ Their weights stay outside the store; a digest of the weights in ``config()`` te
 Shapes: B images or texts, H x W pixels, C x h x w a latent, F features.
 """
 
-import shlex
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Self
 
 import torch
-import xxhash
 from PIL import Image
-from safetensors import SafetensorError
-from torch import Tensor, nn
+from torch import Tensor
 
 from lightning_attr.artifacts import read_json
-from lightning_attr.errors import UserError, one_line, quoted, shortened
+from lightning_attr.encoders.files import check_missing, checked_digest, here, loading_of, transformers_of
+from lightning_attr.errors import UserError, one_line
 from lightning_attr.weight_files import check_config, check_finite, check_weights, variant_of
 
 
@@ -39,15 +36,15 @@ class AutoencoderKLEncoder:
         autoencoder: Any = import_module("diffusers").AutoencoderKL
         self.source, self.pipeline = source, pipeline
         part = "vae" if pipeline else ""
-        with _loading("AutoencoderKL", source):
-            place = _here("AutoencoderKL", source, part) if local else source
+        with loading_of("AutoencoderKL", source):
+            place = here("AutoencoderKL", source, part) if local else source
             self._vae, loading = autoencoder.from_pretrained(
                 place, subfolder=part or None, use_safetensors=True, output_loading_info=True,
                 variant=variant_of(Path(place, part), "diffusion_pytorch_model"), torch_dtype=torch.float32,
             )  # fmt: skip
         check_weights(f"AutoencoderKL {source}", self._vae, loading)
         self._vae.requires_grad_(False).eval()
-        self.weights = _checked_digest(self._vae, source, weights)
+        self.weights = checked_digest(self._vae, source, weights)
         # x' = (x - shift) * scale has unit deviation or so; both numbers come with the model.
         self.scale = float(self._vae.config.scaling_factor)
         self.shift = float(self._vae.config.get("shift_factor") or 0.0)
@@ -114,12 +111,12 @@ class CLIPText:
     """
 
     def __init__(self, source: str, pipeline: bool = False, weights: str | None = None, local: bool = False) -> None:
-        transformers = _transformers("text encoder", source)
+        transformers = transformers_of("text encoder", source)
         self.source, self.pipeline = source, pipeline
         model_folder, tokenizer_folder = ("text_encoder", "tokenizer") if pipeline else ("", "")
         what = f"CLIP text encoder {source}"
-        with _loading("CLIP text encoder", source):
-            place = _here("CLIP text encoder", source, model_folder) if local else source
+        with loading_of("CLIP text encoder", source):
+            place = here("CLIP text encoder", source, model_folder) if local else source
             _check_text_pipeline(Path(place), what)
             found = transformers.AutoConfig.from_pretrained(
                 place, subfolder=model_folder, trust_remote_code=False
@@ -133,9 +130,9 @@ class CLIPText:
                 place, subfolder=model_folder, use_safetensors=True, dtype=torch.float32, output_loading_info=True,
                 variant=variant_of(Path(place, model_folder), "model"),
             )  # fmt: skip
-        _check_weights(what, loading["missing_keys"])
+        check_missing(what, loading["missing_keys"])
         self._model.requires_grad_(False).eval()
-        self.weights = _checked_digest(self._model, source, weights)
+        self.weights = checked_digest(self._model, source, weights)
 
     @property
     def tokens(self) -> int:
@@ -188,6 +185,10 @@ class CLIPText:
         )
         return {"text": self._model(batch.input_ids.to(self._model.device)).last_hidden_state}
 
+    def null(self) -> dict[str, Tensor]:
+        """Return the conditions of the empty text, without the batch axis."""
+        return {name: value[0] for name, value in self.encode([""]).items()}
+
 
 class VisionFeatures:
     """Image features of DINO, DINOv2, CLIP, ResNet or the like: one vector that tells what an image shows.
@@ -205,9 +206,9 @@ class VisionFeatures:
     """
 
     def __init__(self, source: str) -> None:
-        transformers = _transformers("vision model", source)
+        transformers = transformers_of("vision model", source)
         self.source = source
-        with _loading("vision model", source):
+        with loading_of("vision model", source):
             config = transformers.AutoConfig.from_pretrained(source, trust_remote_code=False)
             check_config(f"vision model {source}", config.to_dict())
             self._processor: Any = transformers.AutoImageProcessor.from_pretrained(
@@ -219,7 +220,7 @@ class VisionFeatures:
             )  # fmt: skip
         # DINO's files lack the pooler, which is not used here.
         missing = [name for name in loading["missing_keys"] if not name.startswith("pooler.")]
-        _check_weights(f"vision model {source}", missing)
+        check_missing(f"vision model {source}", missing)
         check_finite(f"vision model {source}", self._model)
         if loading["missing_keys"]:
             self._model.pooler = None
@@ -228,7 +229,7 @@ class VisionFeatures:
         self._model.requires_grad_(False).eval()
         tokens = ("cls_token", "class_token", "class_embedding")
         self._has_class_token = any(name.endswith(tokens) for name, _ in self._model.named_parameters())
-        self.weights = _checked_digest(self._model, source, None)
+        self.weights = checked_digest(self._model, source, None)
         self._check_features()
 
     def _check_features(self) -> None:
@@ -269,27 +270,6 @@ class VisionFeatures:
         return embedding
 
 
-def _transformers(what: str, source: str) -> Any:
-    """Import transformers, which is slow and optional.
-
-    Raises:
-        UserError: It is not installed.
-    """
-    try:
-        return import_module("transformers")
-    except ImportError as error:
-        raise UserError(
-            f"{what} {source}: transformers cannot be imported ({one_line(error)}); "
-            "install it with: pip install 'lightning-attr[hf]'"
-        ) from error
-
-
-def _check_weights(what: str, missing: Iterable[str]) -> None:
-    """Refuse a model whose files lack weights, which the libraries draw at random."""
-    if names := sorted(missing):
-        raise UserError(f"{what}: found no weights {names[0]}, expected all that the model has")
-
-
 def _check_text_pipeline(folder: Path, what: str) -> None:
     """Refuse a folder of a pipeline whose text conditions are not the states of one CLIP alone."""
     index = folder / "model_index.json"
@@ -300,52 +280,3 @@ def _check_text_pipeline(folder: Path, what: str) -> None:
     if others or parts.get("text_encoder", "CLIPTextModel") != "CLIPTextModel":
         found = ", ".join([str(parts.get("text_encoder")), *others])
         raise UserError(f"{what}: found a pipeline with {found}, expected one CLIPTextModel as its only text encoder")
-
-
-def _here(kind: str, source: str, part: str) -> str:
-    """Return the folder on this machine of what a store names, in the hub's cache if need be.
-
-    The libraries are then given a folder: with a name, they reach out even where they are told not to.
-
-    Raises:
-        UserError: It is not there.
-    """
-    if Path(source).is_dir():
-        return source
-    found = import_module("huggingface_hub").try_to_load_from_cache(source, f"{part}/config.json".lstrip("/"))
-    if not isinstance(found, str):
-        raise UserError(
-            f"{kind} {quoted(source)}: found nothing of that name on this machine, and a store that names it downloads "
-            f"nothing; fetch it first: hf download {shlex.quote(shortened(source, 80))}"
-        )
-    return str(Path(found).parents[1 if part else 0])
-
-
-@contextmanager
-def _loading(kind: str, source: str) -> Iterator[None]:
-    """Turn what the libraries raise for a wrong name, folder or file into one message."""
-    try:
-        yield
-    except UserError:
-        raise
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
-        reason = shortened(str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__, 200)
-        raise UserError(
-            f"{kind} {shortened(source, 120)}: expected a hub name or a local folder with safetensors weights: {reason}"
-        ) from error
-
-
-def _checked_digest(model: nn.Module, source: str, expected: str | None) -> str:
-    """Return the digest of the model's weights.
-
-    Raises:
-        UserError: It is not the expected one.
-    """
-    digest = xxhash.xxh3_64()
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
-    found = digest.hexdigest()
-    if expected is not None and found != expected:
-        raise UserError(f"{source}: the weights have digest {found}, expected {expected}: another model lies there now")
-    return found

@@ -7,11 +7,12 @@ from typing import Any, cast, get_type_hints
 from lightning_attr.encoders.base import ImageEncoder, TextEncoder
 from lightning_attr.encoders.hashed_words import HashedWords
 from lightning_attr.encoders.patch_pca import PatchPCA
+from lightning_attr.encoders.pipeline_text import PipelineText
 from lightning_attr.encoders.pretrained import AutoencoderKLEncoder, CLIPText
 from lightning_attr.errors import UserError, quoted
 
 _IMAGE: tuple[type, ...] = (PatchPCA, AutoencoderKLEncoder)
-_TEXT: tuple[type, ...] = (HashedWords, CLIPText)
+_TEXT: tuple[type, ...] = (HashedWords, CLIPText, PipelineText)
 
 
 def image_encoder(config: Mapping[str, Any], state: bytes | None) -> ImageEncoder:

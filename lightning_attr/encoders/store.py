@@ -35,7 +35,7 @@ def encoders_digest(store: Store) -> str | None:
         return None
     digest = xxhash.xxh3_128()
     for name, config in sorted(store.schema.encoders.items()):
-        known = {key: value for key, value in config.items() if key not in ("source", "pipeline")}
+        known = {key: value for key, value in config.items() if key not in ("source", "pipeline", "adapter")}
         digest.update(f"{name} {json.dumps(known if 'weights' in config else config, sort_keys=True)};".encode())
         digest.update(store.encoder_state(name) or b"")
     return digest.hexdigest()

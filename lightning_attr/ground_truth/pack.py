@@ -63,11 +63,12 @@ class Pack:
         original_losses: The same under the original model, on the same draws, [Q, D].
         deviations: Generation deviation Delta G of the latents, float64 [M, Q]; NaN likewise.
         similarities: Cosine of the regenerated latents with the original's, float64 [M, Q]; NaN likewise.
-        weights: The original's weights, by name.
+        weights: The original's weights, by name; of a fine-tuned model those that lie over its base.
         null: Its null conditions, by name.
-        configs: Its ``denoiser``, ``scheduler`` and ``latent_shape``.
+        configs: Its ``denoiser``, ``scheduler`` and ``latent_shape``, and ``base`` where it is fine-tuned.
         queries: The query store, byte by byte, uint8.
-        settings: ``draws``, ``digests`` of original, queries and store, ``versions``, and what the sweep adds.
+        settings: ``draws``, ``digests`` of original, queries and store, ``versions``, where
+            a ``base`` lies, and what the sweep adds.
     """
 
     models: tuple[Model, ...]
@@ -227,5 +228,6 @@ def _checkpoint(pack: Pack) -> bytes:
     buffer = io.BytesIO()
     weights = {f"denoiser.{name}": weight for name, weight in pack.weights.items()}
     record = {**pack.configs, "made_from": {"store": pack.settings["digests"]["store"]}, **null_entries(pack.null)}
-    torch.save({"state_dict": weights, "trained_model": record}, buffer)
+    base = {"base": pack.settings["base"]} if "base" in pack.configs else {}
+    torch.save({"state_dict": weights, "trained_model": record, **base}, buffer)
     return buffer.getvalue()

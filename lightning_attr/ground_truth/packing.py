@@ -21,9 +21,9 @@ from lightning_attr.artifacts.expect import expect_settings
 from lightning_attr.artifacts.provenance import check_made_from
 from lightning_attr.digests import file_digest
 from lightning_attr.errors import UserError
-from lightning_attr.ground_truth.metrics.functional import feature_similarity, generation_deviation
+from lightning_attr.ground_truth.metrics.functional import feature_similarity
 from lightning_attr.ground_truth.pack import UNATTRIBUTED, Model, Pack
-from lightning_attr.ground_truth.retrained import load_retrained
+from lightning_attr.ground_truth.retrained import deviation_of, load_retrained
 from lightning_attr.models import load
 from lightning_attr.runs.folder import LIBRARIES
 
@@ -59,13 +59,14 @@ def collect(
         original_losses=_original_losses(read, query_id),
         deviations=torch.stack([entry.spread("deviation", query_id) for entry in read]),
         similarities=torch.stack([entry.spread("similarity", query_id) for entry in read]),
-        weights=trained.network.state_dict(),
+        weights=trained.weights,
         null=trained.null,
         configs={**trained.configs, "latent_shape": list(trained.latent_shape)},
         queries=torch.frombuffer(bytearray(Path(queries).read_bytes()), dtype=torch.uint8),
         settings={
             **settings,
             "draws": draws,
+            **({"base": trained.base} if trained.base else {}),
             "digests": digests,
             "versions": {library: version(library) for library in LIBRARIES},
         },
@@ -107,10 +108,11 @@ def _read_entry(folder: Path, digests: Mapping[str, str]) -> _Entry:
     expect_settings(str(path), settings, {"seed": int, "draws": dict})
     for role, digest in digests.items():
         check_made_from(str(path), settings, role, digest, "the sweep")
-    latents = tensors["original_latent"], tensors["retrained_latent"]
     # Images and latents are not kept: those of all entries together may not fit into memory.
     kept = {name: tensors[name] for name in ("query_id", "removed_id", "original_losses", "retrained_losses")}
-    kept |= {"deviation": generation_deviation(*latents), "similarity": feature_similarity(*latents)}
+    kept["deviation"] = kept["similarity"] = deviation_of(tensors)
+    if "original_latent" in tensors:
+        kept["similarity"] = feature_similarity(tensors["original_latent"], tensors["retrained_latent"])
     name, method = _entry_name(folder), settings["method"]
     model = Model(name, method, _removed_query(name, settings), int(settings["k"]), int(settings["seed"]))
     return _Entry(model, path, kept, settings["draws"])

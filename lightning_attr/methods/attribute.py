@@ -16,7 +16,7 @@ from torch import Tensor
 
 from datamodules.loading import Ints, PredictBatches
 from datamodules.store import Store
-from lightning_attr.artifacts.chunks import Chunks
+from lightning_attr.artifacts.chunks import Passes
 from lightning_attr.artifacts.scores import Scores
 from lightning_attr.digests import file_digest, samples_used
 from lightning_attr.encoders import check_encoders, encoders_digest
@@ -59,12 +59,13 @@ def attribute(
     ensemble.prepare(Context.of(queries, ids, store, device))
     batches = PredictBatches(store)
     with TemporaryDirectory() as folder:
-        chunks = Chunks(Path(folder), {}, positions, batch_size, device)
-        for index in range(len(chunks)):
-            read = (batches[0, each] for each in chunks.batches(index))
+        passes = Passes(Path(folder), ensemble.passes, {}, positions, batch_size, device)
+        for index, chunk in passes.pending():
+            ensemble.enter(index)
+            read = (batches[0, each] for each in passes.passes[index].batches(chunk))
             moved = ({name: value.to(device) for name, value in batch.items()} for batch in read)
-            chunks.write(index, torch.cat([ensemble.measure(batch) for batch in moved]))
-        scores = torch.cat([scores for _, scores in scored(ensemble, chunks, store, ids)], dim=1)
+            passes.passes[index].write(chunk, torch.cat([ensemble.measure(batch) for batch in moved]))
+        scores = torch.cat([scores for _, scores in scored(ensemble, passes, store, ids)], dim=1)
     settings = score_settings(method, queries, store, positions, models, "32-true")
     return Scores(scores, torch.tensor(ids), torch.from_numpy(store.ids[positions]), method.name, settings)
 
@@ -100,7 +101,7 @@ def check_stores(queries: Store, store: Store, models: Sequence[Model]) -> None:
             raise UserError(f"queries {queries.path}: found {name} {found}, expected {expected} as {store.path} has it")
 
 
-def scored(ensemble: Method, chunks: Chunks, store: Store, query_ids: list[int]) -> Iterator[tuple[Tensor, Tensor]]:
+def scored(ensemble: Method, chunks: Passes, store: Store, query_ids: list[int]) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield ids [B] and scores float32 [Q, B] of the samples of each chunk.
 
     Raises:
@@ -124,4 +125,17 @@ def score_settings(
     digests = {"store": store.digest, "queries": queries.digest}
     digests |= {name: file_digest(path) for name, path in method.inputs().items()}
     digests |= {f"checkpoints.{index}": model.digest for index, model in enumerate(models)}
-    return {**method.settings(), "precision": precision, "samples": samples_used(store, positions), "digests": digests}
+    own = _with_weights(method.settings(), models)
+    return {**own, "precision": precision, "samples": samples_used(store, positions), "digests": digests}
+
+
+def _with_weights(settings: Any, models: Sequence[Model]) -> Any:
+    """Return settings, nested ones included, with the weights that are meant where they are left to the model."""
+    if isinstance(settings, list):
+        return [_with_weights(each, models) for each in settings]
+    if not isinstance(settings, dict):
+        return settings
+    result = {name: _with_weights(each, models) for name, each in settings.items()}
+    if models and "weights" in result:
+        result["weights"] = models[0].chosen(result["weights"])
+    return result

@@ -65,7 +65,8 @@ class Method(ABC):
     """Scores samples for queries; the constructor's arguments are its settings, and attributes of the same names.
 
     ``prepare`` comes first, then ``measure`` for every batch of the store, then ``score`` over all that was measured.
-    What ``measure`` returns is kept in chunks on disk, so that a long pass goes on after a stop.
+    What ``measure`` returns is kept in chunks on disk, so that a long pass goes on after a stop. A method that would
+    hold too much at once goes over the store in several passes, and ``enter`` begins each.
     """
 
     @property
@@ -84,15 +85,24 @@ class Method(ABC):
     def prepare(self, context: Context) -> None:  # noqa: B027 (some methods need no preparation)
         """Get ready for the queries; attributes that it sets begin with an underscore."""
 
+    @property
+    def passes(self) -> int:
+        """Return how often the method goes over the samples."""
+        return 1
+
+    def enter(self, index: int) -> None:  # noqa: B027 (most methods have one pass)
+        """Begin a pass, or go on with it."""
+
     @abstractmethod
     def measure(self, batch: Batch) -> Tensor:
-        """Return what is kept of each sample of a batch, [B, R]; for most methods its score for every query."""
+        """Return what a pass keeps of each sample of a batch, [B, R]; for most methods its score for every query."""
 
     def score(self, chunks: Sequence[Tensor]) -> Iterator[Tensor]:
         """Yield the scores [Q, B] of every chunk of what was measured, in its order; higher = more influential.
 
         Args:
-            chunks: What ``measure`` returned, [B, R] each, read from disk when asked for; may be read several times.
+            chunks: What ``measure`` returned, [B, R] each, that of several passes side by side; read from disk when
+                asked for, and may be read several times.
         """
         for rows in chunks:
             yield rows.T
@@ -100,11 +110,10 @@ class Method(ABC):
 
 @dataclass(frozen=True)
 class Columns(Sequence[Tensor]):
-    """Some columns of every chunk: those from ``start`` to ``stop``."""
+    """Some columns of every chunk, side by side: those between the edges."""
 
     chunks: Sequence[Tensor]
-    start: int
-    stop: int
+    edges: Sequence[tuple[int, int]]
 
     def __len__(self) -> int:
         """Return the number of chunks."""
@@ -112,7 +121,9 @@ class Columns(Sequence[Tensor]):
 
     def __getitem__(self, index: Any) -> Any:
         """Return these columns of a chunk."""
-        return self.chunks[index][:, self.start : self.stop]
+        rows = self.chunks[index]
+        parts = [rows[:, start:stop] for start, stop in self.edges]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
 
 
 def plain(value: Any) -> Any:

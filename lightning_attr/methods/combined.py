@@ -6,7 +6,6 @@ Shapes: Q queries, N samples in all, B samples of a batch, R numbers kept of a s
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from itertools import accumulate, pairwise
 
 import torch
 from torch import Tensor
@@ -42,28 +41,46 @@ class Combined(Method):
         for method in self.methods:
             method.prepare(context)
 
+    @property
+    def passes(self) -> int:
+        """Return the number of all methods' passes, which come one after the other."""
+        return sum(method.passes for method in self.methods)
+
+    def enter(self, index: int) -> None:
+        """Begin a pass of a method."""
+        passes = [(method, of_method) for method in self.methods for of_method in range(method.passes)]
+        self._current, of_method = passes[index]
+        self._current.enter(of_method)
+
     def measure(self, batch: Batch) -> Tensor:
-        """Return what the methods keep, side by side, [B, R], and last the number of columns of each."""
-        # One member's half precision must neither round the others' rows nor the widths.
-        rows = [method.measure(batch).float() for method in self.methods]
-        widths = rows[0].new_tensor([[row.shape[1] for row in rows]]).expand(len(rows[0]), -1)
-        return torch.cat([*(row.to(rows[0].device) for row in rows), widths], dim=1)
+        """Return what the method that was entered keeps, and last the number of its columns, [B, R + 1]."""
+        # Half precision must neither round the width nor the rows of another method.
+        rows = self._current.measure(batch).float()
+        return torch.cat([rows, rows.new_full([len(rows), 1], rows.shape[1])], dim=1)
 
     def score(self, chunks: Sequence[Tensor]) -> Iterator[Tensor]:
         """Yield the sums; the scores are gone through twice, first for their means and deviations.
 
         Keeping them would form the whole matrix [Q, N], which ``topk`` is there to avoid.
         """
-        widths = chunks[0][0, -len(self.methods) :].long().tolist()
-        edges = list(pairwise(accumulate(widths, initial=0)))
-        parts = [Columns(chunks, *edge) for edge in edges]
-        pairs = list(zip(self.methods, parts, strict=True))
+        pairs = list(zip(self.methods, self._parts(chunks), strict=True))
         moments = [_moments(method.score(part)) for method, part in pairs]
         for by_method in zip(*(method.score(part) for method, part in pairs), strict=True):
             standardised = [
                 (one.double() - mean) / deviation for one, (mean, deviation) in zip(by_method, moments, strict=True)
             ]
             yield torch.stack(standardised).sum(0).float()
+
+    def _parts(self, chunks: Sequence[Tensor]) -> list[Sequence[Tensor]]:
+        """Return the columns of each method, found from the last on: behind those of a pass is their number."""
+        first, end, parts = chunks[0][0], chunks[0].shape[1], list[Sequence[Tensor]]()
+        for method in reversed(self.methods):
+            edges = []
+            for _ in range(method.passes):
+                edges.append((end - 1 - int(first[end - 1]), end - 1))
+                end = edges[-1][0]
+            parts.append(Columns(chunks, edges[::-1]))
+        return parts[::-1]
 
 
 def _moments(scores: Iterator[Tensor]) -> tuple[Tensor, Tensor]:

@@ -19,7 +19,7 @@ from lightning_attr.models import Model
 
 
 class Ensemble(Method):
-    """A method on each of several models; every one measures every batch, and the scores are the mean over them.
+    """A method on each of several models, one after the other; the scores are the mean over them.
 
     Args:
         method: The method, yet unprepared; the ensemble has its name and settings.
@@ -57,15 +57,26 @@ class Ensemble(Method):
                 )
             self._members.append(member)
 
+    @property
+    def passes(self) -> int:
+        """Return the number of all members' passes."""
+        return len(self._models) * self._method.passes
+
+    def enter(self, index: int) -> None:
+        """Begin a pass of a member."""
+        member, of_member = divmod(index, self._method.passes)
+        self._current = self._members[member]
+        self._current.enter(of_member)
+
     def measure(self, batch: Batch) -> Tensor:
-        """Return the rows of all members side by side, [B, members * R]."""
-        return torch.cat([member.measure(batch) for member in self._members], dim=1)
+        """Return the rows of the member that was entered, [B, R]."""
+        return self._current.measure(batch)
 
     def score(self, chunks: Sequence[Tensor]) -> Iterator[Tensor]:
         """Yield the mean of the members' scores, [Q, B]."""
         width = chunks[0].shape[1] // len(self._members)
         scores = [
-            member.score(Columns(chunks, index * width, (index + 1) * width))
+            member.score(Columns(chunks, [(index * width, (index + 1) * width)]))
             for index, member in enumerate(self._members)
         ]
         for parts in zip(*scores, strict=True):

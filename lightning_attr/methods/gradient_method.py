@@ -8,7 +8,6 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,8 +22,8 @@ from lightning_attr.noise import Draws, of_query
 from lightning_attr.precision import outside_autocast
 from lightning_attr.region import read_region
 
-#: Queries whose gradients are computed together.
-QUERY_BATCH = 64
+#: The most queries whose gradients are computed together, and the most bytes that these may have, but for one query.
+QUERY_BATCH, QUERY_BYTES = 64, 2**30
 
 
 class GradientMethod(Method):
@@ -32,8 +31,9 @@ class GradientMethod(Method):
 
     Args:
         output: What is differentiated.
-        weights: ``cross_kv``, ``cross_attention``, ``attention``, ``matrices`` (of all linear layers and
-            convolutions), ``all``, or a regular expression.
+        weights: ``adapter``, ``cross_kv``, ``cross_attention``, ``attention``, ``matrices`` (of all linear layers and
+            convolutions), ``all``, or a regular expression; None is the adapter's where there is one, else
+            ``cross_kv``.
         captions: Only the first so many captions of each sample; None is all.
         views: Only the first so many views of each sample; None is all.
         per_draw: Compare the gradients at each draw, and sum what comes out, instead of the gradients' means over
@@ -45,10 +45,12 @@ class GradientMethod(Method):
         region: A greyscale image; the brighter a place, the more of it is asked about. None is the whole query.
     """
 
+    _only: int | None = None  # the draw to take, where that is not all
+
     def __init__(
         self,
         output: Output = Output(),
-        weights: str = "cross_kv",
+        weights: str | None = None,
         captions: int | None = 1,
         views: int | None = 1,
         per_draw: bool = False,
@@ -98,8 +100,10 @@ class GradientMethod(Method):
     def gradients_of_queries(self, context: Context) -> Iterator[Iterator[SampleGradients]]:
         """Yield for some queries at a time what :meth:`gradients` yields for a batch of samples."""
         region, output = self.query_region(context), replace(self.output, draws=self.query or self.output.draws)
-        for start in range(0, len(context.queries["id"]), QUERY_BATCH):
-            some = {name: value[start : start + QUERY_BATCH] for name, value in context.queries.items()}
+        bytes_each = sum(weight.nbytes for weight in self._selected.values())
+        batch = max(1, min(QUERY_BATCH, QUERY_BYTES // bytes_each))
+        for start in range(0, len(context.queries["id"]), batch):
+            some = {name: value[start : start + batch] for name, value in context.queries.items()}
             yield self._take(self.query_batch(replace(context, queries=some)), output, region=region)
 
     def query_gradients(
@@ -143,12 +147,11 @@ class GradientMethod(Method):
         captions: int | None = None,
         region: Tensor | None = None,
     ) -> Iterator[SampleGradients]:
-        take = draw_gradients if self.per_draw else _mean_alone
-        return take(self._model, self._selected, batch, output, views, captions, region)
-
-
-def _mean_alone(*arguments: Any) -> Iterator[SampleGradients]:
-    yield sample_gradients(*arguments)
+        arguments = (self._model, self._selected, batch, output, views, captions, region)
+        if self.per_draw:
+            yield from draw_gradients(*arguments, only=self._only)
+        else:
+            yield sample_gradients(*arguments)
 
 
 @outside_autocast

@@ -5,6 +5,7 @@ Shapes: Q queries, B samples.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -17,13 +18,15 @@ from lightning_attr.errors import UserError
 from lightning_attr.methods.base import Batch, Context, plain
 from lightning_attr.methods.gradient_method import GradientMethod, products
 from lightning_attr.models import Model
+from lightning_attr.precision import outside_autocast
 
 
 class Influence(GradientMethod):
     """``grad L(query)^T F^-1 grad L(sample)``: the loss delta of one small step of unlearning, to first order.
 
     The inverse curvature is applied to the queries' gradients once; one pass over the samples then scores all queries.
-    With ``per_draw`` the product is taken at each draw and summed.
+    With ``per_draw`` the product is taken at each draw, and summed. Each draw has a pass of its own, so that the rows
+    of one alone are held; every gradient is taken once all the same, and only the samples are read once a draw.
 
     Args:
         curvature: A curvature file: diagonal, K-FAC or EK-FAC. For several checkpoints a file of each, in any order.
@@ -53,13 +56,28 @@ class Influence(GradientMethod):
         return {**super().settings(), "curvature": fitted[0] if isinstance(self.curvature, str) else fitted}
 
     def prepare_queries(self, context: Context) -> None:
-        """Apply the inverse curvature to the queries' gradients.
+        """Find the curvature of the model, and take the rows of the first pass.
 
         Raises:
             UserError: The curvature was fitted on another checkpoint.
         """
-        curvature = self._curvature_of(context.trained())
-        self._rows = self.query_gradients(context, lambda rows: curvature.inverse(rows, self.damping))
+        self._context, self._inverse = context, self._curvature_of(context.trained()).inverse
+        self._entered = -1
+        self.enter(0)
+
+    @property
+    def passes(self) -> int:
+        """Return the number of draws that are compared one by one."""
+        return len(self.output.draws) if self.per_draw else 1
+
+    @outside_autocast
+    def enter(self, index: int) -> None:
+        """Apply the inverse curvature to the queries' gradients of a pass, unless they are there."""
+        if index == self._entered:
+            return
+        self._entered, self._rows = index, dict[str, Tensor]()  # lets go of those before
+        self._only = index if self.per_draw else None
+        (self._rows,) = self.query_gradients(self._context, lambda rows: self._inverse(rows, self.damping))
 
     def _curvature_of(self, model: Model) -> AnyCurvature:
         """Return the curvature that was fitted on the model; one alone may keep silent about that, as kronfluence's."""
@@ -74,9 +92,14 @@ class Influence(GradientMethod):
         )
 
     def measure(self, batch: Batch) -> Tensor:
-        """Return the scores, [B, Q]."""
-        parts = [products(rows, gradients) for rows, gradients in zip(self._rows, self.gradients(batch), strict=True)]
-        return torch.stack(parts).sum(0)
+        """Return the products of a pass, [B, Q]."""
+        (gradients,) = self.gradients(batch)
+        return products(self._rows, gradients)
+
+    def score(self, chunks: Sequence[Tensor]) -> Iterator[Tensor]:
+        """Yield the scores [Q, B]: the sums over passes."""
+        for rows in chunks:
+            yield torch.stack(rows.chunk(self.passes, dim=1)).sum(0).T
 
 
 class _Fitted(NamedTuple):

@@ -38,7 +38,7 @@ def ridge_scores(query_DQR: Tensor, chunks: Sequence[Tensor], regularisation: fl
     draws, _, width = query_DQR.shape
     at_once = max(1, NUMBERS_AT_ONCE // min(width, sum(sizes)) ** 2)
     groups = [
-        (query_DQR[start : start + at_once], Columns(chunks, start * width, min(start + at_once, draws) * width))
+        (query_DQR[start : start + at_once], Columns(chunks, [(start * width, min(start + at_once, draws) * width)]))
         for start in range(0, draws, at_once)
     ]
     if width <= sum(sizes):

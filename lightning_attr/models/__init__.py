@@ -3,15 +3,18 @@
 from lightning_attr.models.denoiser import Conditions, Denoiser
 from lightning_attr.models.load import load, load_weights
 from lightning_attr.models.model import FAMILIES, Inputs, Model, build, mean_square
-from lightning_attr.models.process import Diffusion
+from lightning_attr.models.objective import Objective
+from lightning_attr.models.process import Diffusion, FlowMatching
 
 __all__ = [
     "FAMILIES",
     "Conditions",
     "Denoiser",
     "Diffusion",
+    "FlowMatching",
     "Inputs",
     "Model",
+    "Objective",
     "build",
     "load",
     "load_weights",

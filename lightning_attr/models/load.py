@@ -1,31 +1,45 @@
-"""Load a model: from our own checkpoint, or from a folder of diffusers."""
+"""Load a model: from our own checkpoint, from a folder of diffusers, or by a model spec."""
 
 from __future__ import annotations
 
 import inspect
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import diffusers
 import torch
 from torch import Tensor, nn
 
+from lightning_attr.adapters import read_adapter
 from lightning_attr.artifacts.checkpoint_files import read_checkpoint
-from lightning_attr.digests import file_digest, joined_digest
-from lightning_attr.encoders import CLIPText
-from lightning_attr.errors import UserError, one_line
+from lightning_attr.digests import file_digest
+from lightning_attr.encoders import PipelineText
+from lightning_attr.errors import UserError, one_line, quoted
 from lightning_attr.models.denoiser import Denoiser
-from lightning_attr.models.model import Model, family, unfilled
-from lightning_attr.models.process import Diffusion
+from lightning_attr.models.finetune import BESIDE, restored
+from lightning_attr.models.model import Later, Model, family, unfilled
+from lightning_attr.models.objective import Objective
+from lightning_attr.models.process import Process
+from lightning_attr.models.spec import named_digest, read_spec
 from lightning_attr.weight_files import check_config, check_finite, check_weights, found_instead, variant_of
 
 #: Before the name of a null condition in what is written of a model.
 NULL = "null_"
 
 #: The parts of a pipeline that a text-to-image model of ours is made of, and those that do not change its images.
-PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler", "safety_checker", "feature_extractor")
+PARTS = (
+    "unet", "transformer", "vae", "text_encoder", "text_encoder_2", "text_encoder_3", "tokenizer", "tokenizer_2",
+    "tokenizer_3", "scheduler", "safety_checker", "feature_extractor",
+)  # fmt: skip
+
+#: The folders of a pipeline that its network may lie in.
+NETWORKS = ("unet", "transformer")
+
+#: Parts of names of models that were distilled to few steps: no loss that they were trained with is one of ours.
+DISTILLED = ("turbo", "lightning", "schnell", "lcm", "hyper")
 
 
 def load(path: str | Path, variant: str | None = None) -> Model:
@@ -33,13 +47,33 @@ def load(path: str | Path, variant: str | None = None) -> Model:
 
     Args:
         path: A checkpoint of ``LatentDiffusion`` (where an average was kept, it is the average), a folder of a
-            diffusers pipeline, or its ``unet`` folder. Of a ``unet`` folder alone the null conditions are not known.
+            diffusers pipeline, its ``unet`` folder, or a model spec (:mod:`lightning_attr.models.spec`), which may lay
+            an adapter over one of them. Of a ``unet`` folder alone the null conditions are not known.
         variant: Which weights of a folder, such as ``fp16``. None is the plain ones, or the only variant that is there.
 
     Raises:
         UserError: It is none of these, damaged, or of a family that is not known.
     """
+    if Path(path).suffix == ".yaml":
+        return _from_spec(path)
     return _from_folder(Path(path), variant) if Path(path).is_dir() else _from_checkpoint(path)
+
+
+def _from_spec(path: str | Path) -> Model:
+    """Load what a spec names, and lay its adapter over it."""
+    spec = read_spec(path)
+    model = load(spec.model, spec.variant)
+    if spec.adapter is not None:
+        if model.denoiser.adapter:
+            raise UserError(f"{path}: model: found a model with an adapter, expected a base for {spec.adapter}")
+        adapter = read_adapter(spec.adapter, model.denoiser.class_name, model.configs["denoiser"], spec.alpha)
+        model = model.with_adapter(adapter.into_network(model.network))
+        if (digest := adapter.text_digest) is not None:
+            source, over = str(spec.model), {"adapter": str(spec.adapter), "alpha": spec.alpha}
+            model.null = Later(lambda: model.denoiser.null(PipelineText(source, **over)))  # type: ignore[arg-type]
+            model.text_adapter = digest
+    model.path, model.digest = str(path), file_digest(path)
+    return model
 
 
 def _from_checkpoint(path: str | Path) -> Model:
@@ -48,13 +82,21 @@ def _from_checkpoint(path: str | Path) -> Model:
         raise UserError(f"{where}: found no denoiser in it, expected a checkpoint of LatentDiffusion")
     record = _mapping(where, "trained_model", checkpoint["trained_model"])
     configs = {name: _mapping(where, f"trained_model.{name}", record.get(name)) for name in ("denoiser", "scheduler")}
-    weights = _mapping(where, "state_dict", checkpoint.get("state_dict"))
+    state = _mapping(where, "state_dict", checkpoint.get("state_dict"))
+    weights = {name.removeprefix("denoiser."): value for name, value in state.items()}
+    given = _mapping(where, "trained_model.objective", record.get("objective", {}))
     try:
-        model = unfilled(**configs)
+        objective = _objective(given)
+        if "base" in record:
+            model = replace(_fine_tuned(Path(path), checkpoint, weights), objective=objective)
+            model.configs = {**model.configs, **({"objective": given} if given else {})}
+        else:
+            model = unfilled(**configs, objective=objective)
     except UserError as error:
         raise UserError(f"{where}: {error}") from error
-    load_weights(model.network, {name.removeprefix("denoiser."): value for name, value in weights.items()}, path)
-    model.network.eval().requires_grad_(False)
+    if "base" not in record:
+        load_weights(model.network, weights, path)
+        model.network.eval().requires_grad_(False)
     model.null = null_of(record)
     model.made_from = _mapping(where, "trained_model.made_from", record.get("made_from", {}))
     try:
@@ -63,6 +105,51 @@ def _from_checkpoint(path: str | Path) -> Model:
         raise UserError(f"{where}: trained_model.{NULL}{error}") from error
     model.path, model.digest = str(path), file_digest(path)
     return model
+
+
+def _objective(given: Mapping[str, Any]) -> Objective:
+    """Return the objective that a checkpoint says.
+
+    Raises:
+        UserError: It says none that there is.
+    """
+    types = get_type_hints(Objective)
+    for name, value in given.items():
+        choices = [choice for part in get_args(types.get(name)) for choice in get_args(part)]
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if name not in types or not (value in choices if choices else number):
+            raise UserError(
+                f"trained_model.objective.{name}: found {quoted(value)}, expected one of {choices or 'numbers'}"
+            )
+    return Objective(**given)
+
+
+def _fine_tuned(path: Path, checkpoint: Mapping[str, Any], weights: Mapping[str, Any]) -> Model:
+    """Load the base of a checkpoint that holds an adapter's weights alone, and lay them over it."""
+    record = _mapping("", "trained_model.base", checkpoint["trained_model"]["base"])
+    _check_plain(weights)
+    known = [Path(str(checkpoint.get("base", ""))), path.parent / BESIDE]
+    place = next((each for each in known if str(each) != "." and each.exists()), None)
+    if place is None:
+        raise UserError(
+            f"found no base at {known[0]}, expected the model that it was fine-tuned from; put it, or a link "
+            f"to it, at {known[1]}"
+        )
+    base = load(place)
+    if base.digest != record.get("digest"):
+        raise UserError(f"base {place}: found digest {base.digest}, expected {record.get('digest')}")
+    try:
+        model = restored(record, weights, base)
+    except (TypeError, KeyError) as error:
+        raise UserError(f"trained_model.base: found {one_line(error)}, expected an adapter's settings") from error
+    model.base, model.configs = str(place), {**base.configs, "base": record}
+    return model
+
+
+def _check_plain(weights: Mapping[str, Any]) -> None:
+    for name, value in weights.items():
+        if (instead := found_instead(value)) is not None:
+            raise UserError(f"{name}: found {instead}, expected a plain floating-point tensor")
 
 
 def _mapping(where: str, key: str, value: Any) -> Mapping[str, Any]:
@@ -87,52 +174,58 @@ def _from_folder(folder: Path, variant: str | None) -> Model:
     """Load a pipeline's folder, or a network's folder with the scheduler's beside it."""
     index = folder / "model_index.json"
     whole = index.is_file()
+    root, network = (folder, _network_of(folder)) if whole else (folder.parent, folder)
+    config = _read_config(network / "config.json")
+    kind = family(str(network / "config.json"), config)
     if whole:
-        _check_parts(index)
-    root, unet = (folder, folder / "unet") if whole else (folder.parent, folder)
-    config = _read_config(unet / "config.json")
-    kind = family(str(unet / "config.json"), config)
-    check_config(unet / "config.json", config)
-    denoiser = kind(_read_network(unet, kind, variant))
-    schedule = _schedule(root / "scheduler" / "scheduler_config.json")
+        _check_pipeline(index, kind)
+    check_config(network / "config.json", config)
+    denoiser = kind(_read_network(network, kind, variant))
+    process, scheduler = _process(root / "scheduler" / "scheduler_config.json", kind)
     return Model(
         denoiser=denoiser,
-        process=Diffusion(schedule),
-        null=denoiser.null(CLIPText(str(root), pipeline=True).encode) if whole else {},
-        configs={"denoiser": config, "scheduler": schedule},
+        process=process,
+        null=Later(lambda: denoiser.null(PipelineText(str(root)))) if whole else {},
+        configs={"denoiser": config, "scheduler": scheduler},
         path=str(folder),
-        digest=file_digest(folder) if whole else joined_digest([folder, root / "scheduler"]),
+        digest=named_digest(folder),
     )
 
 
-def _check_parts(index: Path) -> None:
-    """Refuse a pipeline that has more parts than we call: its images would be made by others as well."""
-    listed = {name: part[-1] for name, part in _read_config(index).items() if isinstance(part, list) and part}
+def _network_of(folder: Path) -> Path:
+    """Return the folder of a pipeline's network."""
+    return next((folder / name for name in NETWORKS if (folder / name).is_dir()), folder / NETWORKS[0])
+
+
+def _check_pipeline(index: Path, kind: type[Denoiser]) -> None:
+    """Refuse a pipeline that calls its network otherwise than we do, or has more parts, or was distilled."""
+    config = _read_config(index)
+    listed = {name: part[-1] for name, part in config.items() if isinstance(part, list) and part}
     if others := sorted(name for name, part in listed.items() if part is not None and name not in PARTS):
         raise UserError(f"{index}: found a pipeline with {', '.join(others)}, expected none but {', '.join(PARTS)}")
+    if (name := config.get("_class_name")) is not None and name not in kind.pipelines:
+        raise UserError(f"{index}: found {name}, expected {' or '.join(kind.pipelines)}")
+    if config.get("requires_aesthetics_score"):
+        raise UserError(f"{index}: found requires_aesthetics_score, expected a base model: this is a refiner")
+    origin = str(config.get("_name_or_path", "")).lower()
+    if found := next((word for word in DISTILLED if word in origin.rpartition("/")[2]), None):
+        raise UserError(
+            f"{index}: found a model that comes from {origin}, expected none of a {found} model: it was distilled, and "
+            "no loss of its training is known"
+        )
 
 
-def _schedule(path: Path) -> dict[str, Any]:
-    """Return the config of the DDPM process that has a folder's schedule of betas.
-
-    Training's process is the schedule of betas; the steps are those of DDPM, which every schedule of betas has.
+def _process(path: Path, kind: type[Denoiser]) -> tuple[Process, dict[str, Any]]:
+    """Return the process that a folder's scheduler is of, and the scheduler's settings.
 
     Raises:
-        UserError: The folder's scheduler is of another process, or DDPM does not have its schedule.
+        UserError: The scheduler is of another process than the network.
     """
-    found = _read_config(path)
-    names = (
-        "num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "prediction_type",
-        "rescale_betas_zero_snr", "timestep_spacing",
-    )  # fmt: skip
-    schedule = {name: found[name] for name in names if name in found} | {"clip_sample": False}
+    config = _arguments(_read_config(path))
     try:
-        own, taken = Diffusion(_arguments(found)), Diffusion(schedule)
+        return kind.process(config), config
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
-    if not own.like(taken):
-        raise UserError(f"{path}: found a schedule of {own.name} that DDPMScheduler does not have, expected one it has")
-    return schedule
 
 
 def _arguments(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -182,9 +275,10 @@ def load_weights(network: nn.Module, weights: Mapping[str, Tensor], source: str 
         UserError: They are no plain floating-point tensors, not finite, or names or shapes differ: it is a checkpoint
             of another architecture.
     """
-    for name, value in weights.items():
-        if (instead := found_instead(value)) is not None:
-            raise UserError(f"checkpoint {source}: {name}: found {instead}, expected a plain floating-point tensor")
+    try:
+        _check_plain(weights)
+    except UserError as error:
+        raise UserError(f"checkpoint {source}: {error}") from error
     expected = {name: tuple(value.shape) for name, value in network.state_dict().items()}
     found = {name: tuple(value.shape) for name, value in weights.items()}
     if found != expected:

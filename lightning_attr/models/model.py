@@ -5,8 +5,9 @@ Shapes: B samples, C x H x W a latent.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
@@ -18,12 +19,21 @@ from lightning_attr.artifacts.provenance import check_made_from
 from lightning_attr.encoders import check_encoders
 from lightning_attr.errors import UserError, expect_within
 from lightning_attr.models.build import build_class
-from lightning_attr.models.denoiser import Conditions, Denoiser
-from lightning_attr.models.process import Diffusion
+from lightning_attr.models.denoiser import ADAPTER, Conditions, Denoiser
+from lightning_attr.models.flux import Flux
+from lightning_attr.models.objective import Objective, Weighting
+from lightning_attr.models.pixart import PixArt
+from lightning_attr.models.process import Process
+from lightning_attr.models.sd3 import SD3
+from lightning_attr.models.sdxl import SDXL
 from lightning_attr.models.unet import UNet
+from lightning_attr.noise import Sampling
 
-#: The families, by what diffusers calls their networks.
-FAMILIES: Mapping[str, type[Denoiser]] = {family.class_name: family for family in (UNet,)}
+#: The families, by what diffusers calls their networks; of those of one class the first that takes a config has it.
+FAMILIES: Mapping[str, Sequence[type[Denoiser]]] = {
+    UNet.class_name: (SDXL, UNet),
+    **{family.class_name: (family,) for family in (SD3, Flux, PixArt)},
+}
 
 
 class Inputs(NamedTuple):
@@ -42,6 +52,29 @@ class Inputs(NamedTuple):
     noise: Tensor
 
 
+class Later(Mapping[str, Tensor]):
+    """Tensors by name that are made when one of them is asked for: to encode a text takes encoders of gigabytes."""
+
+    def __init__(self, make: Callable[[], Mapping[str, Tensor]]) -> None:
+        self._make = make
+
+    @cached_property
+    def _made(self) -> Mapping[str, Tensor]:
+        return self._make()
+
+    def __getitem__(self, name: str) -> Tensor:
+        """Return a tensor."""
+        return self._made[name]
+
+    def __iter__(self) -> Iterator[str]:
+        """Return an iterator over the names."""
+        return iter(self._made)
+
+    def __len__(self) -> int:
+        """Return how many there are."""
+        return len(self._made)
+
+
 @dataclass
 class Model:
     """A text-to-image diffusion model.
@@ -49,25 +82,52 @@ class Model:
     Attributes:
         denoiser: The network behind its calling convention.
         process: How samples are noised and what is predicted.
-        null: The conditions of the empty caption, without the batch axis, by name; empty where they are not known.
-        configs: ``denoiser`` and ``scheduler``, as given to :func:`build`.
+        null: The conditions of no caption, without the batch axis, by name; empty where they are not known.
+        configs: ``denoiser`` and ``scheduler``, as given to :func:`build`, and ``objective`` where one is;
+            of a fine-tuned model also ``base``.
         path: The checkpoint or folder; empty where the model is of none.
         digest: Of what lies there; empty likewise.
         made_from: The digests of the ``store`` that it was trained on and of the ``encoders`` of that, where known.
+        objective: What training minimised.
+        base: Where the model lies that it was fine-tuned from, where its checkpoint holds what was trained alone.
+        text_adapter: The digest of what its adapter has for the text encoders; empty where it has nothing.
     """
 
     denoiser: Denoiser
-    process: Diffusion
+    process: Process
     null: Mapping[str, Tensor] = field(default_factory=dict)
     configs: Mapping[str, Any] = field(default_factory=dict)
     path: str = ""
     digest: str = ""
     made_from: Mapping[str, str] = field(default_factory=dict)
+    objective: Objective = field(default_factory=Objective)
+    base: str = ""
+    text_adapter: str = ""
+
+    def __post_init__(self) -> None:
+        """Refuse an objective of another process."""
+        self.process.check_weighting(self.weighting)
+
+    @property
+    def weighting(self) -> Weighting:
+        """Return how much losses at a timestep count."""
+        return self.objective.weighting or self.denoiser.usual.weighting or "none"
+
+    @property
+    def sampling(self) -> Sampling:
+        """Return how training draws timesteps."""
+        return self.objective.timesteps or self.denoiser.usual.timesteps or "uniform"
 
     @property
     def network(self) -> nn.Module:
         """Return the network, whose parameters are the model's weights."""
         return self.denoiser.network
+
+    @property
+    def weights(self) -> dict[str, Tensor]:
+        """Return what is kept of the network, by name: all of it, or what a fine-tuning has laid over its base."""
+        state: dict[str, Tensor] = self.network.state_dict()
+        return {name: state[name] for name in self.denoiser.adapter} if self.base else state
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
@@ -78,14 +138,23 @@ class Model:
         """Return this model with another network of the same family, such as one whose weights are replaced."""
         return replace(self, denoiser=replace(self.denoiser, network=network))
 
+    def with_adapter(self, names: Collection[str]) -> Model:
+        """Return this model with the weights of these names known as an adapter's; it is frozen as the base is."""
+        self.network.eval().requires_grad_(False)
+        return replace(self, denoiser=replace(self.denoiser, adapter=names))
+
     def to(self, device: torch.device | str) -> Model:
         """Move the network to a device, and return the model with null conditions there."""
         self.network.to(device)
-        return replace(self, null={name: value.to(device) for name, value in self.null.items()})
+        return replace(self, null=Later(lambda: {name: value.to(device) for name, value in self.null.items()}))
 
-    def select(self, pattern: str) -> dict[str, nn.Parameter]:
-        """Return the weights that a pattern selects, see :meth:`Denoiser.select`."""
-        return self.denoiser.select(pattern)
+    def chosen(self, pattern: str | None) -> str:
+        """Return a pattern of weights; None is the adapter's where there is one, which alone was trained, else K/V."""
+        return pattern if pattern is not None else ADAPTER if self.denoiser.adapter else "cross_kv"
+
+    def select(self, pattern: str | None) -> dict[str, nn.Parameter]:
+        """Return the weights that a pattern selects, see :meth:`chosen` and :meth:`Denoiser.select`."""
+        return self.denoiser.select(self.chosen(pattern))
 
     def accepts(self, store: Store) -> None:
         """Check that the samples of a store have all that the model needs and fit it, see :meth:`Denoiser.accepts`.
@@ -94,6 +163,11 @@ class Model:
             UserError: They do not, or were made with other encoders than those that it was trained on.
         """
         self.denoiser.accepts(store.schema, store.path)
+        if self.text_adapter and store.schema.encoders.get("text", {}).get("adapter_digest") != self.text_adapter:
+            raise UserError(
+                f"{store.path}: found texts that were encoded without the text part of the adapter of {self.path}, "
+                f"expected those with it; prepare it with --model {self.path}"
+            )
         check_encoders(store, self.made_from.get("encoders"), f"the model {self.path}".rstrip())
 
     def was_trained_on(self, store: Store) -> None:
@@ -120,14 +194,17 @@ class Model:
 
         return {name: where(name, value) if name in self.null else value for name, value in conditions.items()}
 
-    def predict(self, noisy: Tensor, timesteps: Tensor, conditions: Conditions) -> Tensor:
-        """Return the prediction, see :meth:`Denoiser.predict`."""
-        return self.denoiser.predict(noisy, timesteps, conditions)
+    def predict(self, noisy: Tensor, times: Tensor, conditions: Conditions) -> Tensor:
+        """Return the prediction, see :meth:`Denoiser.predict`; without a ``guidance``, at the one of training."""
+        if self.denoiser.embeds_guidance and "guidance" not in conditions:
+            given, usual = self.objective.guidance, self.denoiser.usual.guidance
+            conditions = self._guided(conditions, usual if given is None else given)
+        return self.denoiser.predict(noisy, times, conditions)
 
     def losses(
         self, latent: Tensor, conditions: Conditions, timesteps: Tensor, noise: Tensor, region: Tensor | None = None
     ) -> Tensor:
-        """Return the loss of every sample, [B]: the mean squared error of the prediction over C, H and W.
+        """Return the loss of every sample as training has it, [B]: the mean squared error of the prediction, weighted.
 
         Args:
             latent: Clean latents, [B, C, H, W].
@@ -137,17 +214,23 @@ class Model:
             region: How much each place counts, [H, W]; the mean is weighted by it. None is all alike.
         """
         noisy, target = self.process.noised(latent, noise, timesteps)
-        return mean_square(self.predict(noisy, timesteps, conditions) - target, region)
+        errors = self.predict(noisy, self.process.times(timesteps), conditions) - target
+        return self.process.weighted(mean_square(errors, region), timesteps, self.weighting)
+
+    def null_losses(self, latent: Tensor, timesteps: Tensor, noise: Tensor) -> Tensor:
+        """Return the loss of a network that predicts zero, [B]; the arguments are those of :meth:`losses`."""
+        _, target = self.process.noised(latent, noise, timesteps)
+        return self.process.weighted(mean_square(target), timesteps, self.weighting)
 
     def squared_outputs(
         self, latent: Tensor, conditions: Conditions, timesteps: Tensor, noise: Tensor, region: Tensor | None = None
     ) -> Tensor:
         """Return the mean square of every sample's prediction, [B]: the output function of D-TRAK (section 3).
 
-        The arguments are those of :meth:`losses`; the target plays no part.
+        The arguments are those of :meth:`losses`; neither the target nor the weighting plays a part.
         """
         noisy, _ = self.process.noised(latent, noise, timesteps)
-        return mean_square(self.predict(noisy, timesteps, conditions), region)
+        return mean_square(self.predict(noisy, self.process.times(timesteps), conditions), region)
 
     @torch.no_grad()
     def generate(
@@ -203,51 +286,69 @@ class Model:
     def _trajectory(
         self, conditions: Conditions, seeds: Sequence[int], size: Sequence[int], steps: int, guidance: float
     ) -> Iterator[tuple[int, Tensor, Tensor | None]]:
+        expect_within("steps", steps, 1, self.process.levels)
         generators, like = seeded_generators(seeds), next(iter(conditions.values()))
         noise = initial_noise(generators, (self.latent_shape[0], *size)).to(like.device)
+        schedule = self.denoiser.steps(steps, size, self.process.config)
+        if self.denoiser.embeds_guidance:
+            conditions, guidance = self._guided(conditions, guidance), 1
         if guidance != 1 and not self.null:
             raise UserError(f"model {self.path}: found no null conditions, which guidance {guidance:g} needs")
-        null = {name: value.to(conditions[name]).expand_as(conditions[name]) for name, value in self.null.items()}
 
-        def predict(noisy: Tensor, timestep: Tensor) -> Tensor:
-            at = timestep.to(noisy.device).expand(len(noisy))
+        def without_caption(name: str, value: Tensor) -> Tensor:
+            return self.null[name].to(value).expand_as(value) if name in self.null else value
+
+        if guidance != 1:  # the network is called once for both
+            pairs = {name: (without_caption(name, value), value) for name, value in conditions.items()}
+            conditions = {name: torch.cat(both) for name, both in pairs.items()}
+
+        def predict(noisy: Tensor, time: Tensor) -> Tensor:
+            doubled = noisy if guidance == 1 else torch.cat([noisy, noisy])
+            prediction = self.predict(doubled, time.to(noisy.device).expand(len(doubled)), conditions)
             if guidance == 1:
-                return self.predict(noisy, at, conditions)
-            doubled = {name: torch.cat([null.get(name, value), value]) for name, value in conditions.items()}
-            both = self.predict(torch.cat([noisy, noisy]), torch.cat([at, at]), doubled)
-            unconditional, guided = both[: len(noisy)], both[len(noisy) :]
+                return prediction
+            unconditional, guided = prediction[: len(noisy)], prediction[len(noisy) :]
             return unconditional + guidance * (guided - unconditional)
 
-        return self.process.sampled(predict, noise, generators, steps)
+        return self.process.sampled(predict, noise, generators, schedule)
+
+    @staticmethod
+    def _guided(conditions: Conditions, guidance: float | None) -> dict[str, Tensor]:
+        """Return the conditions, and the scale of guidance that the network is told, [B]."""
+        like = next(value for value in conditions.values() if value.is_floating_point())
+        return {**conditions, "guidance": like.new_full([len(like)], guidance or 0.0)}
 
 
-def build(denoiser: Mapping[str, Any], scheduler: Mapping[str, Any], seed: int = 0) -> Model:
+def build(
+    denoiser: Mapping[str, Any], scheduler: Mapping[str, Any], seed: int = 0, objective: Objective = Objective()
+) -> Model:
     """Build a model from configs, with initial weights that depend on ``seed`` alone.
 
     Args:
         denoiser: Of the network, as in a diffusers ``config.json``; ``_class_name`` defaults to
             ``UNet2DConditionModel``.
-        scheduler: See :class:`~lightning_attr.models.process.Diffusion`.
+        scheduler: See :class:`~lightning_attr.models.process.Process`.
         seed: Of the weights.
+        objective: What training minimises.
 
     Raises:
         UserError: A class or one of its arguments does not exist, or the family is not known.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return _built(denoiser, scheduler, "cpu")
+        return _built(denoiser, scheduler, objective, "cpu")
 
 
-def unfilled(denoiser: Mapping[str, Any], scheduler: Mapping[str, Any]) -> Model:
+def unfilled(denoiser: Mapping[str, Any], scheduler: Mapping[str, Any], objective: Objective = Objective()) -> Model:
     """Build a model as :func:`build` does, on the device ``meta``: its weights have shapes, and no memory yet.
 
     Raises:
         UserError: As of :func:`build`.
     """
-    return _built(denoiser, scheduler, "meta")
+    return _built(denoiser, scheduler, objective, "meta")
 
 
-def _built(denoiser: Mapping[str, Any], scheduler: Mapping[str, Any], device: str) -> Model:
+def _built(denoiser: Mapping[str, Any], scheduler: Mapping[str, Any], objective: Objective, device: str) -> Model:
     named = {"_class_name": UNet.class_name, **denoiser}
     kind = family("model.denoiser", named)
     for name, value in named.items():
@@ -256,7 +357,12 @@ def _built(denoiser: Mapping[str, Any], scheduler: Mapping[str, Any], device: st
                 expect_within(f"model.denoiser.{name}", number, 0)
     with torch.device(device):
         network = build_class("model.denoiser", named, ModelMixin)
-    return Model(kind(network), Diffusion(scheduler), configs={"denoiser": denoiser, "scheduler": scheduler})
+    configs = {
+        "denoiser": denoiser,
+        "scheduler": scheduler,
+        **({"objective": given} if (given := objective.given) else {}),
+    }
+    return Model(kind(network), kind.process(scheduler), configs=configs, objective=objective)
 
 
 def family(key: str, config: Mapping[str, Any]) -> type[Denoiser]:
@@ -268,8 +374,9 @@ def family(key: str, config: Mapping[str, Any]) -> type[Denoiser]:
     name = config.get("_class_name")
     if not isinstance(name, str) or name not in FAMILIES:
         raise UserError(f"{key}: found a network of class {name!r}, expected one of {', '.join(FAMILIES)}")
-    FAMILIES[name].check_config(key, config)
-    return FAMILIES[name]
+    found = next(kind for kind in FAMILIES[name] if kind.takes(config))
+    found.check_config(key, config)
+    return found
 
 
 def mean_square(values: Tensor, region: Tensor | None = None) -> Tensor:

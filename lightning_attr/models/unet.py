@@ -31,6 +31,7 @@ class UNet(Denoiser):
         "matrices": r"^(?!.*norm).*\.weight$",  # of all linear layers and convolutions
         "all": r"",
     }
+    pipelines = ("StableDiffusionPipeline",)
 
     @classmethod
     def check_config(cls, key: str, config: Mapping[str, Any]) -> None:
@@ -60,9 +61,9 @@ class UNet(Denoiser):
         if channels[0] != channels[1]:
             raise UserError(f"{key}: found {channels[0]} channels in and {channels[1]} out, expected as many of both")
 
-    def predict(self, noisy: Tensor, timesteps: Tensor, conditions: Conditions) -> Tensor:
+    def predict(self, noisy: Tensor, times: Tensor, conditions: Conditions) -> Tensor:
         """Call the network."""
-        prediction: Tensor = self.network(noisy, timesteps, encoder_hidden_states=conditions["text"]).sample
+        prediction: Tensor = self.network(noisy, times, encoder_hidden_states=conditions["text"]).sample
         return prediction
 
     @property
@@ -81,10 +82,6 @@ class UNet(Denoiser):
     def conditions(self) -> Mapping[str, tuple[int | None, ...]]:
         """Return the shape of the text states [L, E], of any number of tokens."""
         return {"text": (None, int(self._config.cross_attention_dim))}
-
-    @property
-    def _config(self) -> Any:
-        return self.network.config
 
 
 def _is_size(value: Any) -> bool:

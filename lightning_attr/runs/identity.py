@@ -25,6 +25,10 @@ TRAINER_KEYS = (
     "val_check_interval",
 )
 
+#: What configs wrote out where null is the default now, by the last part of the key: of a model without an adapter null
+#: is just that, and with one there were no runs.
+WRITTEN_OUT = {"weights": "cross_kv"}
+
 Config = Mapping[str, Any]
 Inputs = Mapping[str, Mapping[str, str]]
 """The digests of what each argument names, by the dotted key of the argument, and by the name of each file below it."""
@@ -135,6 +139,11 @@ def _files(path: Path) -> list[Path]:
     return [file for file in inside if not any(part.startswith(".") for part in file.relative_to(path).parts)]
 
 
+def _written_out(key: str, was: Any, now: Any) -> bool:
+    """Return whether a config wrote a default out that null stands for now."""
+    return now is None and was is not None and was == WRITTEN_OUT.get(key.rpartition(".")[2])
+
+
 def differences(old: Config, new: Config, ignored: Collection[str]) -> Iterator[str]:
     """Yield what differs between what two manifests say of ``settings``, ``inputs`` and ``verb``, in words.
 
@@ -147,7 +156,7 @@ def differences(old: Config, new: Config, ignored: Collection[str]) -> Iterator[
     keys = old["inputs"].keys() | (new["inputs"].keys() if "format" in old else set())
     for key in sorted(old["settings"].keys() | new["settings"].keys()):
         was, now = old["settings"].get(key), new["settings"].get(key)
-        if was != now and key not in keys and key not in ignored:
+        if was != now and not _written_out(key, was, now) and key not in keys and key not in ignored:
             yield f"{key}: {was} -> {now}"
     for key in sorted(keys):
         was, now = old["inputs"].get(key, {}), new["inputs"].get(key, {})

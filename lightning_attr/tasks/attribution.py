@@ -12,7 +12,7 @@ from torch import Tensor
 
 from datamodules import LatentDataModule
 from datamodules.store import Store
-from lightning_attr.artifacts.chunks import Chunks
+from lightning_attr.artifacts.chunks import Passes
 from lightning_attr.artifacts.inputs import InputPath
 from lightning_attr.artifacts.scores import Scores, TopScores, load_scores, merge_top
 from lightning_attr.errors import UserError
@@ -73,15 +73,15 @@ class Attribution(pl.LightningModule):
         self._settings = score_settings(
             self.method, self.query_store, self.store, data.positions, models, self.trainer.precision
         )
-        self._chunks = Chunks(
-            self.run / "chunks", self._chunk_settings(data), data.positions, data.batch_size,
+        self._chunks = Passes(
+            self.run / "chunks", self._ensemble.passes, self._chunk_settings(data), data.positions, data.batch_size,
             self.trainer.strategy.root_device,
         )  # fmt: skip
         self._finished = self._is_finished()
         share = self.trainer.global_rank, self.trainer.world_size
         self._pending = [] if self._finished else self._chunks.pending(*share)
         self._rows: list[Tensor] = []
-        batches = [batch for chunk in self._pending for batch in self._chunks.batches(chunk)]
+        batches = [batch for index, chunk in self._pending for batch in self._chunks.passes[index].batches(chunk)]
         # Lightning calls no hook of a rank that has no batch, but the other ranks wait for it.
         data.predict_batches = batches or [np.empty(0, np.int64)]
 
@@ -104,10 +104,11 @@ class Attribution(pl.LightningModule):
         """Measure a batch; the last one of a chunk writes it."""
         if not self._pending:
             return
+        index, chunk = self._pending[0]
+        self._ensemble.enter(index)
         self._rows.append(self._ensemble.measure(batch))
-        chunk = self._pending[0]
         if sum(len(rows) for rows in self._rows) == len(self._chunks.positions[chunk]):
-            self._chunks.write(chunk, torch.cat(self._rows))
+            self._chunks.passes[index].write(chunk, torch.cat(self._rows))
             self._rows = []
             del self._pending[0]
 
@@ -158,5 +159,8 @@ class Attribution(pl.LightningModule):
             return False
         scores = load_scores(self.scores_path)
         form = Scores if self.topk is None else TopScores
-        same = scores.settings == self._chunks.settings["settings"] and scores.query_id.tolist() == self._query_id
+        same = (
+            scores.settings == self._chunks.passes[0].settings["settings"]
+            and scores.query_id.tolist() == self._query_id
+        )
         return same and isinstance(scores, form) and scores.method == self.method.name

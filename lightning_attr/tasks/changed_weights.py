@@ -24,17 +24,18 @@ class ChangedWeights(AnalysisTask):
         checkpoint: A checkpoint of ``LatentDiffusion``.
         queries: A query store.
         query: The id of the query to unlearn.
-        weights: ``cross_kv``, ``cross_attention``, ``attention``, ``matrices``, ``all``, or a regular expression.
+        weights: ``adapter``, ``cross_kv``, ``cross_attention``, ``attention``, ``matrices``, ``all``, or a regular
+            expression; None is the adapter's where there is one, else ``cross_kv``.
     """
 
     makes = ("weights.safetensors", "scores.safetensors")  # the scores with a LossDeltaRecorder
 
-    def __init__(self, checkpoint: str, queries: str, query: int, weights: str) -> None:
+    def __init__(self, checkpoint: str, queries: str, query: int, weights: str | None) -> None:
         super().__init__(checkpoint)
         self.queries = queries
         self.query = query
-        self.weights = weights
-        self.selected = self.model.select(weights)
+        self.weights = self.model.chosen(weights)
+        self.selected = self.model.select(self.weights)
         for weight in self.selected.values():
             weight.requires_grad_()
         self.latent: Tensor

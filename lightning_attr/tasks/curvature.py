@@ -20,7 +20,7 @@ from lightning_attr.digests import file_digest, samples_used
 from lightning_attr.errors import UserError
 from lightning_attr.layers import captured
 from lightning_attr.models import Inputs
-from lightning_attr.noise import keyed_generator
+from lightning_attr.noise import keyed_generator, random_timesteps
 from lightning_attr.runs.whole import expect_all_batches
 from lightning_attr.tasks.analysis import AnalysisTask
 
@@ -38,7 +38,8 @@ class Curvature(AnalysisTask):
     Args:
         checkpoint: A checkpoint of ``LatentDiffusion``.
         kind: ``diagonal``, ``kfac`` or ``ekfac``; the last two are of linear layers only.
-        weights: ``cross_kv``, ``cross_attention``, ``attention``, ``matrices``, ``all``, or a regular expression.
+        weights: ``adapter``, ``cross_kv``, ``cross_attention``, ``attention``, ``matrices``, ``all``, or a regular
+            expression; None is the adapter's where there is one, else ``cross_kv``.
         seed: Of the draws.
     """
 
@@ -48,14 +49,14 @@ class Curvature(AnalysisTask):
         self,
         checkpoint: InputPath,
         kind: Literal["diagonal", "kfac", "ekfac"] = "diagonal",
-        weights: str = "cross_kv",
+        weights: str | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__(checkpoint)
         self.kind = kind
-        self.weights = weights
+        self.weights = self.model.chosen(weights)
         self.seed = seed
-        self.selected = self.model.select(weights)
+        self.selected = self.model.select(self.weights)
         self.sums = self._sums()
         self.count: Tensor
         self.register_buffer("count", torch.zeros((), dtype=torch.int64))
@@ -119,9 +120,9 @@ class Curvature(AnalysisTask):
 
     def _draws(self, ids: list[int], shape: torch.Size) -> tuple[Tensor, Tensor]:
         """Return one timestep and one noise per sample, whatever the batch: [B] and [B, C, H, W]."""
-        steps = self.model.process.levels
+        levels, sampling = self.model.process.levels, self.model.sampling
         generators = [keyed_generator("curvature", self.seed, self.current_epoch, sample_id) for sample_id in ids]
-        timesteps = torch.tensor([int(rng.integers(0, steps)) for rng in generators])
+        timesteps = torch.tensor([int(random_timesteps(rng, levels, sampling)) for rng in generators])
         noise = np.stack([rng.standard_normal(tuple(shape), dtype=np.float32) for rng in generators])
         return timesteps, torch.from_numpy(noise)
 

@@ -122,9 +122,10 @@ class Evaluation(pl.LightningModule):
         group = f"{item['method']}/k={item['k']}"
         query, original, retrained = item["query_id"], item["original_losses"], item["retrained_losses"]
         self._metrics(f"{group}/loss", {"loss_change": LossChange()}).update(query, original, retrained)
-        self._metrics(f"{group}/image", {"generation_deviation": GenerationDeviation()}).update(
-            query, item["original_latent"], item["retrained_latent"]
-        )
+        if "original_latent" in item:
+            self._metrics(f"{group}/image", {"generation_deviation": GenerationDeviation()}).update(
+                query, item["original_latent"], item["retrained_latent"]
+            )
         changes = loss_change(original, retrained).tolist()
         rows = zip(query.tolist(), changes, strict=True)
         self.points += [LossChangePoint(item["method"], item["k"], query_id, change) for query_id, change in rows]

@@ -63,15 +63,20 @@ class GroupedRetraining(LatentDiffusion):
         first = members[0]
         for name in SHARED:
             check_equal("model", name, [getattr(member, name) for member in members])
+        begin = (
+            {"base": first.base} if first.base else {name: first.configs[name] for name in ("denoiser", "scheduler")}
+        )
         super().__init__(
-            first.configs["denoiser"],
-            first.configs["scheduler"],
+            **begin,
             learning_rate=first.learning_rate,
             weight_decay=first.weight_decay,
             warmup_steps=first.warmup_steps,
             caption_dropout=first.caption_dropout,
+            objective=first.model.objective,
         )
         check_no_dropout(self.denoiser)
+        if any(member.gradient_checkpointing for member in members):
+            raise UserError("model.members: found gradient_checkpointing, expected none in a group")
         self.denoiser = stacked([member.denoiser for member in members])
         self.model = self.model.over(self.denoiser)
         # Members are settings only; a tuple keeps them from being submodules, and their weights are here already.
@@ -117,7 +122,8 @@ class GroupedRetraining(LatentDiffusion):
         # Fused attention cannot be vectorised on a CPU; it would run once a member.
         unfused = sdpa_kernel(SDPBackend.MATH) if inputs.latent.device.type == "cpu" else nullcontext()
         with unfused:
-            result: Tensor = vmap(of_one)(dict(self.named_parameters()), inputs)
+            weights = {f"denoiser.{name}": weight for name, weight in self.trained().items()}
+            result: Tensor = vmap(of_one)(weights, inputs)
         return result
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
@@ -137,9 +143,9 @@ class GroupedRetraining(LatentDiffusion):
 
     def _added(self, batch: dict[str, Tensor]) -> Iterator[Tensor]:
         """Yield noises [G, B, C, H, W], timesteps and uniform numbers [G, B], each member's from its own seed."""
-        shape, levels = batch["latent"].shape[2:], self.model.process.levels
+        shape, levels, sampling = batch["latent"].shape[2:], self.model.process.levels, self.model.sampling
         keys = zip(self.members, batch["epoch"].tolist(), batch["id"].tolist(), strict=True)
-        added = [training_noise(member.seed, epoch, ids, shape, levels) for member, epoch, ids in keys]
+        added = [training_noise(member.seed, epoch, ids, shape, levels, sampling) for member, epoch, ids in keys]
         return (torch.stack(parts) for parts in zip(*added, strict=True))
 
     def configure_gradient_clipping(
@@ -161,7 +167,8 @@ class GroupedRetraining(LatentDiffusion):
         del checkpoint["trained_model"]
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Do nothing: the run's folder has compared the configs."""
+        """Compare nothing but what is held: the run's folder has compared the configs."""
+        self.complete(checkpoint)
 
     def on_fit_end(self) -> None:
         """Write into each member's folder what its own run would have left."""
@@ -170,27 +177,35 @@ class GroupedRetraining(LatentDiffusion):
         for index, (member, data, folder, unfinished) in enumerate(runs):
             if unfinished:  # a group that was killed here goes on with the next member
                 run = RunFolder(folder)
-                write_checkpoint(run.last_checkpoint, self._member_checkpoint(checkpoint, index))
+                own = self._member_checkpoint(checkpoint, index)
+                write_checkpoint(run.last_checkpoint, own)
+                held = own["state_dict"]
+                member.export(folder, {name: held[f"denoiser.{name}"] for name in self.trained()})
                 member.record(folder, data, self.trainer.strategy.root_device)
                 run.finish(member.makes)
 
     def _member_checkpoint(self, checkpoint: Mapping[str, Any], index: int) -> dict[str, Any]:
         """Return what :func:`~lightning_attr.models.load` needs, and what Lightning needs to open it at all."""
         own = dict(checkpoint["state_dict"])  # buffers are the same for all, and not stacked
-        own |= {name: own[name][index].clone() for name, _ in self.named_parameters()}
+        own |= {name: own[name][index].clone() for name in (f"denoiser.{name}" for name in self.trained())}
         return {
-            **{key: checkpoint[key] for key in ("global_step", "pytorch-lightning_version")},
+            **{
+                key: checkpoint[key]
+                for key in ("global_step", "pytorch-lightning_version", "base")
+                if key in checkpoint
+            },
             "state_dict": own,
             "trained_model": self.trained_model(),
         }
 
 
 def stacked(networks: Sequence[nn.Module]) -> nn.Module:
-    """Return a network whose every parameter holds those of all networks, [G, ...]."""
+    """Return a network whose every parameter that is trained holds those of all networks, [G, ...]."""
     result = copy.deepcopy(networks[0])
     each = zip(*(network.parameters() for network in networks), strict=True)
     for parameter, values in zip(result.parameters(), each, strict=True):
-        parameter.data = torch.stack([value.detach() for value in values])
+        if parameter.requires_grad:
+            parameter.data = torch.stack([value.detach() for value in values])
     return result
 
 

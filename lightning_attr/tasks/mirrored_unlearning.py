@@ -18,8 +18,15 @@ from lightning_attr.artifacts import save_tensors
 from lightning_attr.artifacts.inputs import InputPath
 from lightning_attr.digests import file_digest, samples_used
 from lightning_attr.errors import UserError, expect_within
-from lightning_attr.models import mean_square
-from lightning_attr.noise import Draws, batch_noise, draw_timesteps, keyed_generator, of_query, training_noise
+from lightning_attr.noise import (
+    Draws,
+    batch_noise,
+    draw_timesteps,
+    keyed_generator,
+    of_query,
+    random_timesteps,
+    training_noise,
+)
 from lightning_attr.tasks.changed_weights import ChangedWeights
 
 
@@ -41,7 +48,8 @@ class MirroredUnlearning(ChangedWeights):
         checkpoint: A checkpoint of ``LatentDiffusion``.
         queries: A query store.
         query: The id of the query to unlearn.
-        weights: ``cross_kv``, ``cross_attention``, ``attention``, ``matrices``, ``all``, or a regular expression.
+        weights: ``adapter``, ``cross_kv``, ``cross_attention``, ``attention``, ``matrices``, ``all``, or a regular
+            expression.
         learning_rate: Of AdamW; the paper takes a tenth of training's.
         forget: How much the query's loss counts against that of the store.
         until: Stop when the query's loss is this share of the null loss; None takes all steps of the trainer.
@@ -139,8 +147,8 @@ class MirroredUnlearning(ChangedWeights):
 
     def _retain_losses(self, batch: dict[str, Tensor]) -> Tensor:
         latent, ids = batch["latent"], batch["id"].tolist()
-        steps = self.model.process.levels
-        noise, timesteps, _ = training_noise(self.seed, self.current_epoch, ids, latent.shape[1:], steps)
+        levels, sampling = self.model.process.levels, self.model.sampling
+        noise, timesteps, _ = training_noise(self.seed, self.current_epoch, ids, latent.shape[1:], levels, sampling)
         return self.model.losses(
             latent, self.model.conditions_of(batch), timesteps.to(latent.device), noise.to(latent.device)
         )
@@ -148,15 +156,15 @@ class MirroredUnlearning(ChangedWeights):
     def _random_draws(self) -> tuple[Tensor, Tensor]:
         """Return timesteps int64 [D] and noises [D, C, H, W] of this step."""
         generator = keyed_generator("mirrored", self.seed, self.query, self.global_step)
-        timesteps = generator.integers(self.model.process.levels, size=self.query_draws)
+        levels, sampling = self.model.process.levels, self.model.sampling
+        timesteps = random_timesteps(generator, levels, sampling, self.query_draws)
         noise = generator.standard_normal((self.query_draws, *self.latent.shape), dtype=np.float32)
         return torch.from_numpy(timesteps), torch.from_numpy(noise)
 
     def _query_losses(self, timesteps: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
         """Return the losses of the network, and of one that predicts zero, both [D]."""
         inputs = self.query_inputs(timesteps, noise)
-        _, target = self.model.process.noised(inputs.latent, inputs.noise, inputs.timesteps)
-        return self.model.losses(*inputs), mean_square(target)
+        return self.model.losses(*inputs), self.model.null_losses(inputs.latent, inputs.timesteps, inputs.noise)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Return AdamW, as in training."""

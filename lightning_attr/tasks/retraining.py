@@ -16,6 +16,7 @@ from datamodules.loading import whole_samples
 from datamodules.store import Store
 from lightning_attr.artifacts import save_tensors
 from lightning_attr.artifacts.inputs import InputPath
+from lightning_attr.artifacts.provenance import check_made_from
 from lightning_attr.digests import file_digest
 from lightning_attr.encoders import store_image_encoder
 from lightning_attr.errors import UserError
@@ -23,7 +24,7 @@ from lightning_attr.ground_truth.metrics.functional import feature_similarity, g
 from lightning_attr.losses import sample_losses
 from lightning_attr.models import Model, load
 from lightning_attr.noise import Draws
-from lightning_attr.sampling import sampling_of
+from lightning_attr.sampling import known_sampling_of
 from lightning_attr.tasks.latent_diffusion import LatentDiffusion
 
 
@@ -34,7 +35,8 @@ class Retraining(LatentDiffusion):
     from the original by its seeds alone, which shows how large chance is.
 
     The training settings must be those of the original model; give its config first and this one's on top. Writes
-    ``retraining.safetensors``: the queries' losses and regenerated latents under both models.
+    ``retraining.safetensors``: the queries' losses and regenerated latents under both models. Where queries from files
+    do not say their seeds, steps and guidance, it has the losses alone.
 
     Args:
         original: The checkpoint of the model trained on everything.
@@ -45,7 +47,7 @@ class Retraining(LatentDiffusion):
         training: The arguments of ``LatentDiffusion``.
     """
 
-    makes = ("checkpoints/last.ckpt", "retraining.safetensors")
+    makes = (*LatentDiffusion.makes, "retraining.safetensors")
 
     def __init__(
         self,
@@ -76,9 +78,11 @@ class Retraining(LatentDiffusion):
         """
         queries = Store(self.queries)
         self.model.accepts(queries)
-        sampling_of(queries, self._query_ids(queries))
+        known_sampling_of(queries, self._query_ids(queries))
         original = load(self.original)
         original.was_trained_on(store)
+        made_from = {"digests": original.made_from}
+        check_made_from(f"model.original {self.original}", made_from, "base", self.model.digest, "model.base")
         if (found := original.configs) != self.configs:
             raise UserError(
                 f"model.original {self.original}: found {found}, expected {self.configs} as this model has it"
@@ -89,6 +93,7 @@ class Retraining(LatentDiffusion):
 
     def on_fit_end(self) -> None:
         """Measure both models on the queries and write ``retraining.safetensors``."""
+        super().on_fit_end()
         if not self.trainer.is_global_zero:
             return
         data = self.trainer.datamodule  # type: ignore[attr-defined]
@@ -135,12 +140,17 @@ class Retraining(LatentDiffusion):
 
 
 def measure(model: Model, queries: Store, ids: list[int], draws: Draws, device: torch.device) -> dict[str, Tensor]:
-    """Return the queries' ``losses`` [Q, D], and ``latent`` [Q, C, H, W] and ``image`` [Q, H, W, 3] generated again."""
+    """Return the queries' ``losses`` [Q, D], and ``latent`` [Q, C, H, W] and ``image`` [Q, H, W, 3] generated again.
+
+    Of queries from files that do not say how they were sampled it is the losses alone.
+    """
     model = model.to(device)
     positions = queries.positions(ids)
     batch = {name: value.to(device) for name, value in whole_samples(queries, positions).items()}
     losses = sample_losses(model, batch, draws, views=1, captions=1)[:, 0]
-    seeds, steps, guidance = sampling_of(queries, ids)
+    if (sampling := known_sampling_of(queries, ids)) is None:
+        return {"losses": losses.cpu()}
+    seeds, steps, guidance = sampling
     conditions = {name: value[:, 0] for name, value in model.conditions_of(batch).items()}
     size = queries.schema.fields["latent"].shape[-2:]
     latents, _ = model.generate(conditions, seeds, size=size, steps=steps, guidance=guidance)
@@ -150,9 +160,8 @@ def measure(model: Model, queries: Store, ids: list[int], draws: Draws, device: 
 
 def summary(original: dict[str, Tensor], retrained: dict[str, Tensor]) -> dict[str, float]:
     """Return what became of the queries, as means over them."""
-    values = {
-        "loss_change": loss_change(original["losses"], retrained["losses"]),
-        "generation_deviation": generation_deviation(original["latent"], retrained["latent"]),
-        "latent_similarity": feature_similarity(original["latent"], retrained["latent"]),
-    }
+    values = {"loss_change": loss_change(original["losses"], retrained["losses"])}
+    if "latent" in original:
+        values["generation_deviation"] = generation_deviation(original["latent"], retrained["latent"])
+        values["latent_similarity"] = feature_similarity(original["latent"], retrained["latent"])
     return {f"retraining/{name}": float(value.mean()) for name, value in values.items()}

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -84,11 +85,13 @@ class Sampler(AnalysisTask):
         self.model.accepts(store)
         self.image_encoder = store_image_encoder(store)
         self.text_encoder = store_text_encoder(store)
-        fields, made = store.schema.fields, self.text_encoder.conditions
+        fields = store.schema.fields
         shape = fields["latent"].shape[1:]
+        self.sizes = self._size_conditions(shape)
+        made = {**self.text_encoder.conditions, **self.sizes}
         if missing := [name for name in self.model.denoiser.conditions if name not in made]:
             raise UserError(
-                f"store {self.store}: its text encoder makes {', '.join(made)}, "
+                f"store {self.store}: its text encoder makes {', '.join(self.text_encoder.conditions)}, "
                 f"expected {missing[0]} as well, which the model needs"
             )
         self.schema = Schema(
@@ -108,6 +111,13 @@ class Sampler(AnalysisTask):
             for name in ENCODER_STATES:
                 if (state := store.encoder_state(name)) is not None:
                     writer.put_encoder_state(name, state)
+
+    def _size_conditions(self, shape: Sequence[int]) -> dict[str, Tensor]:
+        """Return what the model is told of the size of an image whose latent has this shape."""
+        if not self.model.denoiser.of_size(1, 1):
+            return {}
+        height, width = self.image_encoder.decode(torch.zeros(1, *shape)).shape[1:3]
+        return self.model.denoiser.of_size(height, width)
 
     def _open(self) -> StoreWriter | None:
         """Open the query store; None if it is complete already, by a run that was killed right after."""
@@ -144,6 +154,7 @@ class Sampler(AnalysisTask):
             return []
         prompts = [self.prompts[index] for index in ids]
         encoded = self.text_encoder.encode([prompt.text for prompt in prompts])
+        encoded |= {name: value.expand(len(ids), *value.shape) for name, value in self.sizes.items()}
         conditions = {name: encoded[name].to(self.device) for name in self.schema.conditions}
         seeds = [prompt.seed for prompt in prompts]
         model = self.model.to(self.device)

@@ -71,7 +71,8 @@ class Unlearning(ChangedWeights):
         queries: A query store.
         query: The id of the query to unlearn.
         curvature: A ``curvature.safetensors`` of any kind; None is plain gradient ascent.
-        weights: ``cross_kv``, ``cross_attention``, ``attention``, ``matrices``, ``all``, or a regular expression.
+        weights: ``adapter``, ``cross_kv``, ``cross_attention``, ``attention``, ``matrices``, ``all``, or a regular
+            expression; None is the adapter's where there is one, else ``cross_kv``.
         step_size: The paper's alpha.
         damping: Added to the curvature before it is inverted.
         draws: Where the query's loss is measured. In mode ``own``, every step takes fresh noises.
@@ -87,7 +88,7 @@ class Unlearning(ChangedWeights):
         queries: InputPath,
         query: int,
         curvature: InputPath | None = None,
-        weights: str = "cross_kv",
+        weights: str | None = None,
         step_size: float = 0.01,
         damping: Damping = Damping(),
         draws: Draws = Draws(),

@@ -38,7 +38,14 @@ def test_losses_before_are_shared_by_queries(
     assert Scores.stack([first, second]).query_id.tolist() == [0, 1]
 
 
-@pytest.mark.parametrize("settings", [{"draws": {"timesteps": 2}}, {"draws": {"seed": 1}}, {"captions": 2}], ids=str)
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"draws": {"seed": 1}},
+        *(pytest.param(each, marks=pytest.mark.slow) for each in ({"draws": {"timesteps": 2}}, {"captions": 2})),
+    ],
+    ids=str,
+)
 def test_losses_of_other_settings_are_measured_anew(
     project: Project, tmp_path: Path, capfd: pytest.CaptureFixture[str], settings: dict[str, Any]
 ) -> None:

@@ -102,6 +102,7 @@ def test_figures_of_a_group(group: str, tmp_path: Path, capsys: pytest.CaptureFi
             assert value > 0
 
 
+@pytest.mark.slow
 def test_device_figures_on_a_cpu(tmp_path: Path) -> None:
     """The part that measures an accelerator, at work with a tiny network and without a compiler."""
     case = build_case(samples=6, queries=3, timesteps=1, config=DENOISER, tokens=5)

@@ -35,17 +35,19 @@ ALL_KEYS = ("train", "attribute_trak")
 #: of wrong values.
 MEANT = (
     (".*seed(_everything)?", "zero|negative|huge|null"),
-    (".*batch_size|.*every_n_(train_)?steps|.*interval", "huge"),
+    (".*batch_size|.*every_n_(train_)?(steps|epochs)|.*interval", "huge"),
     (".*(captions|views|projection|topk|top|first|queries)", "huge|null"),
     (".*vars.timesteps", "huge"),  # no more than a name, where a config does not refer to it
-    (".*num_workers|.*log_every_n_steps", "zero|null"),
-    (".*(enable_model_summary|enable_progress_bar|logger)", "null"),
+    (".*num_workers|.*log_every_n_steps|.*min_(epochs|steps)", "zero|null"),
+    (".*(enable_model_summary|enable_progress_bar|logger|inference_mode)", "null"),
+    (".*/vars", "mapping|unknown"),  # free names
     ("train/trainer.limit_(predict|test)_batches", ".*"),  # of a stage that trains
     (".*default_root_dir", "missing|banana|of another"),
     (".*callbacks.0.init_args.base|.*checkpoint.dirpath", "missing|banana"),
     (".*trainer.max_steps", "negative"),
     (".*num_sanity_val_steps|.*warmup_steps|.*max_(epochs|steps)", "huge"),
     (".*(guidance|dropout|weight_decay|regularisation|damping.value|forget|learning_rate)", "zero|tiny"),
+    (".*(guidance|weight_decay|regularisation|damping.value|forget)", "fraction"),
     # What a stage has no use for, it does not look at.
     ("attribute_.*/trainer.(.*val.*|.*train.*|overfit.*|accumulate.*|gradient_clip.*|min_.*|max_.*|.*sanity.*)", ".*"),
 )

@@ -91,6 +91,7 @@ MEANT = (
     ("prepare_shapes", "planted", "0"), ("prepare_shapes", "seed", "*"), ("prepare_coco", "limit", "1000000000"),
     ("prepare_coco", "workers", "0"), ("inspect", "captions", "*"), ("evaluate_pack", "queries", "0"),
     ("evaluate_pack", "queries", "null"), ("prepare_coco", "workers", "1000000000"),
+    ("prepare_coco", "image_encoder", "null"), ("prepare_coco", "text_encoder", "null"),
     ("sweep_list", "*", "*"), ("prepare_coco", "batch_size", "1000000000"),
 )  # fmt: skip
 

@@ -19,10 +19,10 @@ from typing import Literal
 from jsonargparse import ArgumentParser, Namespace
 
 from lightning_attr.artifacts import read_json
-from lightning_attr.commands.prepare.encode import Recipe, device
+from lightning_attr.commands.prepare.encode import Recipe, device, encoders_of_model, pipeline_of
 from lightning_attr.commands.prepare.images import AS_STORED, Reading
 from lightning_attr.commands.prepare.making import add_options, captioned, check_numbers, encoders, make_store
-from lightning_attr.encoders import AutoencoderKLEncoder, CLIPText, ImageEncoder, TextEncoder
+from lightning_attr.encoders import ImageEncoder, TextEncoder
 from lightning_attr.errors import UserError, quoted
 from lightning_attr.options import parsed, parser
 from lightning_attr.sources.auto import Kind, open_source
@@ -89,7 +89,7 @@ def _encoders(args: Namespace) -> tuple[ImageEncoder, TextEncoder, int]:
     image, text = encoders(args) if args.model is None else _of_model(args)
     if args.size is not None or args.model is None:
         return image, text, args.size or SIZE
-    return image, text, _size_of(args.model, image)
+    return image, text, _size_of(pipeline_of(args.model), image)
 
 
 def _of_model(args: Namespace) -> tuple[ImageEncoder, TextEncoder]:
@@ -97,10 +97,8 @@ def _of_model(args: Namespace) -> tuple[ImageEncoder, TextEncoder]:
     for name in ("image_encoder", "text_encoder", "encoders_from"):
         if getattr(args, name) is not None:
             raise UserError(f"--model: found --{name} as well, expected one or the other")
-    if not (args.model / "model_index.json").is_file():
-        raise UserError(f"--model {args.model}: found no model_index.json in it, expected the folder of a pipeline")
-    source, where = str(args.model), device(args.device)
-    return AutoencoderKLEncoder(source, pipeline=True).to(where), CLIPText(source, pipeline=True).to(where)
+    image, text = encoders_of_model(args.model)
+    return image.to(device(args.device)), text.to(device(args.device))
 
 
 def _size_of(folder: Path, image: ImageEncoder) -> int:

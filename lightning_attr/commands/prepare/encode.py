@@ -15,11 +15,16 @@ import torch
 from datamodules.store import Store
 from datamodules.store.records import Field, Meta, Schema, first_difference
 from lightning_attr.commands.prepare.images import Pixels
-from lightning_attr.encoders import ImageEncoder, TextEncoder
+from lightning_attr.encoders import AutoencoderKLEncoder, ImageEncoder, PipelineText, TextEncoder
 from lightning_attr.encoders.store import store_image_encoder, store_text_encoder
-from lightning_attr.errors import UserError
+from lightning_attr.errors import UserError, expect_within
+from lightning_attr.models.spec import Spec, read_spec
+
+LARGEST = 8192
+"""The most pixels a side that images may have in a store."""
 
 Half = np.ndarray[Any, np.dtype[np.float16]]
+Array = np.ndarray[Any, np.dtype[Any]]
 
 
 @dataclass(frozen=True)
@@ -40,6 +45,14 @@ class Recipe:
     captions: int
     flips: bool
 
+    def __post_init__(self) -> None:
+        """Refuse a size that no image has.
+
+        Raises:
+            UserError: It is one.
+        """
+        expect_within("--size", self.size, 1, LARGEST)
+
     @property
     def schema(self) -> Schema:
         """Return the schema of the store."""
@@ -51,23 +64,38 @@ class Recipe:
                     name: Field((self.captions, *shape), "float16", "condition")
                     for name, shape in self.text.conditions.items()
                 },
+                **{name: Field((1, *shape), "float32", "condition") for name, shape in self._size_conditions.items()},
             },
             encoders={"image": self.image.config(), "text": self.text.config()},
         )
 
-    def arrays(self, pixels: Pixels, metas: Sequence[Meta]) -> list[dict[str, Half]]:
+    @property
+    def _size_conditions(self) -> Mapping[str, tuple[int, ...]]:
+        return self.text.size_conditions if isinstance(self.text, PipelineText) else {}
+
+    def arrays(
+        self, pixels: Pixels, metas: Sequence[Meta], shapes: Sequence[tuple[int, int]] = ()
+    ) -> list[dict[str, Array]]:
         """Encode uint8 pixels [B, size, size, 3] and at most ``captions`` texts an image to arrays by field.
+
+        Args:
+            pixels: The images' centres.
+            metas: What the store keeps of them.
+            shapes: Height and width of each whole image, where the model is told them.
 
         Raises:
             UserError: An encoder gives numbers that half precision cannot hold.
         """
         captions = [meta.captions for meta in metas]
-        arrays = {"latent": self._latents(pixels), **self._conditions(captions)}
+        arrays: dict[str, Array] = {"latent": self._latents(pixels), **self._conditions(captions)}
         for name, values in arrays.items():
             finite = np.isfinite(values).reshape(len(metas), -1).all(1)
             if not finite.all():
                 image = f"image {metas[int(finite.argmin())].id}"
                 raise UserError(f"{image}: found no finite {name} in half precision, expected numbers below 65504")
+        if isinstance(self.text, PipelineText):
+            sizes = self.text.sizes(shapes, [self._crop(shape) for shape in shapes], (self.size, self.size))
+            arrays |= {name: value[:, None].numpy() for name, value in sizes.items()}
         return [{name: values[row] for name, values in arrays.items()} for row in range(len(pixels))]
 
     def count_texts(self, captions: Iterable[str]) -> Counter[str]:
@@ -75,6 +103,11 @@ class Recipe:
         lengths, room = self.text.lengths(list(captions)), self.text.room
         cut = sum(length > room for length in lengths)
         return Counter({f"captions cut after {room} tokens": cut, "captions without a token": lengths.count(0)})
+
+    def _crop(self, shape: tuple[int, int]) -> tuple[int, int]:
+        """Return the upper and left edge of the centre of an image whose shorter side was made ``size``."""
+        height, width = (side * self.size / min(shape) for side in shape)
+        return round((height - self.size) / 2), round((width - self.size) / 2)
 
     def _latents(self, pixels: Pixels) -> Half:
         """Encode pixels to latents [B, views, C, h, w]."""
@@ -103,6 +136,34 @@ def encoders_of(path: Path) -> tuple[ImageEncoder, TextEncoder]:
         return store_image_encoder(store), store_text_encoder(store)
 
 
+def encoders_of_model(path: Path) -> tuple[ImageEncoder, TextEncoder]:
+    """Return the encoders that a model's pipeline has, with what its adapter lays over the text encoders.
+
+    Raises:
+        UserError: It is the model of no pipeline.
+    """
+    spec, folder = named(path), str(pipeline_of(path))
+    adapter = None if spec.adapter is None else str(spec.adapter)
+    return AutoencoderKLEncoder(folder, pipeline=True), PipelineText(folder, adapter=adapter, alpha=spec.alpha)
+
+
+def named(path: Path) -> Spec:
+    """Return what a path names: a spec's model and adapter, or the path itself."""
+    return read_spec(path) if path.is_file() else Spec(path)
+
+
+def pipeline_of(path: Path) -> Path:
+    """Return the folder of a pipeline that a model is of: it is named itself, or by a spec.
+
+    Raises:
+        UserError: It is none.
+    """
+    folder = named(path).model
+    if not (folder / "model_index.json").is_file():
+        raise UserError(f"--model {path}: found no model_index.json in {folder}, expected the folder of a pipeline")
+    return folder
+
+
 ANOTHER_OUT = "choose another --out"
 
 
@@ -112,6 +173,8 @@ def finished(path: Path, schema: Schema, made_from: Mapping[str, Any]) -> bool:
     Raises:
         UserError: There is one, of another schema, or made from something else.
     """
+    if path.is_symlink() and not path.exists():
+        raise UserError(f"{path}: found a link to nothing, expected a new place, or a store")
     if not path.exists():
         return False
     with Store(path) as store:

@@ -149,6 +149,8 @@ class Job:
         if not pairs:
             return
         metas = [image.meta(self.recipe.captions) for image, _ in pairs]
-        arrays = self.recipe.arrays(np.stack([item.pixels for _, item in pairs]), metas)
+        arrays = self.recipe.arrays(
+            np.stack([item.pixels for _, item in pairs]), metas, [item.shape for _, item in pairs]
+        )
         for (_, item), meta, fields in zip(pairs, metas, arrays, strict=True):
             yield Sample(meta, fields, item.thumb, item.digest)

@@ -17,7 +17,15 @@ from lightning_attr.commands.prepare.images import Reading
 from lightning_attr.commands.prepare.job import Job
 from lightning_attr.commands.prepare.same import check_images, made_from
 from lightning_attr.console import command, made, out, summary
-from lightning_attr.encoders import AutoencoderKLEncoder, CLIPText, HashedWords, ImageEncoder, PatchPCA, TextEncoder
+from lightning_attr.encoders import (
+    AutoencoderKLEncoder,
+    CLIPText,
+    HashedWords,
+    ImageEncoder,
+    PatchPCA,
+    PipelineText,
+    TextEncoder,
+)
 from lightning_attr.errors import UserError
 from lightning_attr.options import at_least
 from lightning_attr.sources.base import Faults, Record
@@ -29,7 +37,9 @@ def add_options(of: ArgumentParser) -> None:
     of.add_argument(
         "--image_encoder", type=PatchPCA | AutoencoderKLEncoder | None, default=None, help="default PatchPCA"
     )
-    of.add_argument("--text_encoder", type=HashedWords | CLIPText | None, default=None, help="default HashedWords")
+    of.add_argument(
+        "--text_encoder", type=HashedWords | CLIPText | PipelineText | None, default=None, help="default HashedWords"
+    )
     of.add_argument("--encoders_from", type=Path | None, default=None, help="take both encoders from this store")
     of.add_argument("--workers", type=int, default=min(4, os.cpu_count() or 1), help="decoding processes; 0: none")
     of.add_argument("--batch_size", type=int, default=64, help="images encoded at once")

@@ -69,10 +69,10 @@ class RankingView:
 
 @dataclass(frozen=True)
 class Regeneration:
-    """A query as one retrained model makes it."""
+    """A query as one retrained model makes it; no picture where it cannot be made again."""
 
     label: str
-    picture: Picture
+    picture: Picture | None
     loss_change: float
     deviation: float
 
@@ -114,7 +114,7 @@ def query_views(run: Run) -> Iterator[QueryView]:
             picture=picture,
             rankings=rankings,
             shared=_shared(rankings),
-            original=Picture.of_pixels(measured[0][0].original[measured[0][1]]) if measured else None,
+            original=next((_picture(model.original, row) for model, row in measured), None),
             regenerations=[_regeneration(model, row) for model, row in measured],
             loss_scale=loss_scale,
             deviation_scale=deviation_scale,
@@ -134,8 +134,12 @@ def _ordered(attributes: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _regeneration(model: Retrained, row: int) -> Regeneration:
-    picture = Picture.of_pixels(model.retrained[row])
+    picture = _picture(model.retrained, row)
     return Regeneration(model.label, picture, float(model.loss_change[row]), float(model.deviation[row]))
+
+
+def _picture(images: Tensor | None, row: int) -> Picture | None:
+    return None if images is None else Picture.of_pixels(images[row])
 
 
 def _shared(rankings: Sequence[RankingView]) -> dict[int, int]:
@@ -234,9 +238,14 @@ def comparisons(models: Sequence[Retrained]) -> list[Comparison]:
     """Compare removals by loss change and by generation deviation, averaged over queries."""
     if not models:
         return []
-    loss = {label: _per_query(models, label, "loss_change") for label in _labels(models)}
-    deviation = {label: _per_query(models, label, "deviation") for label in _labels(models)}
-    return [_comparison("Loss change ΔL", loss), _comparison("Generation deviation ΔG", deviation)]
+    titled = (("Loss change ΔL", "loss_change"), ("Generation deviation ΔG", "deviation"))
+    by_label = [
+        (title, {label: _per_query(models, label, what) for label in _labels(models)}) for title, what in titled
+    ]
+    known = [
+        (title, {label: each for label, each in values.items() if not each.isnan().all()}) for title, values in by_label
+    ]
+    return [_comparison(title, values) for title, values in known if values]
 
 
 def _labels(models: Sequence[Retrained]) -> list[str]:

@@ -14,7 +14,10 @@ KEYS = [(0, np.arange(start, start + 10)) for start in range(0, 150, 10)]
 
 
 # The last two import everything anew in each worker, which takes seconds.
-@pytest.mark.parametrize(("method", "workers"), [("fork", 2), ("spawn", 1), ("forkserver", 1)])
+@pytest.mark.parametrize(
+    ("method", "workers"),
+    [("fork", 2), *(pytest.param(method, 1, marks=pytest.mark.slow) for method in ("spawn", "forkserver"))],
+)
 def test_workers_read_what_the_parent_reads(store_path: Path, method: str, workers: int) -> None:
     dataset = TrainBatches(Store(store_path), seed=3)
     expected = [dataset[key] for key in KEYS]  # the file is open here before the workers start

@@ -32,7 +32,7 @@ class Fitted(NamedTuple):
     task: Curvature
 
 
-@pytest.fixture(params=["kfac", "ekfac"])
+@pytest.fixture(params=[pytest.param("kfac", marks=pytest.mark.slow), "ekfac"])
 def fitted(request: pytest.FixtureRequest, project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Fitted:
     seen: list[Draw] = []
     losses = Curvature._losses

@@ -35,6 +35,7 @@ from lightning_attr.methods import (
 from lightning_attr.methods import gradient_method as gradient_method_module
 from lightning_attr.methods.base import Batch, Context
 from lightning_attr.methods.ensemble import Ensemble
+from lightning_attr.methods.gradient_method import products
 from lightning_attr.models.unet import UNet
 from lightning_attr.noise import Draws, batch_noise, draw_timesteps
 
@@ -58,9 +59,12 @@ def context() -> Context:
 def scores(method: Method, context: Context) -> Tensor:
     """Scores of the samples in two chunks, float64 [Q, N]."""
     method.prepare(context)
-    chunks = [
-        method.measure({name: value[part] for name, value in SAMPLES.items()}) for part in (slice(2), slice(2, 5))
-    ]
+    batches = [{name: value[part] for name, value in SAMPLES.items()} for part in (slice(2), slice(2, 5))]
+    passes = []
+    for index in range(method.passes):
+        method.enter(index)
+        passes.append([method.measure(batch) for batch in batches])
+    chunks = [torch.cat(parts, dim=1) for parts in zip(*passes, strict=True)]
     return torch.cat(list(method.score(chunks)), dim=1).double()
 
 
@@ -125,6 +129,22 @@ def fitted_on(checkpoint: str, scale: float, path: Path) -> Path:
     return path
 
 
+@pytest.mark.parametrize("captions", [1, None])
+def test_draws_in_passes_are_the_bits_of_all_at_once(context: Context, curvature: Path, captions: int | None) -> None:
+    """Each gradient is taken once, and the rows of one draw alone are held."""
+    method = Influence(str(curvature), Damping(0.2, "mean"), output=TWO, per_draw=True, captions=captions)
+    found = scores(method, context)
+    assert method.passes == 2
+    assert method._rows.keys() == SELECTED.keys()
+    assert [row.shape for row in method._rows.values()] == [(3, *weight.shape) for weight in SELECTED.values()]
+    method._only = None  # as a method that holds them all
+    loaded = load_curvature(curvature)
+    held = method.query_gradients(context, lambda one: loaded.inverse(one, method.damping))
+    parts = [{name: value[part] for name, value in SAMPLES.items()} for part in (slice(2), slice(2, 5))]
+    by_draw = [[products(*pair) for pair in zip(held, method.gradients(part), strict=True)] for part in parts]
+    assert torch.equal(found, torch.cat([torch.stack(each).sum(0) for each in by_draw]).T.double())
+
+
 def test_influence_takes_the_curvature_of_its_checkpoint(context: Context, tmp_path: Path) -> None:
     one, two = (fitted_on(name, scale, tmp_path / name) for name, scale in (("one", 1.0), ("two", 2.0)))
     trained = replace(context, model=replace(context.trained(), path="run/last.ckpt", digest="two"))
@@ -144,6 +164,13 @@ def test_influence_takes_the_curvature_of_its_checkpoint(context: Context, tmp_p
 def test_an_ensemble_gives_each_model_its_curvature(context: Context, tmp_path: Path) -> None:
     paths = [str(fitted_on(name, scale, tmp_path / name)) for name, scale in (("one", 1.0), ("two", 2.0))]
     models = [replace(context.trained(), digest=name) for name in ("two", "one")]
+    for per_draw in (False, True):
+        each = [
+            scores(Influence(paths, Damping(0.0), output=TWO, per_draw=per_draw), replace(context, model=model))
+            for model in models
+        ]
+        both = Ensemble(Influence(paths, Damping(0.0), output=TWO, per_draw=per_draw), models)
+        assert torch.equal(scores(both, context), torch.stack(each).mean(0))
     found = scores(Ensemble(Influence(paths, Damping(0.0), output=TWO), models), context)
     assert_scores(found, scores(GradientSimilarity(output=TWO), context) * 0.75)
     with pytest.raises(UserError, match=r"fitted on one\), expected one fitted on checkpoint"):
@@ -222,6 +249,8 @@ def test_many_queries_go_in_parts(
     together = scores(method, context)
     monkeypatch.setattr(gradient_method_module, "QUERY_BATCH", 2)
     assert_scores(scores(method, context), together)
+    monkeypatch.setattr(gradient_method_module, "QUERY_BYTES", 1)  # one query at a time
+    assert_scores(scores(method, context), together)
 
 
 def test_all_captions_and_views(context: Context) -> None:
@@ -245,15 +274,17 @@ def test_draws_of_queries_and_samples_must_pair() -> None:
     GradientSimilarity(output=Output(draws=late), query=late, per_draw=True)
 
 
-def test_combined_is_the_sum_of_standard_scores(context: Context) -> None:
-    methods: list[Method] = [GradientSimilarity(output=TWO), Trak(None, 0.3, output=TWO, per_draw=True), Random()]
+def test_combined_is_the_sum_of_standard_scores(context: Context, curvature: Path) -> None:
+    influence = Influence(str(curvature), output=TWO, per_draw=True)
+    methods: list[Method] = [influence, Trak(None, 0.3, output=TWO, per_draw=True), Random()]
+    assert Combined(methods).passes == 4
     single = [scores(method, context) for method in methods]
     found = scores(Combined(methods), context)
     standard = [(one - one.mean(1, keepdim=True)) / one.std(1, keepdim=True, correction=0) for one in single]
     assert_scores(found, torch.stack(standard).sum(0))
-    assert Combined(methods).name == "gradient-dot+trak-per-draw+random"
+    assert Combined(methods).name == "influence-diagonal-per-draw+trak-per-draw+random"
     assert [each["method"] for each in Combined(methods).settings()["methods"]] == [
-        "gradient-dot",
+        "influence-diagonal-per-draw",
         "trak-per-draw",
         "random",
     ]

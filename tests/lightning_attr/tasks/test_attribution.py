@@ -17,6 +17,7 @@ from two_ranks import run_both
 
 from datamodules import Store
 from lightning_attr.artifacts import load_tensors, save_tensors
+from lightning_attr.artifacts.chunks import Chunks
 from lightning_attr.artifacts.scores import Scores, TopScores, load_scores
 from lightning_attr.cli import run_stage
 from lightning_attr.digests import file_digest
@@ -91,10 +92,14 @@ MOMENTS = {
     "moment",
     [
         "in the third chunk",
-        "before the run is finished",
         *(
             pytest.param(name, marks=pytest.mark.slow)
-            for name in ("before a chunk is written", "before the scores", "before the chunks are deleted")
+            for name in (
+                "before the run is finished",
+                "before a chunk is written",
+                "before the scores",
+                "before the chunks are deleted",
+            )
         ),
     ],
 )
@@ -151,6 +156,30 @@ def test_a_damaged_chunk_is_measured_again(
     scores = scored(args).scores
     assert (scores == 7).all(0).nonzero().flatten().tolist() == list(range(8, 16))
     assert f"{chunks[0]}: damaged" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("moment", [2, 7])
+def test_passes_are_resumed(stores: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: int) -> None:
+    """Stopped in the first pass or in the second, a run goes on with the chunk that is missing."""
+    write, written = Chunks.write, []
+
+    def counted(self: Chunks, index: int, rows: torch.Tensor) -> None:
+        if len(written) == moment:
+            raise KeyboardInterrupt
+        written.append((self.folder.name, index))
+        write(self, index, rows)
+
+    args = command(stores, tmp_path / "run", "InTwoPasses")
+    with monkeypatch.context() as patched:
+        patched.setattr(Chunks, "write", counted)
+        with pytest.raises(KeyboardInterrupt):
+            run_stage(args)
+        moment = 10
+        scores = scored(args)
+    assert written == [(name, index) for name in ("pass-00000", "pass-00001") for index in range(5)]
+    expected = torch.arange(40) - 2 * (torch.tensor(QUERIES) % 2 * 10)[:, None] * (torch.arange(40) // 10)
+    assert torch.equal(scores.scores, expected.float())
+    assert not (tmp_path / "run/chunks").exists()
 
 
 def test_a_file_that_the_method_reads_counts(stores: Project, tmp_path: Path) -> None:

@@ -34,7 +34,9 @@ def test_what_it_writes(project: Project, ekfac: Path) -> None:
 MOMENTS = {"of the moments": 4, "in the first step of the squares": 6, "of the squares": 9}
 
 
-@pytest.mark.parametrize("moment", MOMENTS)
+@pytest.mark.parametrize(
+    "moment", ["of the squares", *(pytest.param(name, marks=pytest.mark.slow) for name in list(MOMENTS)[:2])]
+)
 def test_killed_in_the_middle(project: Project, ekfac: Path, tmp_path: Path, moment: str) -> None:
     args = project.args("curvature", tmp_path / "run", model__init_args__kind="ekfac")
     stopped_then_resumed(

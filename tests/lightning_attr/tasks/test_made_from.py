@@ -83,6 +83,7 @@ def test_a_store_that_was_swapped_under_a_model_is_refused(
     assert_says(message, project.checkpoint, f"made from store of digest {digests[0]}, expected {digests[1]}", swapped)
 
 
+@pytest.mark.slow
 def test_a_finished_run_that_lost_its_result_makes_it_again(project: Project, tmp_path: Path) -> None:
     """And with the same bits: its model is at the end of its training already."""
     for stage, name in (("unlearn", "scores"), ("curvature", "curvature"), ("similarity", "scores")):

@@ -96,6 +96,7 @@ def test_resumed(project: Project, forgotten: Path, until: float, tmp_path: Path
     assert_same(tmp_path / "run/weights.safetensors", forgotten / "weights.safetensors")
 
 
+@pytest.mark.slow
 def test_killed_after_the_last_step(project: Project, forgotten: Path, until: float, tmp_path: Path) -> None:
     args = mirrored(project, tmp_path / "run", model__init_args__until=until)
     stopped_then_resumed(args, tmp_path / "log", Moment(f"{TASKS}MirroredUnlearning.on_fit_end", 1))

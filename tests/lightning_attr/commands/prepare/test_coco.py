@@ -610,6 +610,7 @@ def test_runs_killed_at_any_moment_go_on_and_give_the_same_store(make: Callable[
         assert store.digest == expected
 
 
+@pytest.mark.slow
 def test_workers_end_with_a_killed_parent(make: Callable[..., Coco]) -> None:
     """A worker that reads from a pipe to which nothing is written would stay for ever."""
     coco = make(count=4)

@@ -134,6 +134,7 @@ def test_what_is_left_out(finished: Miniature) -> None:
     assert not torch.equal(first["retrained_losses"], second["retrained_losses"])
 
 
+@pytest.mark.slow
 def test_an_ordinary_run_of_an_entry_gives_the_same(finished: Miniature, tmp_path: Path) -> None:
     for name in ("top/unlearning/query-0/k-3", "subset/0/seed-1"):
         configs = [finished.root / "train.yaml", finished.entry(name) / "entry.yaml"]
@@ -382,6 +383,7 @@ def test_without_ray(sweep: Miniature, refused: Callable[[list[str]], str], monk
 
 
 @pytest.mark.usefixtures("in_process")
+@pytest.mark.slow
 def test_groups_give_the_same_up_to_rounding(sweep: Miniature, finished: Miniature) -> None:
     main(sweep.args("--group", "3"))
     assert len(list(sweep.folder.glob("groups/*/group.yaml"))) == 2

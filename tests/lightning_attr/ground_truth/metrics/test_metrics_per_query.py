@@ -158,6 +158,7 @@ def evaluate_on_rank(rank: int, folder: str) -> None:
     distributed.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_two_ranks_reduce_to_the_result_of_one(tmp_path: Path) -> None:
     spawn(evaluate_on_rank, (str(tmp_path),), nprocs=2)  # type: ignore[no-untyped-call]
     expected = [

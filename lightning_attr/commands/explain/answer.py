@@ -1,0 +1,119 @@
+"""The answer: which images made each query, by the names of their files, and how far to trust that."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+from rich.text import Text
+
+from datamodules.store import Meta, Store
+from lightning_attr.artifacts.scores import SIGN, Scores
+from lightning_attr.console import out, print_table
+from lightning_attr.digests import file_digest
+from lightning_attr.errors import shortened
+from lightning_attr.ground_truth.retrained import load_retrained
+
+#: How many images are named in the answer, and how many are shown.
+NAMED, SHOWN = 100, 10
+
+
+def answer(queries: Store, store: Store, scores: Mapping[str, Path], check: Mapping[str, Path]) -> dict[str, Any]:
+    """Return the answer as JSON holds it.
+
+    Args:
+        queries: The query store.
+        store: The training images.
+        scores: The files of scores by method; the first is the answer.
+        check: The files of the check's retrainings by what they went without; empty where there is none.
+    """
+    read = {name: Scores.load(path) for name, path in scores.items()}
+    first = next(iter(read.values()))
+    return {
+        "queries": [_of_query(queries, store, query, read, check) for query in first.query_id.tolist()],
+        "method": first.method,
+        "sign": SIGN,
+        "settings": dict(first.settings),
+        "digests": {
+            "store": store.digest,
+            "queries": queries.digest,
+            "scores": file_digest(next(iter(scores.values()))),
+        },
+    }
+
+
+def name_of(meta: Meta) -> str:
+    """Return by what name its source knows a sample, or its id."""
+    return str(meta.attributes.get("key", meta.id))
+
+
+def _of_query(
+    queries: Store, store: Store, query: int, scores: Mapping[str, Scores], check: Mapping[str, Path]
+) -> dict[str, Any]:
+    meta = queries.meta(int(queries.positions([query])[0]))
+    method, *others = scores
+    ranked = scores[method].ranked(query, min(NAMED, scores[method].depth))
+    top = []
+    for sample, score in ranked:
+        about = store.meta(int(store.positions([sample])[0]))
+        top.append({"id": sample, "key": name_of(about), "caption": about.captions[0], "score": score})
+    number = min(SHOWN, len(store))
+    found = {
+        "id": query,
+        "key": name_of(meta),
+        "prompt": meta.captions[0] if meta.captions else "",
+        "top": top,
+        "agreement": {
+            other: {
+                "of": number,
+                "common": len({*scores[method].top(query, number)} & {*scores[other].top(query, number)}),
+                "by_chance": number * number / len(store),
+            }
+            for other in others
+        },
+    }
+    return found | ({"check": _checked(query, check)} if check else {})
+
+
+def _checked(query: int, check: Mapping[str, Path]) -> dict[str, Any]:
+    """Return by how much the query's loss rose without its top, and without as many random images."""
+    changes = {}
+    for name, file in (("top", f"top-of-{query}"), ("random", "random")):
+        tensors, _ = load_retrained(check[file])
+        row = tensors["query_id"].tolist().index(query)
+        change = tensors["retrained_losses"][row] - tensors["original_losses"][row]
+        changes[name] = float(change.mean())
+        removed = len(tensors["removed_id"])
+    return {"removed": removed, "loss_change": changes}
+
+
+def show(found: Mapping[str, Any]) -> None:
+    """Print the images of every query, and how far to trust the answer."""
+    for query in found["queries"]:
+        table = Table(title=Text(f"{query['key']}: {shortened(query['prompt'], 60)}"), title_justify="left")
+        for column in ("", "training image", "score", "caption"):
+            table.add_column(column)
+        for place, each in enumerate(query["top"][:SHOWN], start=1):
+            table.add_row(str(place), Text(each["key"]), f"{each['score']:.3g}", Text(shortened(each["caption"], 40)))
+        print_table(table)
+        for sentence in trust(query):
+            out.print(f"  {sentence}", soft_wrap=True)
+
+
+def trust(query: Mapping[str, Any]) -> Sequence[str]:
+    """Return in words how far to trust what was found for a query."""
+    sentences = [
+        f"{each['common']} of these {each['of']} are also among the {each['of']} that look most alike "
+        f"({each['by_chance']:.1f} by chance)."
+        for each in query["agreement"].values()
+    ]
+    if "check" not in query:
+        return [*sentences, "Not checked by retraining: a ranking, not a share of the output."]
+    change, removed = query["check"]["loss_change"], query["check"]["removed"]
+    return [
+        *sentences,
+        f"Trained again without the first {removed}, the model's loss at this output changed by {change['top']:+.4f}; "
+        f"without {removed} random images by {change['random']:+.4f}.",
+    ]

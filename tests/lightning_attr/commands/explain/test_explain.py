@@ -1,0 +1,174 @@
+"""One command from a model, its images and an output to the answer; each stage of it is an ordinary one."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from damage import assert_says
+from miniature import Project
+from PIL import Image
+from tiny_adapters import keys, lay_over, save_diffusers
+from tiny_pipelines import WORDS, make_pipeline
+
+from lightning_attr.artifacts import read_json
+from lightning_attr.artifacts.scores import Scores
+from lightning_attr.cli import FinishedError, run_stage
+from lightning_attr.commands.explain import command
+from lightning_attr.commands.explain.command import main
+from lightning_attr.commands.explain.estimate import Speed, check_fits, estimated, measured
+from lightning_attr.errors import UserError
+from lightning_attr.models import load
+
+IMAGES = 6
+
+
+@dataclass(frozen=True)
+class Mine:
+    """A pipeline, its LoRA, the images that it was trained on, and one of them as an output."""
+
+    root: Path
+
+    def args(self, **changed: Any) -> list[str]:
+        options = {
+            "model": self.root / "pipeline", "lora": self.root / "lora", "images": self.root / "images",
+            "query": self.root / "out.png", "prompt": "the red house", "out": self.root / "mine", "draws": 2, **changed,
+        }  # fmt: skip
+        return [word for name, value in options.items() if value is not None for word in (f"--{name}", str(value))]
+
+
+@pytest.fixture(scope="module")
+def mine(tmp_path_factory: pytest.TempPathFactory) -> Mine:
+    """What a user has, and the answer."""
+    root = tmp_path_factory.mktemp("explain")
+    pipeline = make_pipeline("sd1", root / "pipeline")
+    lay_over(pipeline.unet)
+    save_diffusers(root / "lora", keys(unet=pipeline.unet))
+    rng = np.random.default_rng(0)
+    for number in range(IMAGES):
+        path = root / "images" / f"picture {number}.png"
+        path.parent.mkdir(exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (16, 16, 3), dtype=np.uint8)).save(path)
+        path.with_suffix(".txt").write_text("the red house" if number == 3 else " ".join(rng.choice(WORDS, 3)))
+    shutil.copy(root / "images/picture 3.png", root / "out.png")
+    made = Mine(root)
+    main(made.args())
+    return made
+
+
+def test_the_answer_names_files_the_one_that_it_was_first(mine: Mine) -> None:
+    answer = read_json(mine.root / "mine/answer.json")
+    (query,) = answer["queries"]
+    scores = Scores.load(mine.root / "mine/attribute/influence/scores.safetensors")
+    assert (query["key"], query["prompt"]) == ("out.png", "the red house")
+    assert (query["top"][0]["key"], query["top"][0]["caption"]) == ("picture 3.png", "the red house")
+    assert [each["id"] for each in query["top"]] == scores.top(0, IMAGES)
+    assert [each["score"] for each in query["top"]] == [score for _, score in scores.ranked(0, IMAGES)]
+    assert answer["method"] == scores.method == "influence-ekfac-per-draw"
+    assert query["agreement"]["similarity"] == {"of": 6, "common": 6, "by_chance": 6.0}
+    assert "share" not in query["top"][0]  # nothing is calibrated
+
+
+def test_the_page_is_there(mine: Mine) -> None:
+    assert "picture 3.png" in (mine.root / "mine/report.html").read_text()
+
+
+def test_again_it_is_finished_and_says_the_same(mine: Mine, capfd: pytest.CaptureFixture[str]) -> None:
+    before = (mine.root / "mine/answer.json").read_bytes()
+    main(mine.args())
+    printed = capfd.readouterr()
+    assert "finished already" in printed.err
+    assert "picture 3.png" in printed.out
+    assert (mine.root / "mine/answer.json").read_bytes() == before
+
+
+@pytest.mark.parametrize("stage", ["curvature", "influence", "similarity"])
+def test_each_stage_can_be_run_by_hand(mine: Mine, stage: str) -> None:
+    verb = "fit" if stage == "curvature" else "predict"
+    with pytest.raises(FinishedError):
+        run_stage([verb, "-c", str(mine.root / f"mine/configs/{stage}.yaml")])
+
+
+def test_a_lost_result_is_made_again(mine: Mine, tmp_path: Path) -> None:
+    shutil.copytree(mine.root / "mine", tmp_path / "mine")
+    before = (mine.root / "mine/answer.json").read_bytes()
+    # Its configs name the folder where it was made.
+    result = mine.root / "mine/attribute/similarity/scores.safetensors"
+    result.unlink()
+    main(mine.args())
+    assert result.exists()
+    assert (mine.root / "mine/answer.json").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"draws": 3}, ["configs/influence.yaml", "another question", "choose another --out"]),
+        ({"prompt": "a cat"}, ["queries.lmdb", "choose another --out"]),
+        ({"lora": None}, ["model.yaml", "another model", "choose another --out"]),
+        ({"check": 2}, ["--check", "no recipe", "--train"]),
+        ({"query": "nothing.png"}, ["nothing.png", "no such file"]),
+        ({"images": "nothing"}, ["nothing", "no such file or folder"]),
+        ({"model": "nothing"}, ["nothing"]),
+        ({"draws": 0}, ["--draws", "at least 1"]),
+        ({"out": ""}, ["--out", "expected one for the answer"]),
+    ],
+)
+def test_mistakes(mine: Mine, changed: dict[str, Any], words: list[str]) -> None:
+    before = {path: path.read_bytes() for path in mine.root.rglob("*") if path.is_file() and path.name != "lock"}
+    with pytest.raises(UserError) as refused:
+        main(mine.args(**changed))
+    assert_says(str(refused.value), *words)
+    assert "\n" not in str(refused.value)
+    assert {path: path.read_bytes() for path in before} == before
+
+
+def test_a_dry_run_prints_the_configs_and_makes_nothing(mine: Mine, tmp_path: Path, capfd: Any) -> None:
+    main([*mine.args(out=tmp_path / "new"), "--dry_run"])
+    printed = capfd.readouterr().out
+    for words in ("prepare images", "prepare queries", "class_path: lightning_attr.tasks.Curvature", "memory", "disk"):
+        assert words in printed
+    assert not (tmp_path / "new").exists()
+
+
+def test_what_does_not_fit_is_refused_before_it_starts(mine: Mine, tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr(command, "free_memory", lambda device: 1000)
+    with pytest.raises(UserError) as refused:
+        main(mine.args(out=tmp_path / "new", draws=10))
+    assert_says(str(refused.value), "memory", "--draws 1", "fewer queries")
+    assert not (tmp_path / "new/train.lmdb").exists()
+
+
+def test_the_estimate_counts_draws_and_queries() -> None:
+    speed = Speed(batch_size=4, seconds=0.5, gradients=1000, sample=10)
+    estimate = estimated(speed, samples=100, queries=3, draws=20, free=10**6)
+    assert estimate.seconds["influence"] == 100 * 20 * 0.5
+    assert estimate.memory == 3 * 20 * 1000 + 2 * 4 * 1000
+    check_fits(estimate, 20)
+
+
+def test_a_batch_size_is_measured(mine: Mine) -> None:
+    model = load(mine.root / "mine/model.yaml")
+    speed = measured(model, "adapter")
+    assert speed.batch_size in (1, 2, 4, 8, 16, 32, 64)
+    assert speed.gradients == 4 * sum(weight.numel() for weight in model.select("adapter").values())
+    assert measured(model, "adapter", batch_size=3).batch_size == 3
+
+
+@pytest.mark.slow
+def test_a_model_of_ours_is_checked_by_retraining(project: Project, tmp_path: Path) -> None:
+    args = [
+        "--model", str(project.checkpoint), "--images", str(project.root / "train.lmdb"), "--query",
+        str(project.queries), "--out", str(tmp_path / "mine"), "--draws", "2", "--check", "3",
+    ]  # fmt: skip
+    main(args)
+    answer = json.loads((tmp_path / "mine/answer.json").read_text())
+    for query in answer["queries"]:
+        assert query["check"]["removed"] == 3
+        assert set(query["check"]["loss_change"]) == {"top", "random"}
+        assert query["check"]["loss_change"]["top"] != query["check"]["loss_change"]["random"]
