@@ -43,6 +43,8 @@ class AutoencoderKLEncoder:
                 variant=variant_of(Path(place, part), "diffusion_pytorch_model"), torch_dtype=torch.float32,
             )  # fmt: skip
         check_weights(f"AutoencoderKL {source}", self._vae, loading)
+        if self._vae.config.get("latents_mean") or self._vae.config.get("latents_std"):
+            raise UserError(f"AutoencoderKL {source}: found latents_mean, expected one scale and shift of all channels")
         self._vae.requires_grad_(False).eval()
         self.weights = checked_digest(self._vae, source, weights)
         # x' = (x - shift) * scale has unit deviation or so; both numbers come with the model.
@@ -133,6 +135,8 @@ class CLIPText:
         check_missing(what, loading["missing_keys"])
         self._model.requires_grad_(False).eval()
         self.weights = checked_digest(self._model, source, weights)
+        with loading_of("CLIP text encoder", source):
+            self.encode([""])  # some configs fit the weights, and nothing else
 
     @property
     def tokens(self) -> int:

@@ -17,7 +17,7 @@ from lightning_attr.errors import UserError
 from lightning_attr.models.denoiser import Conditions, Denoiser, check_sizes
 from lightning_attr.models.objective import Objective
 from lightning_attr.models.process import FlowMatching
-from lightning_attr.models.sd3 import MATRICES, TEXT_KEYS, TEXT_LAYERS, shift_exponent
+from lightning_attr.models.sd3 import MATRICES, TEXT_KEYS, TEXT_LAYERS, shifted
 
 #: The side of a patch of the latent that is one token, and of a latent of the size that the pipeline has for usual.
 PATCH, SIDE = 2, 128
@@ -97,9 +97,9 @@ class Flux(Denoiser):
         }
 
     def steps(self, count: int, size: Sequence[int], scheduler: Mapping[str, Any]) -> dict[str, Any]:
-        """Return shares of noise from 1 down to one step's, and how they are shifted for this size."""
+        """Return shares of noise from 1 down to one step's, and how they are shifted where that depends on the size."""
         tokens = (size[0] // PATCH) * (size[1] // PATCH)
-        return {"sigmas": np.linspace(1.0, 1 / count, count), "mu": shift_exponent(tokens, scheduler)}
+        return {"sigmas": np.linspace(1.0, 1 / count, count), **shifted(tokens, scheduler)}
 
 
 def packed(latent: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from lightning_attr.adapters import read_adapter
 from lightning_attr.artifacts.checkpoint_files import read_checkpoint
+from lightning_attr.console import command
 from lightning_attr.digests import file_digest
 from lightning_attr.encoders import PipelineText
 from lightning_attr.errors import UserError, one_line, quoted
@@ -48,7 +49,8 @@ def load(path: str | Path, variant: str | None = None) -> Model:
     Args:
         path: A checkpoint of ``LatentDiffusion`` (where an average was kept, it is the average), a folder of a
             diffusers pipeline, its ``unet`` folder, or a model spec (:mod:`lightning_attr.models.spec`), which may lay
-            an adapter over one of them. Of a ``unet`` folder alone the null conditions are not known.
+            an adapter over one of them. Of a ``unet`` folder alone the null conditions are not known. A model in one
+            file is unpacked before (:mod:`lightning_attr.models.single_file`).
         variant: Which weights of a folder, such as ``fp16``. None is the plain ones, or the only variant that is there.
 
     Raises:
@@ -56,6 +58,11 @@ def load(path: str | Path, variant: str | None = None) -> Model:
     """
     if Path(path).suffix == ".yaml":
         return _from_spec(path)
+    if Path(path).suffix == ".safetensors":
+        raise UserError(
+            f"{path}: found a model in one file, expected a folder; make one: "
+            f"{command('prepare', 'model', path, '--like', 'FOLDER', '--out', Path(path).with_suffix(''))}"
+        )
     return _from_folder(Path(path), variant) if Path(path).is_dir() else _from_checkpoint(path)
 
 
@@ -196,7 +203,7 @@ def _from_folder(folder: Path, variant: str | None) -> Model:
     """Load a pipeline's folder, or a network's folder with the scheduler's beside it."""
     index = folder / "model_index.json"
     whole = index.is_file()
-    root, network = (folder, _network_of(folder)) if whole else (folder.parent, folder)
+    root, network = (folder, network_of(folder)) if whole else (folder.parent, folder)
     config = _read_config(network / "config.json")
     kind = family(str(network / "config.json"), config)
     if whole:
@@ -214,7 +221,7 @@ def _from_folder(folder: Path, variant: str | None) -> Model:
     )
 
 
-def _network_of(folder: Path) -> Path:
+def network_of(folder: Path) -> Path:
     """Return the folder of a pipeline's network."""
     return next((folder / name for name in NETWORKS if (folder / name).is_dir()), folder / NETWORKS[0])
 

@@ -296,7 +296,14 @@ class Model:
             raise UserError(f"model {self.path}: found no null conditions, which guidance {guidance:g} needs")
 
         def without_caption(name: str, value: Tensor) -> Tensor:
-            return self.null[name].to(value).expand_as(value) if name in self.null else value
+            if name not in self.null:
+                return value
+            if (null := self.null[name].to(value)).shape != value.shape[1:]:
+                found, expected = (" x ".join(map(str, shape)) for shape in (null.shape, value.shape[1:]))
+                raise UserError(
+                    f"model {self.path}: found a null {name} of {found}, expected {expected} as of a prompt"
+                )
+            return null.expand_as(value)
 
         if guidance != 1:  # the network is called once for both
             pairs = {name: (without_caption(name, value), value) for name, value in conditions.items()}

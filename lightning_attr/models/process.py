@@ -14,7 +14,7 @@ import torch
 from diffusers import SchedulerMixin
 from torch import Tensor
 
-from lightning_attr.errors import UserError, one_line, quoted
+from lightning_attr.errors import UserError, expect_within, one_line, quoted
 from lightning_attr.models.build import build_class
 from lightning_attr.models.objective import Weighting
 
@@ -229,6 +229,10 @@ class Diffusion(Process):
 BETAS = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "rescale_betas_zero_snr")
 
 
+#: The settings of a flow's scheduler by which it shifts sizes: fewest and most tokens, and the shift of both.
+SHIFTS = ("base_image_seq_len", "max_image_seq_len", "base_shift", "max_shift")
+
+
 class FlowMatching(Process):
     """A straight way from latent to noise, whose direction is predicted (rectified flow; Stable Diffusion 3, 2).
 
@@ -246,6 +250,14 @@ class FlowMatching(Process):
         for name in ("stochastic_sampling", "invert_sigmas"):
             if self.config[name]:
                 raise UserError(f"model.scheduler.{name}: found true, expected false, as no text-to-image flow has it")
+        if self.config["use_dynamic_shifting"]:
+            for name in SHIFTS:
+                if not isinstance(self.config[name], int | float):
+                    raise UserError(f"model.scheduler.{name}: found {quoted(self.config[name])}, expected a number")
+                expect_within(f"model.scheduler.{name}", self.config[name], 0, 1_000_000)
+            few, many = (self.config[name] for name in SHIFTS[:2])
+            if few >= many:
+                raise UserError(f"model.scheduler.base_image_seq_len: found {few}, expected less than {many}")
         self._sigmas: Tensor = self._scheduler.sigmas.flip(0)
         self._times: Tensor = self._scheduler.timesteps.flip(0)
         if not bool(((self._sigmas > 0) & (self._sigmas <= 1)).all()):

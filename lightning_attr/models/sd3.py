@@ -14,7 +14,7 @@ from datamodules.store import Schema
 from lightning_attr.errors import UserError
 from lightning_attr.models.denoiser import Conditions, Denoiser, check_sizes
 from lightning_attr.models.objective import Objective
-from lightning_attr.models.process import FlowMatching
+from lightning_attr.models.process import SHIFTS, FlowMatching
 
 #: Of the layers in an attention, those that see the text: keys and values, or all.
 TEXT_KEYS = r"\battn\.add_[kv]_proj\."
@@ -25,12 +25,16 @@ ATTENTION = r"\battn2?\.(?!norm)"
 MATRICES = r"^(?!.*\bnorm_(added_)?[qk]\.).*\.weight$"
 
 
-def shift_exponent(tokens: int, scheduler: Mapping[str, Any]) -> float:
-    """Return by what a flow of so many tokens is shifted: on a line between the two that the scheduler names."""
-    few, many = scheduler.get("base_image_seq_len", 256), scheduler.get("max_image_seq_len", 4096)
-    low, high = scheduler.get("base_shift", 0.5), scheduler.get("max_shift", 1.15)
+def shifted(tokens: int, scheduler: Mapping[str, Any]) -> dict[str, float]:
+    """Return by what a flow of so many tokens is shifted, where its scheduler has that depend on the size.
+
+    It lies on a line between the two points that the scheduler names.
+    """
+    if not scheduler["use_dynamic_shifting"]:
+        return {}
+    few, many, low, high = (scheduler[name] for name in SHIFTS)
     slope = (high - low) / (many - few)
-    return float(tokens * slope + (low - slope * few))
+    return {"mu": tokens * slope + (low - slope * few)}
 
 
 class SD3(Denoiser):
@@ -113,7 +117,5 @@ class SD3(Denoiser):
 
     def steps(self, count: int, size: Sequence[int], scheduler: Mapping[str, Any]) -> dict[str, Any]:
         """Return the number of steps, and how their shares of noise are shifted where that depends on the size."""
-        if not scheduler.get("use_dynamic_shifting"):
-            return {"num_inference_steps": count}
         tokens = (size[0] // self.multiple) * (size[1] // self.multiple)
-        return {"num_inference_steps": count, "mu": shift_exponent(tokens, scheduler)}
+        return {"num_inference_steps": count, **shifted(tokens, scheduler)}

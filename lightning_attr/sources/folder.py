@@ -44,10 +44,13 @@ class Folder:
         if not images:
             raise UserError(f"{self.path}: found no images, expected files such as {', '.join(sorted(IMAGES)[:5])}")
         texts = {leaf.stem: leaf.path for leaf in self.files if leaf.suffix == ".txt"}
-        yield from numbered(self._all(images, texts), faults)
-
-    def _all(self, images: list[Leaf], texts: dict[str, Path]) -> Iterator[Record]:
         repeats = [_REPEATS.fullmatch(leaf.folders[0]) if len(leaf.folders) == 1 else None for leaf in images]
+        if self.prompt is None and not texts and not all(repeats):
+            beside = f"{images[0].stem}.txt beside {images[0].key}"
+            raise UserError(f"{self.path}: found no texts, expected captions such as {beside}, or --prompt for all")
+        yield from numbered(self._all(images, texts, repeats), faults)
+
+    def _all(self, images: list[Leaf], texts: dict[str, Path], repeats: list[re.Match[str] | None]) -> Iterator[Record]:
         kohya = all(repeats)
         for leaf, found in zip(images, repeats, strict=True):
             weight, words = (int(found[1]), found[2]) if kohya and found else (1, "")

@@ -85,6 +85,8 @@ class Sampler(AnalysisTask):
         self.model.accepts(store)
         self.image_encoder = store_image_encoder(store)
         self.text_encoder = store_text_encoder(store)
+        if not self.model.made_from:  # of a folder, whose null conditions may be of another number of tokens
+            self.model.null = self.model.denoiser.null(self.text_encoder)
         fields = store.schema.fields
         shape = fields["latent"].shape[1:]
         self.sizes = self._size_conditions(shape)

@@ -30,7 +30,7 @@ def test_the_verbs_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
     ("args", "message"),
     [
         (["train"], "found 'train', expected one of fit"),
-        (["prepare", "photos"], "prepare: found 'photos', expected one of coco, shapes"),
+        (["prepare", "photos"], "prepare: found 'photos', expected one of coco"),
         (["prepare", "shapes", "--out", "x.lmdb", "--count", "many"], "count"),
         (["prepare", "shapes"], "out"),
         (

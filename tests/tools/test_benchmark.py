@@ -81,7 +81,7 @@ def test_ratio_pairs_neighbours() -> None:
         "peers",
         "train",
         "loss_sweep",
-        "prepare",
+        pytest.param("prepare", marks=pytest.mark.slow),
         pytest.param("sweep", marks=[pytest.mark.slow, pytest.mark.timeout(900)]),
         pytest.param("methods", marks=[pytest.mark.slow, pytest.mark.timeout(900)]),
     ],

@@ -13,19 +13,16 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from PIL import Image
-
 from lightning_attr.commands.prepare.decoder import Decoder
 from lightning_attr.commands.prepare.images import Decoded, Reading
 from lightning_attr.errors import UserError
 from lightning_attr.sources.auto import open_source
 from lightning_attr.sources.base import Faults
 from lightning_attr.sources.table import Columns
+from tools.benchmark.bare import SIZE, bare
 from tools.benchmark.timing import Figure, Sizes, ratio, seconds
 
 WORKERS = 2
-SIZE = 512
 BATCH = 64
 AIM = 0.9
 
@@ -63,18 +60,8 @@ def _read(decoder: Decoder, source: Path, count: int) -> None:
 
 
 def _loop(pool: ProcessPoolExecutor, images: Sequence[Path]) -> None:
-    for _ in pool.map(bare, images, chunksize=8):
+    for _ in pool.map(bare, images):
         pass
-
-
-def bare(path: Path) -> None:
-    """Read the centre square of an image as anybody would, at ``SIZE`` pixels a side; it is sent nowhere."""
-    with Image.open(path) as image:
-        rgb = image.convert("RGB")
-    side = min(rgb.size)
-    left, top = (rgb.width - side) // 2, (rgb.height - side) // 2
-    square = rgb.crop((left, top, left + side, top + side))
-    np.asarray(square.resize((SIZE, SIZE), Image.Resampling.LANCZOS))
 
 
 def _folder(folder: Path, images: Sequence[Path]) -> None:

@@ -79,7 +79,7 @@ def main(arguments: Sequence[str]) -> None:
     if args.dry_run:
         _show_plan(question, range(queries), preparations, estimate)
         return
-    check_fits(estimate, args.draws)
+    check_fits(estimate, queries)
     if asked != args.model:
         _write_spec(asked, args)
     for words in preparations:

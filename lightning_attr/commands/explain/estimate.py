@@ -115,23 +115,28 @@ def estimated(speed: Speed, samples: int, queries: int, draws: int, free: int) -
         free: Bytes that are free.
     """
     seconds = {"curvature": 2 * PASSES * samples * speed.seconds, "influence": draws * samples * speed.seconds}
-    held = queries * draws * speed.gradients + 2 * speed.batch_size * speed.gradients
+    # Draws are compared one after the other, and what was measured at each waits on the disk.
+    held = (queries + 2 * speed.batch_size) * speed.gradients
     # The curvature keeps two factors for each weight and the eigenvalues: about three times the weights.
-    disk = samples * speed.sample + 3 * speed.gradients + FLOAT * samples * queries
+    disk = samples * speed.sample + 3 * speed.gradients + FLOAT * samples * queries * draws
     return Estimate(seconds, held, free, disk)
 
 
-def check_fits(estimate: Estimate, draws: int) -> None:
+def check_fits(estimate: Estimate, queries: int) -> None:
     """Refuse what would not fit into memory, before anything is run.
+
+    Args:
+        estimate: What it takes.
+        queries: How many there are.
 
     Raises:
         UserError: It would not; the message names a smaller setting.
     """
     if estimate.memory > estimate.free:
-        fewer = max(1, int(draws * estimate.free / estimate.memory * 0.9))
+        fewer = max(1, int(queries * estimate.free / estimate.memory * 0.9))
         raise UserError(
             f"memory: found {estimate.free / 1e9:.1f} GB free, expected {estimate.memory / 1e9:.1f} GB for gradients "
-            f"of the queries; give --draws {fewer}, --weights cross_kv, or fewer queries at once"
+            f"of the queries; give {fewer} at once, or fewer weights, such as --weights cross_kv"
         )
 
 

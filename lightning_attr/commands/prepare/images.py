@@ -16,6 +16,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 from xxhash import xxh3_128_hexdigest
 
+from lightning_attr.image_files import open_image
 from lightning_attr.sources.places import Place
 
 THUMB_SIDE = 96
@@ -131,7 +132,7 @@ def _opened(data: bytes) -> Image.Image:
     """Open an image file; Pillow warns of half the pixels that it refuses, which is nothing to warn of here."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-        return Image.open(io.BytesIO(data))
+        return open_image(io.BytesIO(data))
 
 
 def _is_deep(image: Image.Image) -> bool:

@@ -104,6 +104,14 @@ def test_autoencoder_image_size(vae_folder: Path) -> None:
         AutoencoderKLEncoder(str(vae_folder)).latent_shape(15)
 
 
+def test_an_autoencoder_with_a_mean_of_each_channel_is_refused(vae_folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(vae_folder, tmp_path / "vae")
+    path = tmp_path / "vae/config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "latents_mean": [0.1] * 4, "latents_std": [2.0] * 4}))
+    with pytest.raises(UserError, match="found latents_mean, expected one scale and shift"):
+        AutoencoderKLEncoder(str(tmp_path / "vae"))
+
+
 def test_folder_without_a_model_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=f"AutoencoderKL {tmp_path}: expected a hub name or a local folder"):
         AutoencoderKLEncoder(str(tmp_path))

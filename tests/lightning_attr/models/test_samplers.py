@@ -66,6 +66,36 @@ def test_the_latents_are_the_pipelines(pipeline: Any, model: Model, name: str, s
     torch.testing.assert_close(again[0], found[1], rtol=1e-4, atol=1e-4)
 
 
+@pytest.fixture(scope="module")
+def flow(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Model]:
+    folder = tmp_path_factory.mktemp("flows") / "pipeline"
+    return make_pipeline("sd3", folder), load(folder)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"shift": 1.0},
+        {"shift": 3.0, "use_karras_sigmas": True},
+        {"use_dynamic_shifting": True, "base_image_seq_len": 4, "max_image_seq_len": 64},
+        {"use_dynamic_shifting": True, "time_shift_type": "linear"},
+        {"use_dynamic_shifting": True, "shift_terminal": 0.02},
+    ],
+    ids=str,
+)
+def test_the_latents_of_flows_are_the_pipelines(flow: tuple[Any, Model], settings: dict[str, Any]) -> None:
+    pipeline, model = flow
+    pipeline.scheduler = diffusers.FlowMatchEulerDiscreteScheduler(**settings)
+    expected = pipeline(
+        "a cat", height=16, width=16, num_inference_steps=5, guidance_scale=1.0, max_sequence_length=8,
+        generator=torch.Generator().manual_seed(3), output_type="latent",
+    ).images  # fmt: skip
+    text, _, pooled, _ = pipeline.encode_prompt("a cat", None, None, "cpu", 1, False, max_sequence_length=8)
+    asked = replace(model, process=FlowMatching(settings))
+    found, _ = asked.generate({"text": text, "pooled": pooled}, [3], size=(8, 8), steps=5, guidance=1.0)
+    assert torch.equal(found, expected)
+
+
 @pytest.mark.parametrize("name", ["DDIMScheduler", "EulerDiscreteScheduler", "DPMSolverMultistepScheduler"])
 @pytest.mark.parametrize("zero_snr", [False, True])
 def test_training_noises_as_ddpm_does_whatever_samples(name: str, zero_snr: bool) -> None:
@@ -100,6 +130,8 @@ def test_schedulers_that_are_refused(name: str, message: str) -> None:
         ({"_class_name": "FlowMatchLCMScheduler"}, "found FlowMatchLCMScheduler"),
         ({"stochastic_sampling": True}, "stochastic_sampling: found true"),
         ({"invert_sigmas": True}, "invert_sigmas: found true"),
+        ({"use_dynamic_shifting": True, "base_shift": None}, "base_shift: found None, expected a number"),
+        ({"use_dynamic_shifting": True, "base_image_seq_len": 4096}, "found 4096, expected less than 4096"),
         ({"shift": -3.0}, "shift: found -3.0, expected shares of noise"),
         ({"shift": float("nan")}, "shift: found nan, expected shares of noise"),
     ],

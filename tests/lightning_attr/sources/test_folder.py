@@ -108,6 +108,12 @@ def test_a_folder_without_images_is_named(tmp_path: Path) -> None:
         records(tmp_path)
 
 
+def test_images_without_any_text_need_a_prompt(tmp_path: Path) -> None:
+    (tmp_path / "1.png").write_bytes(b"")
+    with pytest.raises(UserError, match=r"found no texts, expected captions such as 1\.txt beside 1\.png, or --prompt"):
+        records(tmp_path)
+
+
 def test_captions_are_read_when_they_are_needed(tmp_path: Path) -> None:
     """So that a few images of a large folder take no longer than they must."""
     write_folder(tmp_path, items(3))

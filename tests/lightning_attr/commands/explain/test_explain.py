@@ -140,7 +140,7 @@ def test_what_does_not_fit_is_refused_before_it_starts(mine: Mine, tmp_path: Pat
     monkeypatch.setattr(command, "free_memory", lambda device: 1000)
     with pytest.raises(UserError) as refused:
         main(mine.args(out=tmp_path / "new", draws=10))
-    assert_says(str(refused.value), "memory", "--draws 1", "fewer queries")
+    assert_says(str(refused.value), "memory", "give 1 at once", "--weights cross_kv")
     assert not (tmp_path / "new/train.lmdb").exists()
 
 
@@ -148,8 +148,8 @@ def test_the_estimate_counts_draws_and_queries() -> None:
     speed = Speed(batch_size=4, seconds=0.5, gradients=1000, sample=10)
     estimate = estimated(speed, samples=100, queries=3, draws=20, free=10**6)
     assert estimate.seconds["influence"] == 100 * 20 * 0.5
-    assert estimate.memory == 3 * 20 * 1000 + 2 * 4 * 1000
-    check_fits(estimate, 20)
+    assert estimate.memory == 3 * 1000 + 2 * 4 * 1000
+    check_fits(estimate, 3)
 
 
 def test_a_batch_size_is_measured(mine: Mine) -> None:

@@ -118,6 +118,19 @@ def test_what_is_no_image_has_a_reason(tmp_path: Path, data: bytes, reason: str)
     assert (found.digest, decode(tmp_path, 8).digest) == (file_digest(tmp_path / "x"), "")
 
 
+def test_no_file_runs_a_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """PostScript is a program, whatever a file is called: Pillow would have Ghostscript run it."""
+    said = tmp_path / "it ran"
+    (tmp_path / "gs").write_text(f"#!/bin/sh\ntouch '{said}'\n")
+    (tmp_path / "gs").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    (tmp_path / "x.png").write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n")
+    found = decode(tmp_path / "x.png", 8)
+    assert isinstance(found, Undecoded)
+    assert found.digest
+    assert not said.exists()
+
+
 def test_a_single_pixel_is_an_image(tmp_path: Path) -> None:
     Image.new("RGB", (1, 1), "red").save(tmp_path / "x.png")
     found = decode(tmp_path / "x.png", 8)
