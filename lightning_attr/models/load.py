@@ -71,7 +71,9 @@ def _from_spec(path: str | Path) -> Model:
     spec = read_spec(path)
     model = load(spec.model, spec.variant)
     if spec.adapter is not None:
-        model.made_from = {**model.made_from, "base": model.digest}
+        # What the base was trained on is not what the adapter was; the encoders are the same.
+        model.made_from = {name: digest for name, digest in model.made_from.items() if name == "encoders"}
+        model.made_from |= {"base": model.digest}
         if model.denoiser.adapter:
             raise UserError(f"{path}: model: found a model with an adapter, expected a base for {spec.adapter}")
         adapter = read_adapter(spec.adapter, model.denoiser.class_name, model.configs["denoiser"], spec.alpha)

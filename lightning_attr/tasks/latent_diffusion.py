@@ -109,6 +109,7 @@ class LatentDiffusion(pl.LightningModule):
     def setup(self, stage: str) -> None:
         """Check the stores against the network and keep the null conditions."""
         store = self.store
+        self.model.accepts(store)  # with the encoders of its base
         digests = {"store": store.digest, "encoders": encoders_digest(store), "base": self.model.digest or None}
         self.model.made_from = {role: digest for role, digest in digests.items() if digest is not None}
         val_store = getattr(self.trainer.datamodule, "val_store", None)  # type: ignore[attr-defined]

@@ -13,7 +13,7 @@ import pytest
 import torch
 import yaml
 from diffusers import StableDiffusionPipeline
-from tiny_finetunes import FineTune
+from tiny_finetunes import FineTune, write_store
 from torch import Tensor
 
 from datamodules.store import Store
@@ -164,6 +164,13 @@ def test_all_weights(tuned: FineTune, tmp_path: Path) -> None:
     assert len(changed) == len(before.weights)
     assert sum(changed) > 0.9 * len(changed)
     assert sorted(path.name for path in folder.glob("*.safetensors")) == []
+    other = Store(str(write_store(tmp_path / "other.lmdb", tuned.root / "base", 3)))
+    with pytest.raises(UserError, match="made from store of digest"):
+        model.was_trained_on(other)
+    write_spec(tmp_path / "model.yaml", last(folder), tuned.root / "train")
+    over = load(tmp_path / "model.yaml")
+    over.was_trained_on(other)  # as far as is known
+    assert over.made_from == {"encoders": model.made_from["encoders"], "base": model.digest}
 
 
 @pytest.mark.parametrize(
