@@ -14,6 +14,7 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from lightning_attr.errors import UserError, one_line
+from lightning_attr.image_files import open_image
 
 
 def read_region(path: str | Path, shape: Sequence[int]) -> Tensor:
@@ -30,7 +31,7 @@ def read_region(path: str | Path, shape: Sequence[int]) -> Tensor:
         raise UserError(f"region {path}: no such file")
     height, width = shape
     try:
-        with Image.open(path) as image:
+        with open_image(Path(path)) as image:
             resized = image.convert("L").resize((width, height), Image.Resampling.BOX)
     except (UnidentifiedImageError, OSError) as error:
         raise UserError(f"region {path}: damaged or not an image: {one_line(error)}") from error

@@ -5,12 +5,20 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from lightning_attr.errors import UserError
+from lightning_attr.errors import UserError, quoted
 
 
 def digest_of(settings: Mapping[str, Any], role: str) -> str | None:
-    """Return the digest that a file's settings keep of what it was made from, such as ``checkpoint``; None if none."""
-    return settings.get("digests", {}).get(role)  # type: ignore[no-any-return]
+    """Return the digest that a file's settings keep of what it was made from, such as ``checkpoint``; None if none.
+
+    Raises:
+        UserError: It is no digest.
+    """
+    digests = settings.get("digests", {})
+    found = digests.get(role) if isinstance(digests, Mapping) else digests
+    if not isinstance(found, str | None):
+        raise UserError(f"digests: found {quoted(found)} for {role}, expected what it was made from")
+    return found
 
 
 def differs(found: str | None, expected: str | None) -> bool:

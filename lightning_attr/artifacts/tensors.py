@@ -145,10 +145,19 @@ class Header:
     @classmethod
     def of(cls, metadata: Mapping[str, str], names: Collection[str]) -> Header:
         """Read the metadata of a safetensors file."""
-        settings = json.loads(metadata.get("settings", "{}"))
+        settings = json.loads(metadata.get("settings", "{}"), parse_constant=_no_number)
         kind = metadata.get("kind") or kind_before(names, settings)
         own = ("checksum", "format", "kind", "settings")
         return cls(kind, settings, {name: word for name, word in metadata.items() if name not in own})
+
+
+def _no_number(word: str) -> None:
+    """Refuse what JSON has no word for: no setting is NaN or infinite.
+
+    Raises:
+        ValueError: Always.
+    """
+    raise ValueError(f"{word} is no number")
 
 
 def save_tensors(
@@ -189,6 +198,10 @@ def read_header(path: str | Path) -> Header:
         metadata, names = dict(file.metadata() or {}), list(file.keys())
     if not _is_ours(metadata):
         return Header("unknown", {}, {})
+    return _header(path, metadata, names)
+
+
+def _header(path: str | Path, metadata: Mapping[str, str], names: Collection[str]) -> Header:
     try:
         return Header.of(metadata, names)
     except ValueError as error:
@@ -218,7 +231,7 @@ def load_artifact(path: str | Path, *kinds: str) -> tuple[dict[str, Tensor], Hea
         raise UserError(f"{path}: found format {found}, expected {FORMAT}")
     if _checksum(tensors, metadata) != metadata["checksum"]:
         raise UserError(f"{path}: damaged, its checksum does not match its contents")
-    header = Header.of(metadata, tensors)
+    header = _header(path, metadata, tensors)
     if kinds and header.kind not in kinds:
         raise UserError(f"{path}: found {header.kind}, expected {' or '.join(kinds)}")
     return tensors, header

@@ -10,6 +10,7 @@ from lightning_attr.curvature.diagonal import DiagonalCurvature
 from lightning_attr.curvature.kronecker import KroneckerCurvature
 from lightning_attr.curvature.kronfluence_layout import factors_digest, load_factors
 from lightning_attr.digests import file_digest
+from lightning_attr.errors import UserError
 
 AnyCurvature = DiagonalCurvature | KroneckerCurvature
 
@@ -24,6 +25,8 @@ def load_curvature(path: str | Path) -> AnyCurvature:
         return load_factors(path)
     tensors, settings = load_tensors(path, "curvature")
     expect_settings(str(path), settings, {"kind": str})
+    if name := next((name for name, tensor in tensors.items() if not bool(tensor.isfinite().all())), None):
+        raise UserError(f"{path}: found {name} that is not finite, expected finite numbers")
     if settings["kind"] == "diagonal":
         return DiagonalCurvature(tensors, settings)
     return KroneckerCurvature.from_tensors(str(path), tensors, settings)

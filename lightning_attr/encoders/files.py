@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import xxhash
-from safetensors import SafetensorError
 from torch import nn
 
 from lightning_attr.errors import UserError, one_line, quoted, shortened
@@ -65,7 +64,7 @@ def loading_of(kind: str, source: str) -> Iterator[None]:
         yield
     except UserError:
         raise
-    except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
+    except Exception as error:  # of a config that does not fit each model makes an error of its own
         reason = shortened(str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__, 200)
         raise UserError(
             f"{kind} {shortened(source, 120)}: expected a hub name or a local folder with safetensors weights: {reason}"

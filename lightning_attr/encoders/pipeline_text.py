@@ -114,7 +114,8 @@ class PipelineText:
         self._takes = signature(self._pipeline.encode_prompt).parameters
         self.tokens = self._tokens(what, tokens)
         self.weights = checked_digest(self._encoders, source, weights)
-        self._shapes = {key: tuple(value.shape[1:]) for key, value in self._encoded([""], False).items()}
+        with loading_of("PipelineText", source):
+            self._shapes = {key: tuple(value.shape[1:]) for key, value in self._encoded([""], False).items()}
 
     def _tokens(self, what: str, asked: int | None) -> int | None:
         usual = self._takes.get("max_sequence_length")

@@ -135,6 +135,8 @@ class CLIPText:
         check_missing(what, loading["missing_keys"])
         self._model.requires_grad_(False).eval()
         self.weights = checked_digest(self._model, source, weights)
+        with loading_of("CLIP text encoder", source):
+            self.encode([""])  # some configs fit the weights, and nothing else
 
     @property
     def tokens(self) -> int:

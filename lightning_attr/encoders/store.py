@@ -21,6 +21,7 @@ from lightning_attr.artifacts.provenance import differs
 from lightning_attr.encoders.base import ImageEncoder, TextEncoder
 from lightning_attr.encoders.registry import image_encoder, text_encoder
 from lightning_attr.errors import StoreError, UserError
+from lightning_attr.image_files import open_image
 
 #: The encoders whose fitted state a store may carry.
 ENCODER_STATES = ("image", "text")
@@ -131,6 +132,6 @@ def _thumb_image(store: Store, position: int) -> Image.Image:
 def read_image(data: bytes) -> Image.Image | None:
     """Return an image file as an RGB image; None where it is empty, damaged or none."""
     try:
-        return Image.open(io.BytesIO(data)).convert("RGB")
+        return open_image(io.BytesIO(data)).convert("RGB")
     except Exception:  # on damaged files Pillow raises OSError, SyntaxError, struct.error, ValueError, ...
         return None

@@ -26,7 +26,8 @@ class Influence(GradientMethod):
 
     The inverse curvature is applied to the queries' gradients once; one pass over the samples then scores all queries.
     With ``per_draw`` the product is taken at each draw, and summed. Each draw has a pass of its own, so that the rows
-    of one alone are held; every gradient is taken once all the same, and only the samples are read once a draw.
+    of one alone are held. Every gradient is taken once as in one pass for all draws, and is the same to the bit; only
+    the samples are read once a draw. The last bits of sums over many draws depend on the size of the chunks.
 
     Args:
         curvature: A curvature file: diagonal, K-FAC or EK-FAC. For several checkpoints a file of each, in any order.

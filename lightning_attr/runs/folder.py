@@ -18,7 +18,7 @@ from lightning_attr.artifacts.checkpoint_files import read_checkpoint
 from lightning_attr.artifacts.records import read_record, write_record
 from lightning_attr.console import note
 from lightning_attr.digests import file_digest
-from lightning_attr.errors import UserError
+from lightning_attr.errors import UserError, quoted
 from lightning_attr.runs.identity import Config, differences, flatten, inputs, name_within, outputs, result_settings
 from lightning_attr.runs.lock import LOCK
 
@@ -140,9 +140,20 @@ def read_manifest(path: Path) -> dict[str, Any]:
         UserError: It is missing, damaged, or no such manifest.
     """
     manifest: dict[str, Any] = renamed(read_record(path, MANIFEST, "manifest of a run"))
-    if "format" not in manifest:  # then inputs were known by their paths
+    if "format" in manifest:
+        _check_inputs(path, manifest)
+    else:  # then inputs were known by their paths
         manifest["inputs"] = _inputs_by_key(manifest["settings"], manifest["inputs"])
     return manifest
+
+
+def _check_inputs(path: Path, manifest: Mapping[str, Any]) -> None:
+    """Check that inputs are digests by the names of files, of arguments that name something."""
+    for key, files in manifest["inputs"].items():
+        if not isinstance(files, dict) or not all(isinstance(digest, str) for digest in files.values()):
+            raise UserError(f"{path}: inputs.{key}: found {quoted(files)}, expected digests by file")
+        if not isinstance(named := manifest["settings"].get(key), str):
+            raise UserError(f"{path}: settings.{key}: found {quoted(named)}, expected the path of an input")
 
 
 def _inputs_by_key(settings: Mapping[str, Any], digests: Mapping[str, str]) -> dict[str, dict[str, str]]:

@@ -71,6 +71,8 @@ def trials(whole: Path) -> Iterator[Trial]:
         stage = every[name]
         folder = stage.makes[0]
         for file in _results(whole / folder):
+            if name.startswith("curvature") and file.startswith("checkpoints/"):
+                continue  # it was to resume from: the finished run has no use for it
             steps = [stage.args]
             yield _trial(f"mixups/{name} without {file}", partial(_delete, f"{folder}/{file}"), steps, stage.makes)
         for words in PARTIAL:

@@ -54,7 +54,9 @@ class Bench:
         for name in source:
             if state.get(name, 0) != self._whole.get(name):
                 target = self.folder / name
-                if target.is_dir() and not target.is_symlink():
+                if target.is_symlink():
+                    target.unlink()  # or what it leads to would be written
+                elif target.is_dir():
                     shutil.rmtree(target)
                 target.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy2(self.whole / name, target)

@@ -13,15 +13,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from PIL import EpsImagePlugin, Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 from xxhash import xxh3_128_hexdigest
 
+from lightning_attr.image_files import open_image
 from lightning_attr.sources.places import Place
 
 THUMB_SIDE = 96
 """Longest side of a thumbnail in pixels."""
-
-EpsImagePlugin.gs_binary = False  # it would have Ghostscript run what a file of others says
 
 _ORIENTATION = 0x0112  # EXIF tag; 1 means "as stored"
 _ASIDE = (5, 6, 7, 8)  # its values that exchange width and height
@@ -133,7 +132,7 @@ def _opened(data: bytes) -> Image.Image:
     """Open an image file; Pillow warns of half the pixels that it refuses, which is nothing to warn of here."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-        return Image.open(io.BytesIO(data))
+        return open_image(io.BytesIO(data))
 
 
 def _is_deep(image: Image.Image) -> bool:

@@ -39,6 +39,7 @@ from lightning_attr.commands.prepare.images import Decoded, Reading, decode, fil
 from lightning_attr.console import command, made, out, progress, summary, warn
 from lightning_attr.encoders import ImageEncoder, jpeg
 from lightning_attr.errors import UserError, one_line, quoted, shortened
+from lightning_attr.image_files import open_image
 from lightning_attr.options import at_least, parsed, parser
 
 #: Of file names, in small letters, and what Pillow calls the formats.
@@ -183,7 +184,7 @@ def _read(path: Path, stated: Origin) -> tuple[Origin, tuple[int, int]]:
         UserError: It is no image, or its prompt is not known, or not the only one.
     """
     try:
-        with Image.open(path) as image:
+        with open_image(path) as image:
             size, form = image.size, image.format
             written = _written(path, image, stated.prompt is not None)
     except UserError:

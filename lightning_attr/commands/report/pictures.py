@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from lightning_attr.errors import shortened
+from lightning_attr.image_files import open_image
 
 _MOST_WORDS = 200
 _ADDRESS = re.compile(r"https?://[^\s()<>]+")
@@ -32,7 +33,7 @@ class Picture:
     def of_file(cls, data: bytes) -> Picture | None:
         """Take an image file as it is; None where it is empty or no image."""
         try:
-            with Image.open(io.BytesIO(data)) as image:
+            with open_image(io.BytesIO(data)) as image:
                 return cls(_address(image.get_format_mimetype() or "", data), *image.size)
         except Exception:  # on damaged files Pillow raises OSError, SyntaxError, struct.error, ValueError, ...
             return None

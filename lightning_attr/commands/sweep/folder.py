@@ -10,12 +10,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_type_hints
 
 import yaml
 
 from lightning_attr.artifacts import write_atomically
 from lightning_attr.artifacts.before import renamed
+from lightning_attr.artifacts.expect import expect_settings
 from lightning_attr.artifacts.records import read_record, write_record
 from lightning_attr.commands.sweep.plan import (
     Entry,
@@ -28,7 +29,7 @@ from lightning_attr.commands.sweep.plan import (
 )
 from lightning_attr.console import warn
 from lightning_attr.digests import file_digest
-from lightning_attr.errors import UserError
+from lightning_attr.errors import UserError, quoted
 from lightning_attr.runs.identity import declared_paths, flatten
 from lightning_attr.runs.lock import locked
 
@@ -65,6 +66,9 @@ def read_status(folder: Path) -> Status:
     if not path.exists():
         return Status()
     found = read_record(path, {"state": str}, "status of an entry")
+    for name, expected in get_type_hints(Status).items():
+        if expected is float and not isinstance(found.get(name, 0.0), int | float):
+            raise UserError(f"{path}: found {name} {quoted(found[name])}, expected seconds")
     return Status(**{field.name: found[field.name] for field in fields(Status) if field.name in found})
 
 
@@ -150,6 +154,7 @@ def _read(path: Path) -> dict[str, Any]:
             task = settings["model"]["init_args"]
             files = {task[role]: made_from[role] for role in ("original", "queries")}
             record["entries"][name] = _by_content(settings, {**digests, **files})
+    expect_settings(f"{path}: entries", record["entries"], dict.fromkeys(record["entries"], dict))
     return record
 
 
