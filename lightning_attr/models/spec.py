@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +42,7 @@ class Spec:
     adapter: Path | None = None
     alpha: float | None = None
     variant: str | None = None
-    objective: Objective = Objective()
+    objective: Objective = field(default_factory=Objective)
 
 
 def read_spec(path: str | Path) -> Spec:
