@@ -45,7 +45,8 @@ def _spec_digest(path: Path) -> str | None:
         return None
     if not isinstance(spec, dict) or not {"model", "digests"} <= spec.keys():
         return None
-    return content_digest([spec["digests"], spec.get("alpha"), spec.get("variant")])
+    objective = [spec["objective"]] if spec.get("objective") else []
+    return content_digest([spec["digests"], spec.get("alpha"), spec.get("variant"), *objective])
 
 
 def joined_digest(paths: Iterable[Path]) -> str:

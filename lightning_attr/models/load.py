@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any
 
 import diffusers
 import torch
@@ -18,11 +18,11 @@ from lightning_attr.artifacts.checkpoint_files import read_checkpoint
 from lightning_attr.console import command
 from lightning_attr.digests import file_digest
 from lightning_attr.encoders import PipelineText
-from lightning_attr.errors import UserError, one_line, quoted
+from lightning_attr.errors import UserError, one_line
 from lightning_attr.models.denoiser import Denoiser
 from lightning_attr.models.finetune import BESIDE, restored
 from lightning_attr.models.model import Later, Model, family, unfilled
-from lightning_attr.models.objective import Objective
+from lightning_attr.models.objective import read_objective
 from lightning_attr.models.process import Process
 from lightning_attr.models.spec import named_digest, read_spec
 from lightning_attr.weight_files import check_config, check_finite, check_weights, found_instead, variant_of
@@ -82,6 +82,10 @@ def _from_spec(path: str | Path) -> Model:
             source, over = str(spec.model), {"adapter": str(spec.adapter), "alpha": spec.alpha}
             model.null = Later(lambda: model.denoiser.null(PipelineText(source, **over)))  # type: ignore[arg-type]
             model.text_adapter = digest
+    if given := spec.objective.given:
+        model = replace(
+            model, objective=replace(model.objective, **given), configs={**model.configs, "objective": given}
+        )
     model.path, model.digest = str(path), file_digest(path)
     return model
 
@@ -96,7 +100,7 @@ def _from_checkpoint(path: str | Path) -> Model:
     weights = {name.removeprefix("denoiser."): value for name, value in state.items()}
     given = _mapping(where, "trained_model.objective", record.get("objective", {}))
     try:
-        objective = _objective(given)
+        objective = read_objective("trained_model.objective", given)
         if "base" in record:
             _mapping(where, "trained_model.base", record["base"])
             model = replace(_fine_tuned(Path(path), checkpoint, weights), objective=objective)
@@ -116,23 +120,6 @@ def _from_checkpoint(path: str | Path) -> Model:
         raise UserError(f"{where}: trained_model.{NULL}{error}") from error
     model.path, model.digest = str(path), file_digest(path)
     return model
-
-
-def _objective(given: Mapping[str, Any]) -> Objective:
-    """Return the objective that a checkpoint says.
-
-    Raises:
-        UserError: It says none that there is.
-    """
-    types = get_type_hints(Objective)
-    for name, value in given.items():
-        choices = [choice for part in get_args(types.get(name)) for choice in get_args(part)]
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        if name not in types or not (value in choices if choices else number):
-            raise UserError(
-                f"trained_model.objective.{name}: found {quoted(value)}, expected one of {choices or 'numbers'}"
-            )
-    return Objective(**given)
 
 
 def _fine_tuned(path: Path, checkpoint: Mapping[str, Any], weights: Mapping[str, Any]) -> Model:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_type_hints
 
-from lightning_attr.errors import expect_within
+from lightning_attr.errors import UserError, expect_within, quoted
 from lightning_attr.noise import Sampling
 
 Weighting = Literal["none", "min_snr", "sigma_squared"]
@@ -37,3 +38,22 @@ class Objective:
     def given(self) -> dict[str, Any]:
         """Return what differs from the usual, by name."""
         return {name: value for name, value in asdict(self).items() if value is not None}
+
+
+def read_objective(key: str, given: Mapping[str, Any]) -> Objective:
+    """Return the objective that a file says.
+
+    Args:
+        key: Where it stands there, for messages.
+        given: Its entries.
+
+    Raises:
+        UserError: It says none that there is.
+    """
+    types = get_type_hints(Objective)
+    for name, value in given.items():
+        choices = [choice for part in get_args(types.get(name)) for choice in get_args(part)]
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if name not in types or not (value in choices if choices else number):
+            raise UserError(f"{key}.{name}: found {quoted(value)}, expected one of {choices or 'numbers'}")
+    return Objective(**given)

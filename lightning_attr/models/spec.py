@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import yaml
 from lightning_attr.artifacts import write_atomically
 from lightning_attr.digests import file_digest, joined_digest
 from lightning_attr.errors import UserError, one_line, quoted
+from lightning_attr.models.objective import Objective, read_objective
 
 #: What a spec says, and the types of it.
 ENTRIES: Mapping[str, tuple[type, ...]] = {
@@ -20,6 +21,7 @@ ENTRIES: Mapping[str, tuple[type, ...]] = {
     "adapter": (str, type(None)),
     "alpha": (int, float, type(None)),
     "variant": (str, type(None)),
+    "objective": (dict, type(None)),
     "digests": (dict,),
 }
 
@@ -33,12 +35,14 @@ class Spec:
         adapter: A file or folder; None is none.
         alpha: Of a LoRA whose file lost it.
         variant: Which weights of a folder, such as ``fp16``.
+        objective: What training minimised.
     """
 
     model: Path
     adapter: Path | None = None
     alpha: float | None = None
     variant: str | None = None
+    objective: Objective = field(default_factory=Objective)
 
 
 def read_spec(path: str | Path) -> Spec:
@@ -60,6 +64,7 @@ def read_spec(path: str | Path) -> Spec:
         path.parent / found["adapter"] if found.get("adapter") else None,
         found.get("alpha"),
         found.get("variant"),
+        _objective(path, found.get("objective") or {}),
     )
     digests = _digests(spec, path)
     if "digests" not in found:
@@ -71,6 +76,13 @@ def read_spec(path: str | Path) -> Spec:
         if (known := found["digests"].get(role)) != digests[role]:
             raise UserError(f"{path}: digests.{role}: found {known}, expected {digests[role]} as {found[role]} has it")
     return spec
+
+
+def _objective(path: Path, given: Mapping[str, Any]) -> Objective:
+    try:
+        return read_objective("objective", given)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
 
 
 def _check_entries(path: Path, found: Mapping[Any, Any]) -> None:
@@ -91,6 +103,7 @@ def write_spec(
     adapter: str | Path | None = None,
     alpha: float | None = None,
     variant: str | None = None,
+    objective: Objective = Objective(),
 ) -> None:
     """Write a spec; paths in it are relative to its folder.
 
@@ -100,12 +113,13 @@ def write_spec(
         adapter: The adapter.
         alpha: Its alpha.
         variant: The variant.
+        objective: What training minimised; what is not given is as is usual for the network's family.
 
     Raises:
         UserError: The model or the adapter is not there.
     """
     path = Path(path)
-    spec = Spec(Path(model), Path(adapter) if adapter is not None else None, alpha, variant)
+    spec = Spec(Path(model), Path(adapter) if adapter is not None else None, alpha, variant, objective)
 
     def relative(named: Path | None) -> str | None:
         return None if named is None else os.path.relpath(named.resolve(), path.resolve().parent)
@@ -115,6 +129,7 @@ def write_spec(
         "adapter": relative(spec.adapter),
         "alpha": alpha,
         "variant": variant,
+        **({"objective": given} if (given := objective.given) else {}),
         "digests": _digests(spec, path),
     }
     write_atomically(path, yaml.safe_dump(content, sort_keys=False).encode())

@@ -160,7 +160,7 @@ def test_sampled_latents_are_the_pipelines(case: Case, guidance: float) -> None:
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 
 
-PATTERNS = ("cross_kv", "cross_attention", "attention", "matrices")
+PATTERNS = ("cross_kv", "cross_attention", "attention", "matrices", "all")
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-10)])

@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 import torch
 from miniature import DENOISER
+from tiny_pipelines import make_pipeline
 
 from lightning_attr.errors import UserError
 from lightning_attr.models import Model, Objective, build, load
+from lightning_attr.models.spec import write_spec
 from lightning_attr.noise import keyed_generator, random_timesteps, training_noise
 
 SD3: dict[str, Any] = {
@@ -121,3 +123,23 @@ def test_a_checkpoint_keeps_its_objective(tmp_path: Path) -> None:
     ):
         with pytest.raises(UserError, match=message):
             load(saved(**objective))
+
+
+def test_a_spec_says_how_a_model_was_trained(tmp_path: Path) -> None:
+    make_pipeline("flux", tmp_path / "flux")
+    write_spec(tmp_path / "usual.yaml", tmp_path / "flux")
+    write_spec(tmp_path / "given.yaml", tmp_path / "flux", objective=Objective(timesteps="logit_normal", guidance=1.0))
+    usual, given = load(tmp_path / "usual.yaml"), load(tmp_path / "given.yaml")
+    assert (usual.sampling, given.sampling, usual.digest != given.digest) == ("uniform", "logit_normal", True)
+    latent, noise = torch.randn(2, 2, 4, 8, 8)
+    conditions = {"text": torch.randn(2, 5, 12), "pooled": torch.randn(2, 8)}
+    timesteps = torch.tensor([100, 700])
+    told = {**conditions, "guidance": torch.ones(2)}
+    with torch.no_grad():
+        expected = usual.losses(latent, told, timesteps, noise)
+        assert torch.equal(given.losses(latent, conditions, timesteps, noise), expected)
+        assert not torch.allclose(usual.losses(latent, conditions, timesteps, noise), expected)
+    path = tmp_path / "given.yaml"
+    path.write_text(path.read_text().replace("guidance: 1.0", "guidance: high"))
+    with pytest.raises(UserError, match=r"given\.yaml: objective\.guidance: found 'high', expected one of numbers"):
+        load(path)
