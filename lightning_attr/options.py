@@ -87,7 +87,7 @@ def user_errors() -> Iterator[None]:
     except Exception as error:  # their errors have no type in common
         if (told := explained(error)) is None:
             raise
-        raise told from error
+        raise UserError(plain(str(error))) if "Subtypes:" in str(error) else told from error
 
 
 def at_least(options: Any, **least: int) -> None:

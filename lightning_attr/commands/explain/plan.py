@@ -176,7 +176,7 @@ def write(files: Mapping[Path, Mapping[str, Any]]) -> None:
         UserError: It is another one: the folder holds the answer to another question.
     """
     for path, config in files.items():
-        if path.is_file() and path.read_text() != text(config):
+        if path.is_file() and path.read_bytes() != text(config).encode():
             raise UserError(
                 f"{path}: found the config of another question, expected that of this one; choose another --out"
             )

@@ -97,9 +97,10 @@ class SweepFolder:
         with locked(self.path, PATIENCE):  # the tasks of a job array all start at once
             self._extend(self.path / "sweep.json", {"settings": settings, "entries": entries})
             for entry in self.entries:
-                path, config = self.entry(entry) / "entry.yaml", yaml.safe_dump(dict(entry.settings), sort_keys=False)
-                if not path.exists() or path.read_text() != config:
-                    write_atomically(path, config.encode())
+                path = self.entry(entry) / "entry.yaml"
+                config = yaml.safe_dump(dict(entry.settings), sort_keys=False).encode()
+                if not path.exists() or path.read_bytes() != config:
+                    write_atomically(path, config)
                 _settle(path.parent)
 
     def _extend(self, path: Path, new: dict[str, Any]) -> None:
