@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import multiprocessing
 import os
 import signal
@@ -77,6 +78,7 @@ def _follow(parent: Connection) -> None:
     """Let a worker save and end when its parent closes the pipe, or is killed."""
     os.setpgrp()  # Ctrl-C in a terminal reaches the parent's group; it passes it on in order
     signal.signal(signal.SIGTERM, stop)
+    atexit.register(signal.signal, signal.SIGTERM, signal.SIG_IGN)  # there is nothing left to save
 
     def wait() -> None:
         with suppress(EOFError):
