@@ -68,6 +68,9 @@ CHECKPOINT = f"{RunCheckpoint.__module__}.{RunCheckpoint.__name__}"
 #: Groups of settings without a class of their own: a list in their place would be taken for none.
 GROUPS = ("checkpoint", "trainer")
 
+#: What is said of a run that a signal stopped.
+SAVED = "stopped and saved; the same command goes on from here"
+
 #: Seconds to wait for another process that has the run's folder: it may be saving, or dying.
 PATIENCE = 5.0
 
@@ -283,7 +286,7 @@ def main(args: list[str] | None = None) -> None:
             note(str(finished))
         except SIGTERMException as stopped:
             status = int(stopped.code or 128 + signal.SIGTERM)
-            raise Stopped(status, "stopped and saved; the same command goes on from here") from None
+            raise Stopped(status, SAVED) from None
 
 
 def _say_made(cli: AttributionCLI, configs: Sequence[str]) -> None:

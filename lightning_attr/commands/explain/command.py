@@ -14,10 +14,11 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from datamodules.store import Store
 from lightning_attr.artifacts import write_json
-from lightning_attr.cli import FinishedError, run_stage
+from lightning_attr.cli import SAVED, FinishedError, run_stage
 from lightning_attr.commands.explain.answer import answer, show
 from lightning_attr.commands.explain.estimate import Estimate, check_fits, estimated, free_memory, measured
 from lightning_attr.commands.explain.plan import (
@@ -32,7 +33,7 @@ from lightning_attr.commands.explain.plan import (
 from lightning_attr.commands.prepare import main as prepare
 from lightning_attr.commands.prepare.queries import read_queries
 from lightning_attr.commands.report.command import main as report
-from lightning_attr.console import command, err, made, note, out, summary
+from lightning_attr.console import Stopped, command, made, note, out, summary
 from lightning_attr.digests import file_digest
 from lightning_attr.errors import UserError
 from lightning_attr.models import Model, load
@@ -65,6 +66,7 @@ def main(arguments: Sequence[str]) -> None:
     at_least(args, size=1, draws=1, check=1)
     if args.out == Path():
         raise UserError("--out: found the folder where you are, expected one for the answer, such as runs/mine")
+    _check_uses(args)
     recipe = _recipe(args) if args.check is not None else None
     samples, queries = _counted(args)
     asked, model = _model(args)
@@ -93,12 +95,14 @@ def _answer(question: Question, ids: Sequence[int]) -> None:
     """Run all stages, and write and show what came out."""
     finished = True
     for stage in stages(question, ids):
-        err.print(stage.name, style="bold") if not out.quiet else None
+        note(stage.name)
         try:
             run_stage([*stage.words, *(["-q"] if out.quiet else [])])
             finished = False
         except FinishedError:
             continue
+        except SIGTERMException as stopped:
+            raise Stopped(int(stopped.code or 143), SAVED) from None
     target = question.run / "answer.json"
     with Store(question.queries) as queries, Store(question.store) as store:
         found = answer(queries, store, question.scores, check_files(question, ids))
@@ -111,6 +115,24 @@ def _answer(question: Question, ids: Sequence[int]) -> None:
         note(f"{question.run}: finished already, nothing to do")
     else:
         made([target, question.run / "report.html"])
+
+
+def _check_uses(args: Any) -> None:
+    """Refuse options that nothing would look at.
+
+    Raises:
+        UserError: There is one.
+    """
+    unused = {
+        "--prompt": args.prompt is not None and is_store(Path(args.query[0])),
+        "--size": args.size is not None and is_store(args.images),
+        "--alpha": args.alpha is not None and args.lora is None,
+        "--variant": args.variant is not None and not args.model.is_dir(),
+        "--train": args.train is not None and args.check is None,
+    }
+    for option, is_unused in unused.items():
+        if is_unused:
+            raise UserError(f"{option}: found it where nothing uses it, expected none")
 
 
 def _recipe(args: Any) -> Path:

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -116,6 +120,8 @@ def test_a_lost_result_is_made_again(mine: Mine, tmp_path: Path) -> None:
         ({"images": "nothing"}, ["nothing", "no such file or folder"]),
         ({"model": "nothing"}, ["nothing"]),
         ({"draws": 0}, ["--draws", "at least 1"]),
+        ({"lora": None, "alpha": 2}, ["--alpha", "nothing uses it"]),
+        ({"train": "recipe.yaml"}, ["--train", "nothing uses it"]),
         ({"out": ""}, ["--out", "expected one for the answer"]),
     ],
 )
@@ -172,3 +178,21 @@ def test_a_model_of_ours_is_checked_by_retraining(project: Project, tmp_path: Pa
         assert query["check"]["removed"] == 3
         assert set(query["check"]["loss_change"]) == {"top", "random"}
         assert query["check"]["loss_change"]["top"] != query["check"]["loss_change"]["random"]
+
+
+@pytest.mark.slow
+def test_stopped_it_goes_on(mine: Mine, tmp_path: Path) -> None:
+    args = mine.args(out=tmp_path / "stopped")
+    command_line = [sys.executable, "-m", "lightning_attr.main", "explain", *args]
+    process = subprocess.Popen(command_line, stderr=subprocess.PIPE, text=True)
+    while process.poll() is None and not (tmp_path / "stopped/curvature/manifest.json").exists():
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == 143, said
+    assert "Traceback" not in said
+    assert not (tmp_path / "stopped/answer.json").exists()
+    main(args)
+    (query,) = read_json(tmp_path / "stopped/answer.json")["queries"]
+    (expected,) = read_json(mine.root / "mine/answer.json")["queries"]
+    assert [each["key"] for each in query["top"]] == [each["key"] for each in expected["top"]]
