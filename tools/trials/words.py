@@ -89,6 +89,7 @@ NUMBERS = {
 #: Of the options, which wrong values have a meaning.
 MEANT = (
     ("prepare_shapes", "planted", "0"), ("prepare_shapes", "seed", "*"), ("prepare_coco", "limit", "1000000000"),
+    ("prepare_coco", "limit", "null"),
     ("prepare_coco", "workers", "0"), ("inspect", "captions", "*"), ("evaluate_pack", "queries", "0"),
     ("evaluate_pack", "queries", "null"), ("prepare_coco", "workers", "1000000000"),
     ("prepare_coco", "image_encoder", "null"), ("prepare_coco", "text_encoder", "null"),
@@ -188,7 +189,7 @@ TEXTS = {
     "of itself": "trainer: {max_steps: '${trainer.max_steps}'}\n",
     "in a circle": "vars: {a: '${vars.b}', b: '${vars.a}'}\ntrainer: {max_steps: '${vars.a}'}\n",
     "resolver": "trainer: {default_root_dir: 'runs/${oc.env:NO_SUCH_VARIABLE}'}\n",
-    "unknown resolver": "trainer: {default_root_dir: 'runs/${no.such:1}'}\n",
+    "unknown resolver": "trainer: {max_steps: '${no.such:1}'}\n",
     "python": "trainer: !!python/object/apply:os.system [id]\n",
     "alias of itself": "vars: &a {b: *a}\n",
     "deep": "vars: " + "{a: " * 3000 + "1" + "}" * 3000 + "\n",
