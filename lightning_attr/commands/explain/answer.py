@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 from rich.table import Table
@@ -13,7 +14,6 @@ from datamodules.store import Meta, Store
 from lightning_attr.artifacts.scores import SIGN, Scores
 from lightning_attr.console import out, print_table
 from lightning_attr.digests import file_digest
-from lightning_attr.errors import shortened
 from lightning_attr.ground_truth.retrained import load_retrained
 
 #: How many images are named in the answer, and how many are shown.
@@ -92,11 +92,11 @@ def _checked(query: int, check: Mapping[str, Path]) -> dict[str, Any]:
 def show(found: Mapping[str, Any]) -> None:
     """Print the images of every query, and how far to trust the answer."""
     for query in found["queries"]:
-        table = Table(title=Text(f"{query['key']}: {shortened(query['prompt'], 60)}"), title_justify="left")
+        table = Table(title=Text(f"{query['key']}: {shorten(query['prompt'], 60)}"), title_justify="left")
         for column in ("", "training image", "score", "caption"):
             table.add_column(column)
         for place, each in enumerate(query["top"][:SHOWN], start=1):
-            table.add_row(str(place), Text(each["key"]), f"{each['score']:.3g}", Text(shortened(each["caption"], 40)))
+            table.add_row(str(place), Text(each["key"]), f"{each['score']:.3g}", Text(shorten(each["caption"], 40)))
         print_table(table)
         for sentence in trust(query):
             out.print(f"  {sentence}", soft_wrap=True)
