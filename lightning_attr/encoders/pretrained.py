@@ -34,6 +34,7 @@ class AutoencoderKLEncoder:
     def __init__(self, source: str, pipeline: bool = False, weights: str | None = None, local: bool = False) -> None:
         # Both libraries are imported when needed: they are slow to load, and most runs do without them.
         autoencoder: Any = import_module("diffusers").AutoencoderKL
+        import_module("diffusers.utils.logging").set_verbosity_error()  # it lists all weights that do not fit
         self.source, self.pipeline = source, pipeline
         part = "vae" if pipeline else ""
         with loading_of("AutoencoderKL", source):

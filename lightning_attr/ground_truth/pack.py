@@ -24,7 +24,7 @@ from lightning_attr.artifacts.records import read_record, write_record
 from lightning_attr.digests import file_digest
 from lightning_attr.errors import UserError
 from lightning_attr.ground_truth.metrics.functional import loss_change
-from lightning_attr.models.load import null_entries, null_of
+from lightning_attr.models.load import NULL, null_entries, null_of
 
 FORMAT = 1
 
@@ -150,6 +150,10 @@ class Pack:
             )
         models, samples = len(manifest["models"]), tensors["sample_id"].numel() if "sample_id" in tensors else 0
         expect_tensors(tensors_path, tensors, TENSORS, M=models, B=-(-samples // 8))
+        # What the original would be restored from; losses may be unknown.
+        known = [name for name in tensors if name.startswith(("original/", NULL))]
+        if strange := [name for name in known if not bool(tensors[name].isfinite().all())]:
+            raise UserError(f"{tensors_path}: found {strange[0]} that is not finite, expected finite numbers")
         bits = np.unpackbits(tensors["masks"].numpy(), axis=1, count=len(tensors["sample_id"]))
         return cls(
             models=tuple(Model(**model) for model in manifest["models"]),
