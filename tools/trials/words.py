@@ -52,7 +52,7 @@ FILES = {
 OPEN = {
     "inspect": ("inspect {} --verify", ("store", "query store")),
     "report": ("report {}", ("run",)),
-    "report --out": ("report runs/train --out {}", ("*",)),
+    "report --out": ("report runs/train --out {}", ("*", "page")),
     "evaluate": ("evaluate {} runs/attribute/trak/scores.safetensors", ("pack", "tensors of a pack")),
     "evaluate scores": (f"evaluate {PACK[0]} {{}}", ("scores", "top scores")),
     "evaluate --json": (f"evaluate {PACK[0]} --json {{}}", ("*",)),
