@@ -46,7 +46,7 @@ def answer(queries: Store, store: Store, scores: Mapping[str, Path], check: Mapp
 
 def name_of(meta: Meta) -> str:
     """Return by what name its source knows a sample, or its id."""
-    return str(meta.attributes.get("key", meta.id))
+    return meta.key or str(meta.id)
 
 
 def _of_query(
@@ -58,12 +58,12 @@ def _of_query(
     top = []
     for sample, score in ranked:
         about = store.meta(int(store.positions([sample])[0]))
-        top.append({"id": sample, "key": name_of(about), "caption": about.captions[0], "score": score})
+        top.append({"id": sample, "key": name_of(about), "caption": about.caption, "score": score})
     number = min(SHOWN, len(store))
     found = {
         "id": query,
         "key": name_of(meta),
-        "prompt": meta.captions[0] if meta.captions else "",
+        "prompt": meta.caption,
         "top": top,
         "agreement": {
             other: {
