@@ -83,7 +83,7 @@ MOMENTS = {
     "in the third chunk": Moment("lightning_attr.tasks:Attribution.predict_step", 11),
     "before a chunk is written": Moment("lightning_attr.artifacts.chunks:save_tensors", 3),
     "before the scores": Moment("lightning_attr.tasks:Attribution.on_predict_epoch_end", 1, signal.SIGTERM),
-    "before the chunks are deleted": Moment("lightning_attr.artifacts.chunks:Chunks.delete", 1),
+    "before the chunks are deleted": Moment("lightning_attr.artifacts.chunks:Passes.delete", 1),
     "before the run is finished": Moment("lightning_attr.runs.folder:RunFolder.finish", 1),
 }
 
