@@ -16,7 +16,7 @@ from lightning_attr.cli import run_stage
 from lightning_attr.commands.prepare.shapes import main as prepare_shapes
 from lightning_attr.commands.sweep.command import parsed_options
 from lightning_attr.models import Diffusion
-from lightning_attr.models.model import unfilled
+from lightning_attr.models.families import unfilled
 from lightning_attr.models.unet import UNet
 from lightning_attr.noise import Draws, draw_timesteps
 

@@ -21,7 +21,7 @@ from lightning_attr.methods.gradient_method import GradientMethod
 from lightning_attr.methods.held import held
 from lightning_attr.methods.influence import Influence
 from lightning_attr.models import Model
-from lightning_attr.models.model import unfilled
+from lightning_attr.models.families import unfilled
 from lightning_attr.noise import Draws
 from tools.benchmark.case import mscoco_config
 

@@ -1,8 +1,9 @@
 """The model as an object: a denoiser, its process, its conditions, and where it came from."""
 
 from lightning_attr.models.denoiser import Conditions, Denoiser
+from lightning_attr.models.families import FAMILIES, build
 from lightning_attr.models.load import load, load_weights
-from lightning_attr.models.model import FAMILIES, Inputs, Model, build, mean_square
+from lightning_attr.models.model import Inputs, Model, mean_square
 from lightning_attr.models.objective import Objective
 from lightning_attr.models.process import Diffusion, FlowMatching
 

@@ -20,8 +20,9 @@ from lightning_attr.digests import file_digest
 from lightning_attr.encoders import PipelineText
 from lightning_attr.errors import UserError, one_line
 from lightning_attr.models.denoiser import Denoiser
+from lightning_attr.models.families import family, unfilled
 from lightning_attr.models.finetune import BESIDE, restored
-from lightning_attr.models.model import Later, Model, family, unfilled
+from lightning_attr.models.model import Later, Model
 from lightning_attr.models.objective import read_objective
 from lightning_attr.models.process import Process
 from lightning_attr.models.spec import named_digest, read_spec

@@ -11,29 +11,16 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
-from diffusers import ModelMixin
 from torch import Tensor, nn
 
 from datamodules.store import Store
 from lightning_attr.artifacts.provenance import check_made_from
 from lightning_attr.encoders import check_encoders
 from lightning_attr.errors import UserError, expect_within
-from lightning_attr.models.build import build_class
 from lightning_attr.models.denoiser import ADAPTER, Conditions, Denoiser
-from lightning_attr.models.flux import Flux
 from lightning_attr.models.objective import Objective, Weighting
-from lightning_attr.models.pixart import PixArt
 from lightning_attr.models.process import Process
-from lightning_attr.models.sd3 import SD3
-from lightning_attr.models.sdxl import SDXL
-from lightning_attr.models.unet import UNet
 from lightning_attr.noise import Sampling
-
-#: The families, by what diffusers calls their networks; of those of one class the first that takes a config has it.
-FAMILIES: Mapping[str, Sequence[type[Denoiser]]] = {
-    UNet.class_name: (SDXL, UNet),
-    **{family.class_name: (family,) for family in (SD3, Flux, PixArt)},
-}
 
 
 class Inputs(NamedTuple):
@@ -83,7 +70,7 @@ class Model:
         denoiser: The network behind its calling convention.
         process: How samples are noised and what is predicted.
         null: The conditions of no caption, without the batch axis, by name; empty where they are not known.
-        configs: ``denoiser`` and ``scheduler``, as given to :func:`build`, and ``objective`` where one is;
+        configs: ``denoiser`` and ``scheduler``, as ``build`` takes them, and ``objective`` where one is;
             of a fine-tuned model also ``base``.
         path: The checkpoint or folder; empty where the model is of none.
         digest: Of what lies there; empty likewise.
@@ -324,66 +311,6 @@ class Model:
         """Return the conditions, and the scale of guidance that the network is told, [B]."""
         like = next(value for value in conditions.values() if value.is_floating_point())
         return {**conditions, "guidance": like.new_full([len(like)], guidance or 0.0)}
-
-
-def build(
-    denoiser: Mapping[str, Any], scheduler: Mapping[str, Any], seed: int = 0, objective: Objective = Objective()
-) -> Model:
-    """Build a model from configs, with initial weights that depend on ``seed`` alone.
-
-    Args:
-        denoiser: Of the network, as in a diffusers ``config.json``; ``_class_name`` defaults to
-            ``UNet2DConditionModel``.
-        scheduler: See :class:`~lightning_attr.models.process.Process`.
-        seed: Of the weights.
-        objective: What training minimises.
-
-    Raises:
-        UserError: A class or one of its arguments does not exist, or the family is not known.
-    """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return _built(denoiser, scheduler, objective, "cpu")
-
-
-def unfilled(denoiser: Mapping[str, Any], scheduler: Mapping[str, Any], objective: Objective = Objective()) -> Model:
-    """Build a model as :func:`build` does, on the device ``meta``: its weights have shapes, and no memory yet.
-
-    Raises:
-        UserError: As of :func:`build`.
-    """
-    return _built(denoiser, scheduler, objective, "meta")
-
-
-def _built(denoiser: Mapping[str, Any], scheduler: Mapping[str, Any], objective: Objective, device: str) -> Model:
-    named = {"_class_name": UNet.class_name, **denoiser}
-    kind = family("model.denoiser", named)
-    for name, value in named.items():
-        for number in value if isinstance(value, list | tuple) else [value]:
-            if isinstance(number, int | float):
-                expect_within(f"model.denoiser.{name}", number, 0)
-    with torch.device(device):
-        network = build_class("model.denoiser", named, ModelMixin)
-    configs = {
-        "denoiser": denoiser,
-        "scheduler": scheduler,
-        **({"objective": given} if (given := objective.given) else {}),
-    }
-    return Model(kind(network), kind.process(scheduler), configs=configs, objective=objective)
-
-
-def family(key: str, config: Mapping[str, Any]) -> type[Denoiser]:
-    """Return the family of a network.
-
-    Raises:
-        UserError: It is none of :data:`FAMILIES`, or one of its class that needs other conditions.
-    """
-    name = config.get("_class_name")
-    if not isinstance(name, str) or name not in FAMILIES:
-        raise UserError(f"{key}: found a network of class {name!r}, expected one of {', '.join(FAMILIES)}")
-    found = next(kind for kind in FAMILIES[name] if kind.takes(config))
-    found.check_config(key, config)
-    return found
 
 
 def mean_square(values: Tensor, region: Tensor | None = None) -> Tensor:

@@ -15,8 +15,8 @@ from torch import nn
 
 from lightning_attr.artifacts import read_json
 from lightning_attr.errors import UserError, one_line, shortened
+from lightning_attr.models.families import family
 from lightning_attr.models.load import load, network_of
-from lightning_attr.models.model import family
 
 #: Files of weights, which configs are read without.
 WEIGHTS = ("*.safetensors", "*.bin", "*.ckpt", "*.pt", "*.pth", "*.msgpack", "*.h5", "*.onnx", "*.gguf")

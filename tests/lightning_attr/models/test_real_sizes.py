@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from lightning_attr.models.model import unfilled
+from lightning_attr.models.families import unfilled
 
 SDXL: dict[str, Any] = {
     "sample_size": 128, "block_out_channels": [320, 640, 1280], "layers_per_block": 2, "cross_attention_dim": 2048,
