@@ -10,7 +10,6 @@ import json
 import re
 from collections import Counter, defaultdict
 from collections.abc import Mapping
-from importlib import import_module
 from typing import Any, NamedTuple
 
 import diffusers
@@ -20,6 +19,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from lightning_attr.errors import UserError, one_line
+from lightning_attr.extras import optional
 
 #: The part of a pipeline that is the network, whatever its family calls it.
 NETWORK = "network"
@@ -242,7 +242,7 @@ def lay_over(module: nn.Module, lows: Mapping[str, Low]) -> list[str]:
     Raises:
         UserError: PEFT is not installed.
     """
-    peft = import_peft()
+    peft = optional("peft", "hf", "adapter")
     rank, alpha = (
         Counter(values).most_common(1)[0][0]
         for values in zip(*((low.rank, low.alpha) for low in lows.values()), strict=True)
@@ -282,17 +282,3 @@ def lora_file(lows: Mapping[str, Low], class_name: str) -> bytes:
         for role, value in (("lora_A", low.down), ("lora_B", low.up))
     }
     return save(tensors, {HEADER: header})
-
-
-def import_peft() -> Any:
-    """Import PEFT, which is optional.
-
-    Raises:
-        UserError: It is not installed.
-    """
-    try:
-        return import_module("peft")
-    except ImportError as error:
-        raise UserError(
-            f"adapter: peft cannot be imported ({one_line(error)}); install it with: pip install 'lightning-attr[hf]'"
-        ) from error

@@ -10,7 +10,8 @@ from typing import Any
 import xxhash
 from torch import nn
 
-from lightning_attr.errors import UserError, one_line, quoted, shortened
+from lightning_attr.errors import UserError, quoted, shortened
+from lightning_attr.extras import optional
 
 
 def transformers_of(what: str, source: str) -> Any:
@@ -19,17 +20,11 @@ def transformers_of(what: str, source: str) -> Any:
     Raises:
         UserError: It is not installed.
     """
-    try:
-        transformers = import_module("transformers")
-        speaks = import_module("transformers.utils.logging")
-        speaks.disable_progress_bar()  # of reading weights, one line a model
-        speaks.set_verbosity_error()  # it warns of torchvision, which nothing here needs
-        return transformers
-    except ImportError as error:
-        raise UserError(
-            f"{what} {source}: transformers cannot be imported ({one_line(error)}); "
-            "install it with: pip install 'lightning-attr[hf]'"
-        ) from error
+    transformers = optional("transformers", "hf", f"{what} {source}")
+    speaks = import_module("transformers.utils.logging")
+    speaks.disable_progress_bar()  # of reading weights, one line a model
+    speaks.set_verbosity_error()  # it warns of torchvision, which nothing here needs
+    return transformers
 
 
 def check_missing(what: str, missing: Iterable[str]) -> None:

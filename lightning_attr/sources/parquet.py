@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from importlib import import_module
 from typing import Any, ClassVar
 
 from lightning_attr.errors import UserError, one_line, shortened
+from lightning_attr.extras import optional
 from lightning_attr.sources.base import Faults, Record, numbered
 from lightning_attr.sources.places import Cell, Named, Place
 from lightning_attr.sources.table import Columns, credit
@@ -42,7 +42,7 @@ class Parquet:
         yield from numbered((record for leaf in files for record in self._file(leaf)), faults)
 
     def _file(self, leaf: Leaf) -> Iterator[Record]:
-        arrow = _pyarrow(str(leaf.path))
+        arrow = optional("pyarrow.parquet", "sources", str(leaf.path))
         try:
             yield from self._rows(leaf, arrow.ParquetFile(leaf.path))
         except (OSError, ValueError) as error:  # as pyarrow's own errors are
@@ -124,18 +124,3 @@ def _is_null(group: Any, column: str) -> bool:
         if chunk.path_in_schema == column:
             return chunk.statistics is not None and chunk.statistics.null_count == group.num_rows
     return False
-
-
-def _pyarrow(what: str) -> Any:
-    """Import what reads Parquet, which is optional.
-
-    Raises:
-        UserError: It is not installed.
-    """
-    try:
-        return import_module("pyarrow.parquet")
-    except ImportError as error:
-        raise UserError(
-            f"{what}: pyarrow cannot be imported ({one_line(error)}); "
-            "install it with: pip install 'lightning-attr[sources]'"
-        ) from error
