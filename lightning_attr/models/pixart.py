@@ -11,13 +11,14 @@ from typing import Any
 from torch import Tensor
 
 from lightning_attr.errors import UserError
-from lightning_attr.models.denoiser import Conditions, Denoiser, check_sizes
+from lightning_attr.models.denoiser import Conditions, check_sizes
+from lightning_attr.models.patches import PatchDenoiser
 
 #: The side in pixels of what a place of the latent shows: all PixArt models have autoencoders of Stable Diffusion.
 PIXELS = 8
 
 
-class PixArt(Denoiser):
+class PixArt(PatchDenoiser):
     """A ``PixArtTransformer2DModel``, given ``text`` [B, L, E] and ``mask`` [B, L], one where a token says something.
 
     It may predict a variance beside the noise: the second half of its channels, which no loss here is of. Those for
@@ -65,16 +66,6 @@ class PixArt(Denoiser):
             added_cond_kwargs={"resolution": sizes, "aspect_ratio": shape},
         ).sample
         return prediction[:, : noisy.shape[1]]
-
-    @property
-    def latent_shape(self) -> tuple[int, int, int]:
-        """Return C, H, W of the latents that the network was made for."""
-        return int(self._config.in_channels), int(self._config.sample_size), int(self._config.sample_size)
-
-    @property
-    def multiple(self) -> int:
-        """Return the side of a patch."""
-        return int(self._config.patch_size)
 
     @property
     def conditions(self) -> Mapping[str, tuple[int | None, ...]]:

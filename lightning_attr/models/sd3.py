@@ -12,8 +12,9 @@ from torch import Tensor
 
 from datamodules.store import Schema
 from lightning_attr.errors import UserError
-from lightning_attr.models.denoiser import Conditions, Denoiser, check_sizes
+from lightning_attr.models.denoiser import Conditions, check_sizes
 from lightning_attr.models.objective import Objective
+from lightning_attr.models.patches import PatchDenoiser
 from lightning_attr.models.process import SHIFTS, FlowMatching
 
 #: Of the layers in an attention, those that see the text: keys and values, or all.
@@ -37,7 +38,7 @@ def shifted(tokens: int, scheduler: Mapping[str, Any]) -> dict[str, float]:
     return {"mu": tokens * slope + (low - slope * few)}
 
 
-class SD3(Denoiser):
+class SD3(PatchDenoiser):
     """An ``SD3Transformer2DModel``, given ``text`` [B, L, E] and ``pooled`` [B, P].
 
     Its attention has no keys and values that see the text alone, but the text's own: they are its ``cross_kv``, and all
@@ -79,16 +80,6 @@ class SD3(Denoiser):
             pooled_projections=conditions["pooled"],
         ).sample
         return prediction
-
-    @property
-    def latent_shape(self) -> tuple[int, int, int]:
-        """Return C, H, W of the latents that the network was made for."""
-        return int(self._config.in_channels), int(self._config.sample_size), int(self._config.sample_size)
-
-    @property
-    def multiple(self) -> int:
-        """Return the side of a patch."""
-        return int(self._config.patch_size)
 
     @property
     def conditions(self) -> Mapping[str, tuple[int | None, ...]]:
