@@ -20,7 +20,7 @@ STAGES = {
 #: The other commands: the module of each, and what it does.
 COMMANDS = {
     "explain": ("explain.command", "say which training images made an output, in one command"),
-    "prepare": ("prepare", "make a store: prepare images, coco, shapes, queries, model"),
+    "prepare": ("prepare", "make a store: prepare images, coco, drawings, shapes, queries, model"),
     "inspect": ("inspect", "say what a store holds, and whether it is undamaged"),
     "sweep": ("sweep.command", "retrain many models to check attributions against"),
     "evaluate": ("evaluate", "check scores against the pack of a sweep"),

@@ -1,4 +1,4 @@
-"""Make a store, or a model's folder: ``lightning-attr prepare coco|images|model|queries|shapes``."""
+"""Make a store, or a model's folder: ``lightning-attr prepare coco|drawings|images|model|queries|shapes``."""
 
 from __future__ import annotations
 
@@ -7,7 +7,14 @@ from importlib import import_module
 
 from lightning_attr.errors import UserError
 
-SOURCES = {"coco": "coco", "images": "any_source", "model": "model", "queries": "queries", "shapes": "shapes"}
+SOURCES = {
+    "coco": "coco",
+    "drawings": "drawings",
+    "images": "any_source",
+    "model": "model",
+    "queries": "queries",
+    "shapes": "shapes",
+}
 
 
 def main(arguments: Sequence[str]) -> None:

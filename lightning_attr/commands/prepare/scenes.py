@@ -3,7 +3,6 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import pairwise
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -98,13 +97,6 @@ def draw_scene(seed: int, id: int, planted: bool) -> Scene:
         # Always large: a small thing fills few latent pixels, so its loss says little about it.
         shape, colour, size, background = PLANTED_SHAPE, PLANTED_COLOUR, "large", PLANTED_BACKGROUND
     return Scene(shape, colour, size, row, column, background)
-
-
-def planted_ids(seed: int, ids: range, planted: int) -> set[int]:
-    """Return the rare concept's ids: one at a random place in each of ``planted`` equal stretches of ``ids``."""
-    generator = np.random.default_rng([seed, len(ids), planted])
-    edges = np.linspace(ids.start, ids.stop, planted + 1).astype(int)
-    return {int(generator.integers(low, high)) for low, high in pairwise(edges)}
 
 
 def captions(scene: Scene) -> tuple[str, str, str]:

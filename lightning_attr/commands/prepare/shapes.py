@@ -4,25 +4,20 @@ A rare concept, a purple star, is planted in a few of the images, so that an att
 ``meta.attributes["planted"]`` tells which. With ``--val``, a second store holds held-out images and the same encoders.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
 from jsonargparse import ArgumentParser, Namespace
 
-from datamodules.store.records import Meta, Sample
-from datamodules.store.writer import StoreWriter
-from lightning_attr.commands.prepare.encode import Recipe, check_made_from, finished
-from lightning_attr.commands.prepare.images import Pixels, thumbnail
-from lightning_attr.commands.prepare.scenes import Scene, captions, draw_scene, planted_ids, render
-from lightning_attr.console import command, made, out, progress, summary
+from datamodules.store.records import Meta
+from lightning_attr.commands.prepare.drawn import Drawn, make_drawn, planted_ids
+from lightning_attr.commands.prepare.encode import Recipe
+from lightning_attr.commands.prepare.scenes import Scene, captions, draw_scene, render
+from lightning_attr.console import command, made
 from lightning_attr.encoders import HashedWords, PatchPCA
 from lightning_attr.errors import UserError
 from lightning_attr.options import at_least, parsed, parser
-
-BATCH = 64
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -33,16 +28,16 @@ def main(arguments: Sequence[str]) -> None:
     image.latent_shape(args.size)  # refuses sizes that do not fit before anything is drawn
     recipe = Recipe(image, HashedWords(args.tokens, args.dim), args.size, captions=3, flips=args.flips)
     # Held-out images have a seed and ids of their own: no id means two images.
-    train = _scenes(args.seed, range(args.count), args.planted)
+    train = _drawn(_scenes(args.seed, range(args.count), args.planted), args.seed)
     held_out = range(args.count, args.count + args.val_count)
-    image.fit(torch.from_numpy(pixels) for _, pixels in _rendered(train, args.size))
+    image.fit(torch.from_numpy(pixels) for _, pixels in train.batches(args.size))
     # The encoder, and so the latents of both, is of the training images.
     made_from = {"source": "shapes", **{name: vars(args)[name] for name in ("count", "planted", "size", "seed")}}
-    new = _make(args.out, recipe, train, args.seed, {**made_from, "held_out": 0})
+    new = make_drawn(args.out, recipe, train, {**made_from, "held_out": 0})
     if args.val:
         rare = round(args.val_count * args.planted / args.count)
-        scenes = _scenes(args.seed + 1, held_out, max(rare, min(args.planted, 1)))
-        new += _make(args.val, recipe, scenes, args.seed + 1, {**made_from, "held_out": args.val_count})
+        val = _drawn(_scenes(args.seed + 1, held_out, max(rare, min(args.planted, 1))), args.seed + 1)
+        new += make_drawn(args.val, recipe, val, {**made_from, "held_out": args.val_count})
     if new:
         made(new, command("inspect", new[0]))
 
@@ -74,50 +69,13 @@ def _check(args: Namespace) -> None:
 
 def _scenes(seed: int, ids: range, planted: int) -> dict[int, Scene]:
     """Return scenes by id."""
-    rare = planted_ids(seed, ids, planted)
+    rare = set(planted_ids(seed, ids, planted))
     return {id: draw_scene(seed, id, id in rare) for id in ids}
 
 
-def _rendered(scenes: dict[int, Scene], size: int) -> Iterator[tuple[list[int], Pixels]]:
-    """Yield batches of ids and uint8 images [B, size, size, 3]."""
-    ids = list(scenes)
-    for start in range(0, len(ids), BATCH):
-        batch = ids[start : start + BATCH]
-        yield batch, np.stack([np.asarray(render(scenes[id], size)) for id in batch])
-
-
-def _make(path: Path, recipe: Recipe, scenes: dict[int, Scene], seed: int, made_from: Mapping[str, Any]) -> list[Path]:
-    """Write one store, unless it is there already; return what is new."""
+def _drawn(scenes: dict[int, Scene], seed: int) -> Drawn:
     metas = {id: _meta(id, scene, seed) for id, scene in scenes.items()}
-    if finished(path, recipe.schema, made_from):
-        out.print(f"{path} is finished already: nothing to do", soft_wrap=True)
-        return []
-    with StoreWriter(path, recipe.schema) as writer:
-        if len(writer):
-            check_made_from(writer.partial, writer.made_from, made_from, "remove that file to start anew")
-        state = recipe.image.state()
-        assert state is not None  # of a PatchPCA
-        writer.put_made_from(made_from)
-        writer.put_encoder_state("image", state)
-        _write(writer, recipe, scenes, metas)
-        writer.finish(+recipe.count_texts(caption for meta in metas.values() for caption in meta.captions))
-    rare = sum(scene.planted for scene in scenes.values())
-    size = f"{path.stat().st_size / 1e6:,.1f} MB"
-    summary(str(path), [("samples", len(scenes)), ("planted", rare), ("size", size)])
-    return [path]
-
-
-def _write(writer: StoreWriter, recipe: Recipe, scenes: dict[int, Scene], metas: dict[int, Meta]) -> None:
-    """Encode all scenes and write those that a killed run has not written."""
-    last = writer.last_id
-    with progress("images") as bar:
-        task = bar.add_task("encode", total=len(scenes))
-        for ids, pixels in _rendered(scenes, recipe.size):
-            arrays = recipe.arrays(pixels, [metas[id] for id in ids])
-            for id, fields in zip(ids, arrays, strict=True):
-                if last is None or id > last:
-                    writer.write(Sample(metas[id], fields, thumbnail(render(scenes[id], 3 * recipe.size))))
-            bar.advance(task, len(ids))
+    return Drawn(metas, lambda id, size: render(scenes[id], size), thumbnail_scale=3)
 
 
 def _meta(id: int, scene: Scene, seed: int) -> Meta:

@@ -1,0 +1,1 @@
+"""Generated drawings: things, scenes and artists, and an image of them."""
