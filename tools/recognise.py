@@ -1,6 +1,7 @@
 """Say whether generated drawings can be recognised: ``python -m tools.recognise``.
 
-    lightning-attr prepare drawings --out runs/base/reader.lmdb --count 30000 --seed 7 --encoders_from runs/base/train.lmdb
+    lightning-attr prepare drawings --out runs/base/reader.lmdb --count 30000 --seed 7 \\
+        --encoders_from runs/base/train.lmdb
     lightning-attr predict -c configs/base/sample.yaml
     python -m tools.recognise
 
@@ -13,7 +14,7 @@ Shapes: B drawings, C x h x w a latent, K classes.
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -89,15 +90,22 @@ def train(latents: Tensor, classes: Mapping[str, Tensor], epochs: int, batch_siz
     with progress("steps") as bar:
         task = bar.add_task("train", total=steps)
         for _ in range(epochs):
-            for rows in torch.randperm(len(latents))[: steps // epochs * batch_size].split(batch_size):
+            for rows in _batches(len(latents), batch_size):
                 logits = reader(latents[rows])
                 loss = torch.stack([F.cross_entropy(logits[name], classes[name][rows]) for name in CLASSES]).sum()
                 optimizer.zero_grad()
-                loss.backward()
+                loss.backward()  # type: ignore[no-untyped-call]
                 optimizer.step()
                 schedule.step()
                 bar.advance(task)
     return reader.eval()
+
+
+def _batches(count: int, size: int) -> Iterator[Tensor]:
+    """Yield the rows of full batches in a random order."""
+    order = torch.randperm(count)
+    for start in range(0, count - size + 1, size):
+        yield order[start : start + size]
 
 
 @torch.no_grad()

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 from jsonargparse import ArgumentParser, Namespace
+from xxhash import xxh3_128_hexdigest
 
 from datamodules.store.records import Meta
 from lightning_attr.commands.prepare.drawn import Drawn, make_drawn, planted_ids
@@ -34,7 +35,7 @@ def main(arguments: Sequence[str]) -> None:
     recipe = Recipe(image, text, args.size, captions=3, flips=False)
     # Where a path lies is no matter, and the number of held-out drawings is one of theirs alone.
     names = ("count", "size", "seed", "first_id", "artists", "first_artist", "planted", "invented", "duplicates")
-    made_from = {"source": "drawings", **{name: vars(args)[name] for name in names}}
+    made_from = {"source": "drawings", **{name: vars(args)[name] for name in names}, "basis": _digest(image)}
     new = make_drawn(args.out, recipe, train, {**made_from, "held_out": 0})
     if args.val:
         # Held-out drawings have a seed and ids of their own: no id means two images.
@@ -75,6 +76,12 @@ def _check(args: Namespace) -> None:
             raise UserError(f"--{name}: found {vars(args)[name]}, expected at most --count, which is {args.count}")
     if args.val and args.val.absolute() == args.out.absolute():
         raise UserError(f"--val: found {args.val}, expected another path than --out")
+
+
+def _digest(image: ImageEncoder) -> str:
+    state = image.state()
+    assert state is not None  # of a PatchPCA
+    return xxh3_128_hexdigest(state)
 
 
 def _encoders(args: Namespace, train: Drawn) -> tuple[ImageEncoder, TextEncoder]:

@@ -7,7 +7,8 @@ import torch
 from PIL import Image
 
 from datamodules.store import Store
-from lightning_attr.commands.prepare.scenes import SHAPES, Scene, captions, draw_scene, planted_ids, render
+from lightning_attr.commands.prepare.drawn import planted_ids
+from lightning_attr.commands.prepare.scenes import SHAPES, Scene, captions, draw_scene, render
 from lightning_attr.commands.prepare.shapes import main
 from lightning_attr.encoders import image_encoder, text_encoder
 from lightning_attr.errors import UserError
