@@ -1,6 +1,6 @@
-"""Say whether generated drawings can be recognised: ``python -m tools.recognise``.
+r"""Say whether generated drawings can be recognised: ``python -m tools.recognise``.
 
-    lightning-attr prepare drawings --out runs/base/reader.lmdb --count 30000 --seed 7 \\
+    lightning-attr prepare drawings --out runs/base/reader.lmdb --count 30000 --seed 7 \
         --encoders_from runs/base/train.lmdb
     lightning-attr predict -c configs/base/sample.yaml
     python -m tools.recognise
@@ -13,7 +13,6 @@ Shapes: B drawings, C x h x w a latent, K classes.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -25,12 +24,11 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from datamodules.store import Store
-from lightning_attr.artifacts.records import write_json
-from lightning_attr.console import print_table, progress
+from lightning_attr.artifacts import write_json
+from lightning_attr.console import print_table, progress, run
 from lightning_attr.drawings.artists import artist_name
 from lightning_attr.drawings.drawing import COLOURS, PLURALS
 from lightning_attr.drawings.things import THINGS
-from lightning_attr.errors import run
 
 ARTISTS = 60
 CLASSES: Mapping[str, tuple[str, ...]] = {
@@ -136,4 +134,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    run(lambda: main(sys.argv[1:]))
+    run(main)

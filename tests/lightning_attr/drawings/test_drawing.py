@@ -73,7 +73,7 @@ def test_size_count_and_pose_are_as_the_caption_says() -> None:
 
     large, small = red(PLAIN), red(replace(PLAIN, size="small"))
     assert large.sum() > 1.8 * small.sum()
-    three = red(replace(PLAIN, count=3)).any(0).astype(int)
+    three = red(replace(PLAIN, count=3, size="small")).any(0).astype(int)
     assert (np.diff(three, prepend=0) == 1).sum() == 3  # columns in which one begins
     lamp = replace(PLAIN, thing="pine", parts=THINGS["pine"])
     left, right = (red(replace(lamp, pose=pose)) for pose in ("leaning left", "leaning right"))
