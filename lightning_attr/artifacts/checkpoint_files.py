@@ -25,6 +25,9 @@ DIGESTS = "digests"
 #: What of a checkpoint makes the model: two that agree in these are one model.
 MODEL = ("state_dict", "trained_model")
 
+#: What else whoever reads it needs: where its base lies, and whose format it is.
+BESIDE_MODEL = ("base", "pytorch-lightning_version")
+
 
 def with_digests(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
     """Return a checkpoint with its digests: of its model, where it holds one, and of everything."""
@@ -74,6 +77,20 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     except Exception as error:  # as in `_read`; and a tensor of another layout has no bytes to be digested
         raise _refusal(path, error) from error
     return checkpoint
+
+
+def model_alone(path: str | Path, dtype: torch.dtype) -> dict[str, Any]:
+    """Return what of a checkpoint makes the model, its weights in some precision, without the state of the training.
+
+    Raises:
+        UserError: There is no checkpoint, or a weight is beyond what that precision holds.
+    """
+    checkpoint = read_checkpoint(path)
+    kept = {key: checkpoint[key] for key in (*MODEL, *BESIDE_MODEL) if key in checkpoint}
+    kept["state_dict"] = {name: weight.to(dtype) for name, weight in checkpoint["state_dict"].items()}
+    if beyond := [name for name, weight in kept["state_dict"].items() if not weight.isfinite().all()]:
+        raise UserError(f"checkpoint {path}: {beyond[0]}: found a weight beyond {dtype}, expected smaller ones")
+    return kept
 
 
 def model_digest(path: str | Path) -> str | None:
