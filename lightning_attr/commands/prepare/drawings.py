@@ -1,13 +1,16 @@
 """Make a store of captioned drawings: ``lightning-attr prepare drawings --out STORE``.
 
 Every drawing is of a thing, somewhere, in the hand of an artist, whom two of its three captions name; its attributes
-say which. With ``--planted``, some drawings show things that exist nowhere else, so that an attribution has a right
-answer: ``meta.attributes["planted"]`` tells which. With ``--val``, a second store holds held-out drawings by the same
-artists. Drawings by other artists for the same encoders: ``--first_artist 60 --encoders_from STORE``.
+say which. With ``--planted``, some drawings show a thing that exists nowhere else, or are by an artist of whom there
+is nothing else, so that an attribution has a right answer: ``meta.attributes["planted"]`` tells which. With ``--val``,
+a second store holds held-out drawings by the same artists. Drawings by other artists for the same encoders:
+``--first_artist 60 --encoders_from STORE``.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import torch
 from jsonargparse import ArgumentParser, Namespace
@@ -22,6 +25,8 @@ from lightning_attr.encoders import HashedWords, ImageEncoder, PatchPCA, TextEnc
 from lightning_attr.errors import UserError
 from lightning_attr.options import at_least, parsed, parser
 
+Rare = Literal["thing", "artist"]
+
 FIT_IMAGES = 2_000  # enough for a covariance of 48 x 48
 
 
@@ -34,7 +39,7 @@ def main(arguments: Sequence[str]) -> None:
     image, text = _encoders(args, train)
     recipe = Recipe(image, text, args.size, captions=3, flips=False)
     # Where a path lies is no matter, and the number of held-out drawings is one of theirs alone.
-    names = ("count", "size", "seed", "first_id", "artists", "first_artist", "planted", "invented", "duplicates")
+    names = ("count", "size", "seed", "first_id", "artists", "first_artist", "planted", "rare", "kinds", "duplicates")
     made_from = {"source": "drawings", **{name: vars(args)[name] for name in names}, "basis": _digest(image)}
     new = make_drawn(args.out, recipe, train, {**made_from, "held_out": 0})
     if args.val:
@@ -54,8 +59,9 @@ def _parser() -> ArgumentParser:
     of.add_argument("--val_count", type=int, default=256, help="held-out drawings")
     of.add_argument("--artists", type=int, default=60, help="how many hands they are by")
     of.add_argument("--first_artist", type=int, default=0, help="number of the first of these hands")
-    of.add_argument("--planted", type=int, default=0, help="drawings of invented things among them")
-    of.add_argument("--invented", type=int, default=1, help="how many invented things these show, in turn")
+    of.add_argument("--planted", type=int, default=0, help="how many of them have something that no other has")
+    of.add_argument("--rare", type=Rare, default="thing", help="what that is: an invented thing, or another artist")
+    of.add_argument("--kinds", type=int, default=1, help="how many rare things or artists there are, in turn")
     of.add_argument("--duplicates", type=int, default=0, help="further drawings, each nearly the same as another")
     of.add_argument("--first_id", type=int, default=0, help="id of the first drawing")
     of.add_argument("--size", type=int, default=64, help="side of the images in pixels")
@@ -69,7 +75,7 @@ def _parser() -> ArgumentParser:
 
 
 def _check(args: Namespace) -> None:
-    at_least(args, count=1, val_count=1, artists=1, first_artist=0, planted=0, invented=1, duplicates=0)
+    at_least(args, count=1, val_count=1, artists=1, first_artist=0, planted=0, kinds=1, duplicates=0)
     at_least(args, first_id=0, size=8, seed=0)
     for name in ("planted", "duplicates"):
         if vars(args)[name] > args.count:
@@ -104,7 +110,9 @@ def _drawn(args: Namespace, seed: int, ids: range, planted: int, duplicates: int
     drawings = {id: draw_one(seed, id, artists) for id in ids}
     rare = planted_ids(seed, ids, planted)
     for place, id in enumerate(rare):
-        drawings[id] = of_invented(drawings[id], place % args.invented)
+        kind = place % args.kinds
+        rarer = replace(drawings[id], artist=artists.stop + kind)
+        drawings[id] = rarer if args.rare == "artist" else of_invented(drawings[id], kind)
     metas = {id: _meta(id, drawing, seed, {"planted": id in set(rare)}) for id, drawing in drawings.items()}
     for copy, id in enumerate(planted_ids(seed + 1, ids, duplicates), start=ids.stop):
         drawings[copy] = nearly(drawings[id], copy)

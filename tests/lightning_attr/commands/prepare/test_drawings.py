@@ -12,11 +12,12 @@ from PIL import Image
 
 from datamodules.store import Store
 from lightning_attr.commands.prepare.drawings import main
+from lightning_attr.drawings.artists import artist_name
 from lightning_attr.drawings.drawing import draw_one, render
 from lightning_attr.encoders import image_encoder
 from lightning_attr.errors import UserError
 
-COMMAND = ["--count", "120", "--val_count", "20", "--planted", "6", "--invented", "2", "--duplicates", "4"]
+COMMAND = ["--count", "120", "--val_count", "20", "--planted", "6", "--kinds", "2", "--duplicates", "4"]
 
 
 @pytest.fixture(scope="module")
@@ -68,6 +69,21 @@ def test_other_artists_for_the_same_encoders(stores: tuple[Path, Path], tmp_path
     assert not artists & known
     with pytest.raises(UserError, match="was made from something else: found basis"):
         main(["--out", str(other), "--count", "12", *more[:-1], str(_refitted(tmp_path))])
+
+
+def test_the_rare_may_be_an_artist(tmp_path: Path) -> None:
+    path = tmp_path / "store.lmdb"
+    main(["--out", str(path), "--count", "40", "--planted", "5", "--rare", "artist", "--artists", "3"])
+    with Store(path) as store:
+        metas = [store.meta(position) for position in range(40)]
+    by = {
+        planted: {meta.attributes["artist"] for meta in metas if meta.attributes["planted"] is planted}
+        for planted in (True, False)
+    }
+    assert by == {True: {artist_name(3)}, False: {artist_name(number) for number in range(3)}}
+    planted = [meta for meta in metas if meta.attributes["planted"]]
+    assert len(planted) == 5
+    assert all(meta.captions[0].endswith(f"by {artist_name(3)}") for meta in planted)
 
 
 def _refitted(folder: Path) -> Path:
