@@ -14,6 +14,7 @@ Shapes: B drawings, C x h x w a latent, K classes.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -49,7 +50,7 @@ class Reader(nn.Module):
         wide = [channels, width, width, 2 * width, 2 * width, 4 * width]
         strides = [1, 1, 2, 1, 2]
         layers: list[nn.Module] = []
-        for before, after, stride in zip(wide, wide[1:], strides, strict=True):
+        for (before, after), stride in zip(pairwise(wide), strides, strict=True):
             layers += [nn.Conv2d(before, after, 3, stride, 1), nn.BatchNorm2d(after), nn.ReLU()]
         self.body = nn.Sequential(*layers)
         self.heads = nn.ModuleDict(
@@ -127,7 +128,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     generated = accuracies(reader, *read_store(args.generated))
     table = Table("read", "real", "generated", "generated / real")
     for name in CLASSES:
-        table.add_row(name, f"{real[name]:.3f}", f"{generated[name]:.3f}", f"{generated[name] / real[name]:.3f}")
+        share = f"{generated[name] / real[name]:.3f}" if real[name] else "-"
+        table.add_row(name, f"{real[name]:.3f}", f"{generated[name]:.3f}", share)
     print_table(table)
     if args.json is not None:
         write_json(args.json, {"real": real, "generated": generated})
