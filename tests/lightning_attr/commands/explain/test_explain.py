@@ -26,6 +26,7 @@ from lightning_attr.cli import FinishedError, run_stage
 from lightning_attr.commands.explain import command
 from lightning_attr.commands.explain.command import main
 from lightning_attr.commands.explain.estimate import Speed, check_fits, estimated, measured
+from lightning_attr.commands.explain.plan import PASSES
 from lightning_attr.errors import UserError
 from lightning_attr.models import load
 
@@ -152,8 +153,9 @@ def test_what_does_not_fit_is_refused_before_it_starts(mine: Mine, tmp_path: Pat
 
 def test_the_estimate_counts_draws_and_queries() -> None:
     speed = Speed(batch_size=4, seconds=0.5, gradients=1000, sample=10)
-    estimate = estimated(speed, samples=100, queries=3, draws=20, free=10**6)
+    estimate = estimated(speed, samples=100, showings=150, queries=3, draws=20, free=10**6)
     assert estimate.seconds["influence"] == 100 * 20 * 0.5
+    assert estimate.seconds["curvature"] == 2 * PASSES * 150 * 0.5
     assert estimate.memory == 3 * 1000 + 2 * 4 * 1000
     check_fits(estimate, 3)
 

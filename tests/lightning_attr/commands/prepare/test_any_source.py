@@ -177,9 +177,9 @@ def test_kohya_folders_are_weights_and_groups(tmp_path: Path, capsys: pytest.Cap
     printed = capsys.readouterr().out
     assert "images of weight 10  2" in printed
     with Store(tmp_path / "it.lmdb") as store:
-        metas = [store.meta(place) for place in range(3)]
+        metas, weights = [store.meta(place) for place in range(3)], store.weights.tolist()
     assert [meta.captions[0] for meta in metas] == ["a caption of image 0", "sks cat", "a caption of image 2"]
-    assert [meta.attributes["weight"] for meta in metas] == [10, 10, 2]
+    assert weights == [10, 10, 2]
     assert [meta.attributes["groups"] for meta in metas] == [["10_sks cat"], ["10_sks cat"], ["2_other"]]
     inspect([str(tmp_path / "it.lmdb")])
     printed = capsys.readouterr().out
