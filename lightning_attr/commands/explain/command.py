@@ -33,7 +33,7 @@ from lightning_attr.commands.explain.plan import (
 from lightning_attr.commands.prepare import main as prepare
 from lightning_attr.commands.prepare.queries import read_queries
 from lightning_attr.commands.report.command import main as report
-from lightning_attr.console import Stopped, command, made, note, out, summary
+from lightning_attr.console import Stopped, as_steps, command, made, note, out, summary
 from lightning_attr.digests import file_digest
 from lightning_attr.errors import UserError
 from lightning_attr.models import Model, load
@@ -84,8 +84,9 @@ def main(arguments: Sequence[str]) -> None:
     check_fits(estimate, queries)
     if asked != args.model:
         _write_spec(asked, args)
-    for words in preparations:
-        prepare([*words, *(["-q"] if out.quiet else [])])
+    with as_steps():
+        for words in preparations:
+            prepare([*words, *(["-q"] if out.quiet else [])])
     ids = [int(query) for query in Store(query_store).ids]
     write(configs(question, ids))
     _answer(question, ids)
@@ -97,7 +98,8 @@ def _answer(question: Question, ids: Sequence[int]) -> None:
     for stage in stages(question, ids):
         note(stage.name)
         try:
-            run_stage([*stage.words, *(["-q"] if out.quiet else [])])
+            with as_steps():
+                run_stage([*stage.words, *(["-q"] if out.quiet else [])])
             finished = False
         except FinishedError:
             continue
@@ -109,7 +111,8 @@ def _answer(question: Question, ids: Sequence[int]) -> None:
     finished = finished and target.exists()
     if not finished:
         write_json(target, found)
-        report([str(question.run), *(["-q"] if out.quiet else [])])
+        with as_steps():
+            report([str(question.run), *(["-q"] if out.quiet else [])])
     show(found)
     if finished:
         note(f"{question.run}: finished already, nothing to do")

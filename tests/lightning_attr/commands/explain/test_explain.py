@@ -8,7 +8,9 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import redirect_stdout
 from dataclasses import dataclass
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -62,8 +64,23 @@ def mine(tmp_path_factory: pytest.TempPathFactory) -> Mine:
         path.with_suffix(".txt").write_text("the red house" if number == 3 else " ".join(rng.choice(WORDS, 3)))
     shutil.copy(root / "images/picture 3.png", root / "out.png")
     made = Mine(root)
-    main(made.args())
+    said = StringIO()
+    with redirect_stdout(said):
+        main(made.args())
+    (root / "said.txt").write_text(said.getvalue())
     return made
+
+
+def test_only_the_answer_is_printed(mine: Mine) -> None:
+    """What the stages inside say is not the answer."""
+    lines = (mine.root / "said.txt").read_text().splitlines()
+    assert lines[0].strip() == "out.png: the red house"
+    run = mine.root / "mine"
+    assert [line for line in lines if line.startswith(("made:", "next:"))] == [
+        f"made: {run / 'answer.json'}, {run / 'report.html'}"
+    ]
+    assert lines[-1].startswith("made:")
+    assert not any("samples" in line or "inspect" in line for line in lines)
 
 
 def test_the_answer_names_files_the_one_that_it_was_first(mine: Mine) -> None:
