@@ -141,7 +141,7 @@ class Job:
         """Count what was left out and what was changed."""
         for item in items:
             if isinstance(item, Undecoded):
-                self.faults.add("unreadable" if item.digest else "missing file", f"{item.place}: {item.reason}")
+                self.faults.add(item.kind, f"{item.place}: {item.reason}")
             else:
                 self.changed.update(item.notes)
 

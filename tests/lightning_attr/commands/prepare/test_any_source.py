@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import pyarrow
+import pyarrow.parquet
 import pytest
 from image_sources import LAYOUTS, Item, encoded, items, picture, write_folder
 from PIL import Image
@@ -139,6 +141,25 @@ def test_decoding_processes_open_shards_themselves(tmp_path: Path, layout: str) 
     source = laid_out(tmp_path / "it", layout, items())
     expected = prepare(source, tmp_path / "one.lmdb")
     assert prepare(source, tmp_path / "two.lmdb", "--workers", "2") == expected
+
+
+def test_a_damaged_page_of_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It is no missing file, and neither are the rows behind it, which cannot be reached any more."""
+    path = tmp_path / "it.parquet"
+    content = items(8)
+    columns = {"image": [item.data for item in content], "text": [item.caption for item in content]}
+    pyarrow.parquet.write_table(pyarrow.table(columns), path, row_group_size=4, compression="snappy")
+    chunk = pyarrow.parquet.ParquetFile(path).metadata.row_group(1).column(0)
+    data = bytearray(path.read_bytes())
+    begin = chunk.dictionary_page_offset or chunk.data_page_offset
+    data[begin + 40 : begin + 200] = b"\xff" * 160
+    path.write_bytes(data)
+    with pytest.raises(UserError, match=r"row 0 of row group 1: damaged file \(.*\) \(see --on_error\)"):
+        prepare(path, tmp_path / "it.lmdb")
+    (tmp_path / "it.lmdb.partial").unlink(missing_ok=True)
+    capsys.readouterr()
+    prepare(path, tmp_path / "skip.lmdb", "--on_error", "skip")
+    assert "skipped: damaged file  4" in capsys.readouterr().out
 
 
 def turned(kind: str) -> bytes:
