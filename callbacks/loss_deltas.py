@@ -78,7 +78,7 @@ class LossDeltaRecorder(Callback):
         own = LossSweep(pl_module.run / "losses.safetensors", changed, len(store), self.batch_size)
         after = self._sweep(trainer, pl_module, store, own, "after")
         scores = Scores(
-            scores=delta_scores(before, after, self.over_views)[None],
+            scores=(delta_scores(before, after, self.over_views) * torch.from_numpy(store.weights))[None],
             query_id=torch.tensor([pl_module.query]),
             sample_id=torch.tensor(store.ids),
             method="unlearning",

@@ -28,6 +28,15 @@ def shuffled(ids: NDArray[np.int64], *key: int | str) -> NDArray[np.int64]:
     return np.argsort(hashes(ids, *key), kind="stable")
 
 
+def showing_ids(ids: NDArray[np.int64], nth: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return what stands for the ``nth`` showing of each id in an epoch [B], where random numbers are keyed by ids.
+
+    The first time it is the id itself, so that samples that are shown once are seen as if there were no others.
+    """
+    others = (_splitmix(_splitmix(nth.astype(np.uint64)) ^ ids.astype(np.uint64)) >> np.uint64(1)).astype(np.int64)
+    return np.where(nth > 0, others, ids)
+
+
 def _splitmix(values: Hashes) -> Hashes:
     """Apply the finaliser of splitmix64 (Steele, Lea, Flood 2014); arithmetic wraps."""
     values = values + np.uint64(0x9E3779B97F4A7C15)

@@ -91,8 +91,9 @@ class LatentDataModule(LightningDataModule):
                 raise UserError(f"{what}: found {count} samples, expected at least one for each of the ranks ({ranks})")
 
     def train_dataloader(self) -> LatentLoader:
-        """Return every sample once per epoch, in the chosen order; the last batch may be short."""
-        return self._loader(TrainBatches(self._opened, self.seed), self.positions, self.order)
+        """Return every sample once per epoch, or as often as its weight says; the last batch may be short."""
+        dataset = TrainBatches(self._opened, self.seed)
+        return self._loader(dataset, dataset.showings(self.positions), self.order)
 
     def val_dataloader(self) -> LatentLoader | list[LatentLoader]:
         """Return all samples of ``val_store``, in the order of their ids; nothing if there is none."""
@@ -119,7 +120,7 @@ class LatentDataModule(LightningDataModule):
     def _loader(
         self, dataset: TrainBatches | PredictBatches, positions: NDArray[np.int64], order: Literal["shuffled", "stored"]
     ) -> LatentLoader:
-        keys = Keys(dataset.store.ids[positions], positions, self.batch_size, order, self.seed, self._share)
+        keys = Keys(dataset.ids[positions], positions, self.batch_size, order, self.seed, self._share)
         return self._load(dataset, keys)
 
     def _load(self, dataset: TrainBatches | PredictBatches, keys: Keys) -> LatentLoader:

@@ -17,40 +17,56 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 from xxhash import xxh3_64_hexdigest
 
-from datamodules.hashing import choices, shuffled
+from datamodules.hashing import choices, showing_ids, shuffled
 from datamodules.store import Store
 from lightning_attr.errors import StoreError, UserError
 
 Ints = NDArray[np.int64]
 Batch = dict[str, Tensor]
 Key = tuple[int, Ints]
-"""Epoch and positions of a batch: all that its contents depend on."""
+"""Epoch and positions of a batch, of samples or of their showings: all that its contents depend on."""
 
 
 class TrainBatches(Dataset[Batch]):
-    """Batches for training: one view and one caption of each sample, chosen anew each epoch.
+    """Batches for training: one view and one caption of each showing of a sample, chosen anew each epoch.
 
-    The choice is a pure function of (seed, epoch, id). A batch is "latent" float32 [B, C, H, W], "text" float32
-    [B, T, D], and int64 [B] "id", "view" and "caption".
+    A sample has as many showings in an epoch as its weight says. They lie one after the other, in the order of the
+    store, and the positions of a key are theirs; where the store has no weights they are those of the samples.
+
+    The choice is a pure function of (seed, epoch, id, which showing). A batch is "latent" float32 [B, C, H, W], "text"
+    float32 [B, T, D], and int64 [B] "id", "showing", "view" and "caption". The showing is what random numbers are keyed
+    by: the sample's id the first time, another number each further time.
+
+    Attributes:
+        samples: Position in the store of each showing's sample.
+        ids: What each showing's random numbers are keyed by.
     """
 
     def __init__(self, store: Store, seed: int) -> None:
         self.store = store
         self.seed = seed
         _check_fields(store)
+        weights = store.weights
+        self.samples: Ints = np.repeat(np.arange(len(store)), weights)
+        nth = np.arange(len(self.samples)) - np.repeat(np.cumsum(weights) - weights, weights)
+        self.ids = showing_ids(store.ids[self.samples], nth)
+
+    def showings(self, positions: Ints) -> Ints:
+        """Return the positions of all showings of samples, which are given by ascending positions in the store."""
+        return np.flatnonzero(np.isin(self.samples, positions))
 
     def __getitem__(self, key: Key) -> Batch:
         """Return the batch of a key."""
-        epoch, positions = key
-        store = self.store
-        ids = store.ids[positions]
+        epoch, showings = key
+        store, positions, ids = self.store, self.samples[showings], self.ids[showings]
         fields = store.schema.fields
         view = choices(ids, fields["latent"].shape[0], "view", self.seed, epoch)
         caption = choices(ids, store.caption_counts[positions].astype(np.int64), "caption", self.seed, epoch)
         rows = {name: np.minimum(caption, fields[name].shape[0] - 1) for name in store.schema.conditions}
         return {
             **{name: _single(store.read(name, positions, rows.get(name, view))) for name in store.schema.inputs},
-            "id": torch.from_numpy(ids),
+            "id": torch.from_numpy(store.ids[positions]),
+            "showing": torch.from_numpy(ids),
             "view": torch.from_numpy(view),
             "caption": torch.from_numpy(caption),
         }
@@ -65,6 +81,7 @@ class PredictBatches(Dataset[Batch]):
 
     def __init__(self, store: Store) -> None:
         self.store = store
+        self.ids = store.ids
         _check_fields(store)
 
     def __getitem__(self, key: Key) -> Batch:
@@ -115,8 +132,8 @@ class Keys(Sampler[Key]):
     one sample larger than that of others, which can be one more than ``batch_size``.
 
     Args:
-        ids: Ids of the samples [N], which their order depends on.
-        positions: Their positions in the store [N].
+        ids: Ids of the samples or showings [N], which their order depends on.
+        positions: Their positions [N].
         order: "shuffled", anew each epoch by (seed, epoch, id), or "stored".
     """
 

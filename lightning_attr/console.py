@@ -138,8 +138,20 @@ def _end(message: str, status: int, style: str = "") -> NoReturn:
     sys.exit(status)
 
 
+@contextmanager
+def as_steps() -> Iterator[None]:
+    """Let commands be the steps of another one: their results go to stderr, and what is made and next is not said."""
+    out.stderr = True
+    try:
+        yield
+    finally:
+        out.stderr = False
+
+
 def made(paths: Iterable[object], then: str | None = None) -> None:
     """Say at the end of a command what it made, and what is useful next."""
+    if out.stderr:
+        return
     out.print(f"made: {', '.join(map(str, paths))}", soft_wrap=True)
     if then is not None:
         out.print(f"next: {then}", soft_wrap=True)

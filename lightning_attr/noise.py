@@ -113,18 +113,18 @@ def random_timesteps(
 def training_noise(
     seed: int,
     epoch: int,
-    sample_ids: Sequence[int],
+    showing_ids: Sequence[int],
     shape: Sequence[int],
     num_train_timesteps: int,
     sampling: Sampling = "uniform",
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return what training adds to a batch: noises float32 [B, *shape], timesteps int64 [B], uniform numbers [B].
 
-    A sample's randomness is its own, anew each epoch: the same on one rank as on several, after a resume, and in every
+    A showing's randomness is its own, anew each epoch: the same on one rank as on several, after a resume, and in every
     subset of the store. Models that share a seed therefore differ by their data alone. The uniform numbers, in [0, 1),
-    choose the captions to drop.
+    choose the captions to drop. The ids are those of showings; the first showing of a sample has the sample's.
     """
-    generators = [keyed_generator("train", seed, epoch, sample_id) for sample_id in sample_ids]
+    generators = [keyed_generator("train", seed, epoch, showing) for showing in showing_ids]
     noise = np.stack([rng.standard_normal(tuple(shape), dtype=np.float32) for rng in generators])
     timesteps = np.array([random_timesteps(rng, num_train_timesteps, sampling) for rng in generators])
     uniform = np.array([rng.random(dtype=np.float32) for rng in generators])

@@ -33,6 +33,7 @@ from datamodules.store.layout import (
     unseal,
 )
 from datamodules.store.records import Meta, Schema
+from datamodules.store.weights import WEIGHT, check_field, checked_weights
 from lightning_attr.errors import StoreError
 
 Ints = NDArray[np.int64]
@@ -87,6 +88,19 @@ class Store:
     def caption_counts(self) -> NDArray[np.int32]:
         """Return the number of captions of each sample [N]."""
         return self._index[1]
+
+    @cached_property
+    def weights(self) -> Ints:
+        """Return how often training shows each sample in an epoch [N]: what the field ``weight`` says, else once.
+
+        Raises:
+            StoreError: The field is no such number, or damaged.
+        """
+        field = self.schema.fields.get(WEIGHT)
+        if field is None:
+            return np.ones(len(self), np.int64)
+        check_field(self.path, field)
+        return checked_weights(self.path, self.read(WEIGHT, np.arange(len(self))))
 
     def positions(self, ids: ArrayLike) -> Ints:
         """Return the positions of samples by id, in the order asked.

@@ -32,7 +32,7 @@ DTYPES = frozenset(
 MOST_BYTES, MOST_AXES, MOST_NAME = 1 << 36, 16, 200
 
 #: What batches hold of samples besides their fields: none with a role may be called so.
-BATCH_KEYS = frozenset({"id", "view", "caption", "captions", "batch_size", "epoch"})
+BATCH_KEYS = frozenset({"id", "showing", "view", "caption", "captions", "batch_size", "epoch"})
 
 
 @dataclass(frozen=True)

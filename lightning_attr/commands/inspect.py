@@ -8,6 +8,7 @@ from pathlib import Path
 from rich.table import Table
 
 from datamodules.store import Store
+from datamodules.store.weights import WEIGHT
 from lightning_attr.console import out, print_table, progress, summary
 from lightning_attr.errors import shortened
 from lightning_attr.options import parsed, parser
@@ -63,10 +64,14 @@ def _show_captions(store: Store, count: int) -> None:
     """Print the captions of samples evenly spread over the store."""
     shown = min(count, len(store))
     for i in range(shown):
-        meta = store.meta(i * len(store) // shown)
+        position = i * len(store) // shown
+        meta = store.meta(position)
         rows = [("key", meta.key), *(("caption", caption) for caption in meta.captions)]
         rows += [("licence", meta.licence), ("source", meta.source)]
-        rows += [(name, str(meta.attributes[name])) for name in ("groups", "weight") if name in meta.attributes]
+        if "groups" in meta.attributes:
+            rows.append(("groups", str(meta.attributes["groups"])))
+        if WEIGHT in store.schema.fields:
+            rows.append((WEIGHT, str(store.weights[position])))
         summary(f"sample {meta.id}", [(name, shortened(value, LONGEST)) for name, value in rows if value])
 
 

@@ -107,7 +107,8 @@ def scored(ensemble: Method, chunks: Passes, store: Store, query_ids: list[int])
     Raises:
         UserError: A score is no finite number.
     """
-    for positions, rows in zip(chunks.positions, ensemble.score(chunks), strict=True):
+    weights = [torch.from_numpy(store.weights[positions]) for positions in chunks.positions]
+    for positions, rows in zip(chunks.positions, ensemble.weighed(chunks, weights), strict=True):
         ids, scores = torch.from_numpy(store.ids[positions]), rows.detach().float().cpu()
         assert scores.shape == (len(query_ids), len(ids))
         for query, sample in (~scores.isfinite()).nonzero()[:1].tolist():

@@ -107,6 +107,21 @@ class Method(ABC):
         for rows in chunks:
             yield rows.T
 
+    @property
+    def is_influence(self) -> bool:
+        """Return whether a score is what one showing of a sample did in training, and not how alike two images are."""
+        return False
+
+    def weighed(self, chunks: Sequence[Tensor], weights: Sequence[Tensor]) -> Iterator[Tensor]:
+        """Yield the scores [Q, B] of every chunk, of all showings of a sample if they are influence.
+
+        Args:
+            chunks: As of :meth:`score`.
+            weights: How often training shows each sample in an epoch, int64 [B] of every chunk.
+        """
+        for scores, weight in zip(self.score(chunks), weights, strict=True):
+            yield scores * weight.to(scores) if self.is_influence else scores
+
 
 @dataclass(frozen=True)
 class Columns(Sequence[Tensor]):

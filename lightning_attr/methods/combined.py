@@ -5,7 +5,7 @@ Shapes: Q queries, N samples in all, B samples of a batch, R numbers kept of a s
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -59,13 +59,23 @@ class Combined(Method):
         return torch.cat([rows, rows.new_full([len(rows), 1], rows.shape[1])], dim=1)
 
     def score(self, chunks: Sequence[Tensor]) -> Iterator[Tensor]:
+        """Yield the sums of the standardised scores."""
+        return self._sums(chunks, lambda method, part: method.score(part))
+
+    def weighed(self, chunks: Sequence[Tensor], weights: Sequence[Tensor]) -> Iterator[Tensor]:
+        """Yield the sums, in which each method has its samples' weights before its scores are standardised."""
+        return self._sums(chunks, lambda method, part: method.weighed(part, weights))
+
+    def _sums(
+        self, chunks: Sequence[Tensor], scores: Callable[[Method, Sequence[Tensor]], Iterator[Tensor]]
+    ) -> Iterator[Tensor]:
         """Yield the sums; the scores are gone through twice, first for their means and deviations.
 
         Keeping them would form the whole matrix [Q, N], which ``topk`` is there to avoid.
         """
         pairs = list(zip(self.methods, self._parts(chunks), strict=True))
-        moments = [_moments(method.score(part)) for method, part in pairs]
-        for by_method in zip(*(method.score(part) for method, part in pairs), strict=True):
+        moments = [_moments(scores(method, part)) for method, part in pairs]
+        for by_method in zip(*(scores(method, part) for method, part in pairs), strict=True):
             standardised = [
                 (one.double() - mean) / deviation for one, (mean, deviation) in zip(by_method, moments, strict=True)
             ]

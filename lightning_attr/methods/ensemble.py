@@ -5,7 +5,7 @@ Shapes: Q queries, B samples, R numbers that a member keeps of a sample.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Any
@@ -74,11 +74,19 @@ class Ensemble(Method):
 
     def score(self, chunks: Sequence[Tensor]) -> Iterator[Tensor]:
         """Yield the mean of the members' scores, [Q, B]."""
+        yield from self._mean(member.score(rows) for member, rows in self._parts(chunks))
+
+    def weighed(self, chunks: Sequence[Tensor], weights: Sequence[Tensor]) -> Iterator[Tensor]:
+        """Yield the mean of what the members give, [Q, B]."""
+        yield from self._mean(member.weighed(rows, weights) for member, rows in self._parts(chunks))
+
+    def _parts(self, chunks: Sequence[Tensor]) -> Iterator[tuple[Method, Sequence[Tensor]]]:
+        """Yield each member with its columns."""
         width = chunks[0].shape[1] // len(self._members)
-        scores = [
-            member.score(Columns(chunks, [(index * width, (index + 1) * width)]))
-            for index, member in enumerate(self._members)
-        ]
+        for index, member in enumerate(self._members):
+            yield member, Columns(chunks, [(index * width, (index + 1) * width)])
+
+    def _mean(self, scores: Iterable[Iterator[Tensor]]) -> Iterator[Tensor]:
         for parts in zip(*scores, strict=True):
             yield torch.stack(parts).mean(0)
 

@@ -81,6 +81,11 @@ class GradientMethod(Method):
         """Return the base name, followed by ``-per-draw`` where gradients are compared draw by draw."""
         return f"{self.base_name}-per-draw" if self.per_draw else self.base_name
 
+    @property
+    def is_influence(self) -> bool:
+        """Return true: products with a sample's gradient add up over its showings."""
+        return True
+
     def prepare(self, context: Context) -> None:
         """Select the weights and take the gradients of the queries."""
         self._model = context.trained()

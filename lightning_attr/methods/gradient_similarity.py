@@ -32,6 +32,11 @@ class GradientSimilarity(GradientMethod):
         """Return ``gradient-dot`` or ``gradient-cosine``."""
         return f"gradient-{self.kind}"
 
+    @property
+    def is_influence(self) -> bool:
+        """Return whether it is the inner product."""
+        return self.kind == "dot"
+
     def prepare_queries(self, context: Context) -> None:
         """Keep the queries' gradients and their norms."""
         self._rows = self.query_gradients(context)

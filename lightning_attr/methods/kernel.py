@@ -8,6 +8,8 @@ Shapes: N samples in all, Q queries, B samples of a chunk, D draws, R features o
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -48,6 +50,44 @@ def ridge_scores(query_DQR: Tensor, chunks: Sequence[Tensor], regularisation: fl
         return
     scores_QN = torch.stack([_sample_scores(query, part, sizes, regularisation) for query, part in groups]).sum(0)
     yield from scores_QN.float().split(sizes, dim=1)  # type: ignore[no-untyped-call]
+
+
+def weighed_ridge_scores(
+    query_DQR: Tensor, chunks: Sequence[Tensor], regularisation: float, weights: Sequence[Tensor]
+) -> Iterator[Tensor]:
+    """Yield the scores of samples that count as often as their weights say, float32 [Q, B] of every chunk.
+
+    They are those that copies of a sample would have, summed: with features and scores times the root of the weight.
+
+    Args:
+        query_DQR: As of :func:`ridge_scores`.
+        chunks: Likewise.
+        regularisation: Likewise; the mean is over all that is counted.
+        weights: At least 1, [B] of every chunk.
+    """
+    roots = [weight.double().sqrt() for weight in weights]
+    counted, samples = sum(float(weight.sum()) for weight in weights), sum(map(len, weights))
+    if counted == samples:
+        yield from ridge_scores(query_DQR, chunks, regularisation)
+        return
+    scores = ridge_scores(query_DQR, _Scaled(chunks, roots), regularisation * samples / counted)
+    for one, root in zip(scores, roots, strict=True):
+        yield one * root.to(one)
+
+
+@dataclass(frozen=True)
+class _Scaled(Sequence[Tensor]):
+    """The rows of chunks times a factor each, float64."""
+
+    chunks: Sequence[Tensor]
+    factors: Sequence[Tensor]
+
+    def __len__(self) -> int:
+        return len(self.chunks)
+
+    def __getitem__(self, index: Any) -> Any:
+        rows = self.chunks[index].double()
+        return rows * self.factors[index].to(rows)[:, None]
 
 
 def _feature_weights(query_DQR: Tensor, chunks: Sequence[Tensor], regularisation: float) -> Tensor:

@@ -12,7 +12,7 @@ from lightning_attr.errors import expect_within
 from lightning_attr.gradients import SampleGradients
 from lightning_attr.methods.base import Batch, Context
 from lightning_attr.methods.gradient_method import GradientMethod
-from lightning_attr.methods.kernel import ridge_scores
+from lightning_attr.methods.kernel import ridge_scores, weighed_ridge_scores
 from lightning_attr.projection import Projection
 
 
@@ -53,3 +53,7 @@ class Trak(GradientMethod):
     def score(self, chunks: Sequence[Tensor]) -> Iterator[Tensor]:
         """Solve the regression of each draw, and yield the sums of the scores."""
         return ridge_scores(self._features_DQR, chunks, self.regularisation)
+
+    def weighed(self, chunks: Sequence[Tensor], weights: Sequence[Tensor]) -> Iterator[Tensor]:
+        """Solve the regression over all showings, and yield the scores of all of a sample's."""
+        return weighed_ridge_scores(self._features_DQR, chunks, self.regularisation, weights)

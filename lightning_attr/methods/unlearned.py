@@ -50,6 +50,11 @@ class Unlearned(Method):
         self.captions = captions
         self.views = views
 
+    @property
+    def is_influence(self) -> bool:
+        """Return true: what is forgotten of a sample, each of its showings had taught."""
+        return True
+
     def settings(self) -> dict[str, Any]:
         """Return the settings, with the digests of the changed weights in the place of the pattern."""
         return {**super().settings(), "changed": {path: file_digest(path) for path in self._paths()}}

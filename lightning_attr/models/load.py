@@ -25,7 +25,7 @@ from lightning_attr.models.finetune import BESIDE, restored
 from lightning_attr.models.model import Later, Model
 from lightning_attr.models.objective import read_objective
 from lightning_attr.models.process import Process
-from lightning_attr.models.spec import named_digest, read_spec
+from lightning_attr.models.spec import Spec, named_digest, read_spec
 from lightning_attr.weight_files import check_config, check_finite, check_weights, found_instead, variant_of
 
 #: Before the name of a null condition in what is written of a model.
@@ -80,8 +80,7 @@ def _from_spec(path: str | Path) -> Model:
         adapter = read_adapter(spec.adapter, model.denoiser.class_name, model.configs["denoiser"], spec.alpha)
         model = model.with_adapter(adapter.into_network(model.network))
         if (digest := adapter.text_digest) is not None:
-            source, over = str(spec.model), {"adapter": str(spec.adapter), "alpha": spec.alpha}
-            model.null = Later(lambda: model.denoiser.null(PipelineText(source, **over)))  # type: ignore[arg-type]
+            model.null = Later(lambda: model.denoiser.null(_texts_of(path, spec)))
             model.text_adapter = digest
     if given := spec.objective.given:
         model = replace(
@@ -89,6 +88,16 @@ def _from_spec(path: str | Path) -> Model:
         )
     model.path, model.digest = str(path), file_digest(path)
     return model
+
+
+def _texts_of(path: str | Path, spec: Spec) -> PipelineText:
+    """Return the text encoders of a spec's pipeline, with what its adapter lays over them."""
+    if not (spec.model / "model_index.json").is_file():
+        raise UserError(
+            f"{path}: model: found {spec.model}, which is no pipeline and has no text encoders for {spec.adapter} to "
+            "change; name the pipeline's folder, or sample without guidance (1)"
+        )
+    return PipelineText(str(spec.model), adapter=str(spec.adapter), alpha=spec.alpha)
 
 
 def _from_checkpoint(path: str | Path) -> Model:

@@ -43,9 +43,9 @@ class Record:
 
     @property
     def attributes(self) -> Mapping[str, Any]:
-        """Return what a store keeps beside captions, licence and source."""
+        """Return what a store keeps beside captions, licence, source and weight."""
         groups = {"groups": list(self.groups)} if self.groups else {}
-        return {"key": self.key, **groups, **({"weight": self.weight} if self.weight != 1 else {})}
+        return {"key": self.key, **groups}
 
     def meta(self, most: int) -> Meta:
         """Return what a store keeps of it with at most so many captions."""

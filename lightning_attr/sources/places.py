@@ -15,6 +15,10 @@ from typing import Any, Protocol
 from unicodedata import normalize
 
 
+class Damaged(ValueError):
+    """A file that holds many images is damaged where one of them lies."""
+
+
 class Place(Protocol):
     """Where the bytes of an image lie; ``str()`` names it in messages."""
 
@@ -23,6 +27,7 @@ class Place(Protocol):
 
         Raises:
             OSError: They cannot be read.
+            Damaged: The file that holds them is damaged.
         """
         ...
 
@@ -84,6 +89,7 @@ class Cell:
 
         Raises:
             FileNotFoundError: There are none.
+            Damaged: The file is, there or before that.
         """
         status, cell = os.stat(self.path), (self.path, self.column, self.part, self.group)
         version = status.st_ino, status.st_mtime_ns
@@ -109,17 +115,27 @@ class _Column:
         self._pieces: Iterator[Any] = file.iter_batches(self.PIECE, [group], [name], use_threads=False)
         self._part = part
         self._read = 0
+        self._damage: Damaged | None = None
         self._piece: Any = None
 
     def at(self, row: int) -> bytes | None:
         """Return the value of a row, none before the piece that was read last."""
         while row >= self._read:
-            if (batch := next(self._pieces, None)) is None:
+            if (batch := self._next()) is None:
                 raise FileNotFoundError("no such row")
             piece = batch.column(0)
             self._piece = piece.field(self._part) if self._part else piece
             self._read += len(piece)
         return self._piece[row - self._read].as_py()  # type: ignore[no-any-return]
+
+    def _next(self) -> Any:
+        """Return the next piece, None after the last; nothing behind a damaged one can be read."""
+        if self._damage is None:
+            try:
+                return next(self._pieces, None)
+            except (OSError, ValueError) as error:  # as pyarrow's own errors are
+                self._damage = Damaged(f"damaged file ({' '.join(str(error).split())[:100]})")
+        raise self._damage
 
     def passed(self, row: int) -> bool:
         """Return whether a row lies before the piece that was read last."""

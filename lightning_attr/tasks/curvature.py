@@ -28,8 +28,9 @@ from lightning_attr.tasks.analysis import AnalysisTask
 class Curvature(AnalysisTask):
     """The Fisher over the store, from true per-sample gradients, summed in float64.
 
-    Each epoch adds one draw per sample: a random timestep, noise, view and caption, keyed by the sample's id. The
-    sums are buffers, so Lightning checkpoints and resumes them; they are over all ranks, and the same on each. Writes
+    Each epoch adds one draw per sample, or as many as its weight says, so that the mean is over what training sees: a
+    random timestep, noise, view and caption, keyed by the sample's id and which of its showings it is. The sums are
+    buffers, so Lightning checkpoints and resumes them; they are over all ranks, and the same on each. Writes
     ``curvature.safetensors``; of K-FAC and EK-FAC also ``factors_kfac/`` or ``factors_ekfac/``, the same as kronfluence
     lays it out.
 
@@ -103,7 +104,7 @@ class Curvature(AnalysisTask):
         Adding at every step costs less than the gradients, and resuming is exact: no rank has sums of its own to lose.
         """
         latent = batch["latent"]
-        timesteps, noise = self._draws(batch["id"].tolist(), latent.shape[1:])
+        timesteps, noise = self._draws(batch["showing"].tolist(), latent.shape[1:])
         inputs = Inputs(latent, self.model.conditions_of(batch), timesteps.to(latent.device), noise.to(latent.device))
         self.sums.enter(self._part(), self.trainer.strategy.broadcast)
         share = self.sums.of_batch(self.denoiser, self._losses, inputs)
@@ -119,7 +120,7 @@ class Curvature(AnalysisTask):
         return self.model.over(network).losses(*inputs)
 
     def _draws(self, ids: list[int], shape: torch.Size) -> tuple[Tensor, Tensor]:
-        """Return one timestep and one noise per sample, whatever the batch: [B] and [B, C, H, W]."""
+        """Return one timestep and one noise per showing, whatever the batch: [B] and [B, C, H, W]."""
         levels, sampling = self.model.process.levels, self.model.sampling
         generators = [keyed_generator("curvature", self.seed, self.current_epoch, sample_id) for sample_id in ids]
         timesteps = torch.tensor([int(random_timesteps(rng, levels, sampling)) for rng in generators])

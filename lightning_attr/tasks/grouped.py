@@ -144,7 +144,7 @@ class GroupedRetraining(LatentDiffusion):
     def _added(self, batch: dict[str, Tensor]) -> Iterator[Tensor]:
         """Yield noises [G, B, C, H, W], timesteps and uniform numbers [G, B], each member's from its own seed."""
         shape, levels, sampling = batch["latent"].shape[2:], self.model.process.levels, self.model.sampling
-        keys = zip(self.members, batch["epoch"].tolist(), batch["id"].tolist(), strict=True)
+        keys = zip(self.members, batch["epoch"].tolist(), batch["showing"].tolist(), strict=True)
         added = [training_noise(member.seed, epoch, ids, shape, levels, sampling) for member, epoch, ids in keys]
         return (torch.stack(parts) for parts in zip(*added, strict=True))
 

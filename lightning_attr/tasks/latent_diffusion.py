@@ -122,7 +122,9 @@ class LatentDiffusion(pl.LightningModule):
         """Return the mean loss of a batch at random timesteps and noises."""
         latent = batch["latent"]
         levels, sampling = self.model.process.levels, self.model.sampling
-        added = training_noise(self.seed, self.current_epoch, batch["id"].tolist(), latent.shape[1:], levels, sampling)
+        added = training_noise(
+            self.seed, self.current_epoch, batch["showing"].tolist(), latent.shape[1:], levels, sampling
+        )
         noise, timesteps, uniform = (part.to(latent.device) for part in added)
         conditions = self.model.with_null(self.model.conditions_of(batch), uniform < self.caption_dropout)
         losses = self.model.losses(latent, conditions, timesteps, noise)

@@ -146,7 +146,7 @@ class MirroredUnlearning(ChangedWeights):
         return mirrored_loss(losses.sum() / divisor, loss, null, self.forget)
 
     def _retain_losses(self, batch: dict[str, Tensor]) -> Tensor:
-        latent, ids = batch["latent"], batch["id"].tolist()
+        latent, ids = batch["latent"], batch["showing"].tolist()
         levels, sampling = self.model.process.levels, self.model.sampling
         noise, timesteps, _ = training_noise(self.seed, self.current_epoch, ids, latent.shape[1:], levels, sampling)
         return self.model.losses(

@@ -67,7 +67,7 @@ class Unlearning(ChangedWeights):
 
     Args:
         checkpoint: A checkpoint of ``LatentDiffusion``.
-        store: The store that it was trained on; N is its size.
+        store: The store that it was trained on; N is how many showings of its samples an epoch has.
         queries: A query store.
         query: The id of the query to unlearn.
         curvature: A ``curvature.safetensors`` of any kind; None is plain gradient ascent.
@@ -197,7 +197,7 @@ class Unlearning(ChangedWeights):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Return the natural gradient, or plain gradient ascent without a curvature."""
-        learning_rate = self.step_size / len(Store(self.store))
+        learning_rate = self.step_size / int(Store(self.store).weights.sum())
         return NaturalGradient(self.selected, learning_rate, self._precondition)
 
     def _precondition(self, gradients: Mapping[str, Tensor]) -> Mapping[str, Tensor]:

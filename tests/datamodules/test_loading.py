@@ -40,7 +40,7 @@ def test_train_batch(store_path: Path) -> None:
         assert (batch["caption"].numpy() < store.caption_counts[positions]).all()
         assert {name: values.dtype for name, values in batch.items()} == {
             "latent": torch.float32, "text": torch.float32,
-            "id": torch.int64, "view": torch.int64, "caption": torch.int64,
+            "id": torch.int64, "showing": torch.int64, "view": torch.int64, "caption": torch.int64,
         }  # fmt: skip
 
 

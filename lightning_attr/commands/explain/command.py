@@ -33,7 +33,7 @@ from lightning_attr.commands.explain.plan import (
 from lightning_attr.commands.prepare import main as prepare
 from lightning_attr.commands.prepare.queries import read_queries
 from lightning_attr.commands.report.command import main as report
-from lightning_attr.console import Stopped, command, made, note, out, summary
+from lightning_attr.console import Stopped, as_steps, command, made, note, out, summary
 from lightning_attr.digests import file_digest
 from lightning_attr.errors import UserError
 from lightning_attr.models import Model, load
@@ -68,12 +68,12 @@ def main(arguments: Sequence[str]) -> None:
         raise UserError("--out: found the folder where you are, expected one for the answer, such as runs/mine")
     _check_uses(args)
     recipe = _recipe(args) if args.check is not None else None
-    samples, queries = _counted(args)
+    samples, showings, queries = _counted(args)
     asked, model = _model(args)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     weights = args.weights or (ADAPTER if model.denoiser.adapter else "attention")
     speed = measured(model.to(device), weights, written_batch_size(args.out))
-    estimate = estimated(speed, samples, queries, args.draws, free_memory(device))
+    estimate = estimated(speed, samples, showings, queries, args.draws, free_memory(device))
     store = args.images if is_store(args.images) else args.out / "train.lmdb"
     query_store = Path(args.query[0]) if is_store(Path(args.query[0])) else args.out / "queries.lmdb"
     question = Question(args.out, asked, store, query_store, weights, args.draws, speed.batch_size, args.check, recipe)
@@ -84,8 +84,9 @@ def main(arguments: Sequence[str]) -> None:
     check_fits(estimate, queries)
     if asked != args.model:
         _write_spec(asked, args)
-    for words in preparations:
-        prepare([*words, *(["-q"] if out.quiet else [])])
+    with as_steps():
+        for words in preparations:
+            prepare([*words, *(["-q"] if out.quiet else [])])
     ids = [int(query) for query in Store(query_store).ids]
     write(configs(question, ids))
     _answer(question, ids)
@@ -97,7 +98,8 @@ def _answer(question: Question, ids: Sequence[int]) -> None:
     for stage in stages(question, ids):
         note(stage.name)
         try:
-            run_stage([*stage.words, *(["-q"] if out.quiet else [])])
+            with as_steps():
+                run_stage([*stage.words, *(["-q"] if out.quiet else [])])
             finished = False
         except FinishedError:
             continue
@@ -109,7 +111,8 @@ def _answer(question: Question, ids: Sequence[int]) -> None:
     finished = finished and target.exists()
     if not finished:
         write_json(target, found)
-        report([str(question.run), *(["-q"] if out.quiet else [])])
+        with as_steps():
+            report([str(question.run), *(["-q"] if out.quiet else [])])
     show(found)
     if finished:
         note(f"{question.run}: finished already, nothing to do")
@@ -179,23 +182,24 @@ def is_store(path: Path) -> bool:
     return path.is_file() and path.suffix == ".lmdb"
 
 
-def _counted(args: Any) -> tuple[int, int]:
-    """Return the numbers of training images and of queries, before any of them is encoded.
+def _counted(args: Any) -> tuple[int, int, int]:
+    """Return the numbers of training images, of their showings and of queries, before any of them is encoded.
 
     Raises:
         UserError: There are none.
     """
     if is_store(args.images):
-        samples = len(Store(args.images))
+        weights = [int(weight) for weight in Store(args.images).weights]
     else:
         faults = Faults(skip=True)
-        samples = sum(1 for _ in open_source(str(args.images), None, None, Columns(), faults).records(faults))
+        records = open_source(str(args.images), None, None, Columns(), faults).records(faults)
+        weights = [record.weight for record in records]
     paths = [Path(query) for query in args.query]
     if stores := [path for path in paths if is_store(path)]:
         if len(paths) > 1:
             raise UserError(f"--query: found {stores[0]} and others, expected one store, or images")
-        return samples, len(Store(stores[0]))
-    return samples, len(read_queries(paths, args.prompt))
+        return len(weights), sum(weights), len(Store(stores[0]))
+    return len(weights), sum(weights), len(read_queries(paths, args.prompt))
 
 
 def _preparations(question: Question, args: Any, device: torch.device) -> Iterator[list[str]]:

@@ -104,17 +104,18 @@ def measured(model: Model, weights: str, batch_size: int | None = None) -> Speed
     return Speed(best, tried[best], gradients, HALF * numbers + THUMB)
 
 
-def estimated(speed: Speed, samples: int, queries: int, draws: int, free: int) -> Estimate:
+def estimated(speed: Speed, samples: int, showings: int, queries: int, draws: int, free: int) -> Estimate:
     """Return what an answer takes.
 
     Args:
         speed: Of this machine.
         samples: Training images.
+        showings: How often training shows them in all in an epoch.
         queries: Outputs that are asked about.
         draws: Timesteps at which gradients are compared.
         free: Bytes that are free.
     """
-    seconds = {"curvature": 2 * PASSES * samples * speed.seconds, "influence": draws * samples * speed.seconds}
+    seconds = {"curvature": 2 * PASSES * showings * speed.seconds, "influence": draws * samples * speed.seconds}
     # Draws are compared one after the other, and what was measured at each waits on the disk.
     held = (queries + 2 * speed.batch_size) * speed.gradients
     # The curvature keeps two factors for each weight and the eigenvalues: about three times the weights.

@@ -46,7 +46,7 @@ def main(arguments: Sequence[str]) -> None:
     source = open_source(args.source, None if args.kind == "auto" else args.kind, args.prompt, columns, faults)
     images = captioned(source.records(faults), args.limit, args.source, faults)
     captions = args.captions_per_image or min(MOST_CAPTIONS, max(len(record.captions) for record in images))
-    recipe = Recipe(image, text, size, captions, args.flips)
+    recipe = Recipe(image, text, size, captions, args.flips, any(record.weight != 1 for record in images))
     is_coco = source.kind == "coco"  # the same store as by its own command
     reading = AS_STORED if is_coco else Reading(turned=args.exif_orientation, quick=True)
     settings = {"source": source.kind} | ({} if is_coco else {"turned": reading.turned})

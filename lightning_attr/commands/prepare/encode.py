@@ -14,6 +14,7 @@ import torch
 
 from datamodules.store import Store
 from datamodules.store.records import Field, Meta, Schema, first_difference
+from datamodules.store.weights import WEIGHT, WEIGHTS
 from lightning_attr.commands.prepare.images import Pixels
 from lightning_attr.encoders import AutoencoderKLEncoder, ImageEncoder, PipelineText, TextEncoder
 from lightning_attr.encoders.store import store_image_encoder, store_text_encoder
@@ -38,6 +39,7 @@ class Recipe:
         size: Side of the square images in pixels.
         captions: Captions kept per image; an image may have fewer.
         flips: Whether the horizontal flip is stored as a second view.
+        weighted: Whether the store has how often training shows each image.
     """
 
     image: ImageEncoder
@@ -45,6 +47,7 @@ class Recipe:
     size: int
     captions: int
     flips: bool
+    weighted: bool = False
 
     def __post_init__(self) -> None:
         """Refuse a size that no image has.
@@ -66,6 +69,7 @@ class Recipe:
                     for name, shape in self.text.conditions.items()
                 },
                 **{name: Field((1, *shape), "float32", "condition") for name, shape in self._size_conditions.items()},
+                **({WEIGHT: WEIGHTS} if self.weighted else {}),
             },
             encoders={"image": self.image.config(), "text": self.text.config()},
         )

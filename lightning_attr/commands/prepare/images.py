@@ -10,14 +10,14 @@ import signal
 import threading
 import warnings
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 from xxhash import xxh3_128_hexdigest
 
 from lightning_attr.image_files import open_image
-from lightning_attr.sources.places import Place
+from lightning_attr.sources.places import Damaged, Place
 
 THUMB_SIDE = 96
 """Longest side of a thumbnail in pixels."""
@@ -51,11 +51,19 @@ class Decoded:
 
 @dataclass(frozen=True)
 class Undecoded:
-    """An image that could not be read, and why; ``digest`` is empty where there is no such file."""
+    """An image that could not be read, and why.
+
+    Args:
+        place: Where it should be.
+        reason: Why.
+        digest: Of the file; empty where that could not be read either.
+        kind: By which it is counted.
+    """
 
     place: Place
     reason: str
     digest: str = ""
+    kind: Literal["unreadable", "missing file", "damaged file"] = "unreadable"
 
 
 @dataclass(frozen=True)
@@ -121,7 +129,9 @@ def decode(place: Place, size: int, reading: Reading = AS_STORED) -> Decoded | U
             thumb = _jpeg(_resized(small, min(THUMB_SIDE, *square.size), 1.0 if reading.quick else None))
             return Decoded(np.asarray(resized), thumb, digest, shape, tuple(notes))
     except FileNotFoundError as error:
-        return Undecoded(place, "no such file" if error.errno else str(error))
+        return Undecoded(place, "no such file" if error.errno else str(error), kind="missing file")
+    except Damaged as error:
+        return Undecoded(place, str(error), kind="damaged file")
     except UnidentifiedImageError:
         return Undecoded(place, "no image of a known kind", digest)
     except Exception as error:  # on damaged files Pillow raises OSError, SyntaxError, struct.error, ValueError, ...

@@ -14,6 +14,7 @@ import torch
 from xxhash import xxh3_128_hexdigest
 
 from datamodules.store.records import Sample
+from datamodules.store.weights import WEIGHT, weight_array
 from datamodules.store.writer import StoreWriter
 from lightning_attr.commands.prepare.decoder import Decoder
 from lightning_attr.commands.prepare.encode import Recipe, check_made_from
@@ -140,7 +141,7 @@ class Job:
         """Count what was left out and what was changed."""
         for item in items:
             if isinstance(item, Undecoded):
-                self.faults.add("unreadable" if item.digest else "missing file", f"{item.place}: {item.reason}")
+                self.faults.add(item.kind, f"{item.place}: {item.reason}")
             else:
                 self.changed.update(item.notes)
 
@@ -152,5 +153,7 @@ class Job:
         arrays = self.recipe.arrays(
             np.stack([item.pixels for _, item in pairs]), metas, [item.shape for _, item in pairs]
         )
-        for (_, item), meta, fields in zip(pairs, metas, arrays, strict=True):
+        for (image, item), meta, fields in zip(pairs, metas, arrays, strict=True):
+            if self.recipe.weighted:
+                fields[WEIGHT] = weight_array(image.weight)
             yield Sample(meta, fields, item.thumb, item.digest)

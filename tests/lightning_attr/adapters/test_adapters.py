@@ -113,6 +113,17 @@ def test_patterns_of_alpha(sd1: SimpleNamespace, tmp_path: Path) -> None:
     assert list(scaling.values()) == pytest.approx([ALPHA / 3**0.5] * len(scaling))
 
 
+def test_null_conditions_of_a_model_without_text_encoders(sd1: SimpleNamespace, tmp_path: Path) -> None:
+    """It can be asked all else: a store may have been encoded with the adapter."""
+    folder = save_diffusers(tmp_path / "lora", sd1.keys)
+    write_spec(tmp_path / "model.yaml", sd1.root / "base" / "unet", folder)
+    model = load(tmp_path / "model.yaml")
+    with pytest.raises(
+        UserError, match=r"model\.yaml: model: found .*unet, which is no pipeline .* name the pipeline's"
+    ):
+        _ = model.null["text"]
+
+
 def test_text_encoders_get_their_part(sd1: SimpleNamespace, tmp_path: Path) -> None:
     tokens = torch.tensor([[0, 5, 9, 1]])
     digests = set()

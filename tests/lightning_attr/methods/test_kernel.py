@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lightning_attr.errors import UserError
 from lightning_attr.methods import kernel
-from lightning_attr.methods.kernel import gram, ridge_scores
+from lightning_attr.methods.kernel import gram, ridge_scores, weighed_ridge_scores
 
 SIZES = [3, 4, 1]
 
@@ -89,3 +89,26 @@ def test_features_that_are_not_finite(width: int) -> None:
     features[0, 2, 1] = torch.nan
     with pytest.raises(UserError, match="features: found some that are not finite"):
         list(ridge_scores(query, as_chunks(features), 0.1))
+
+
+@pytest.mark.parametrize("width", [3, 20], ids=["features' side", "samples' side"])
+def test_weights_count_as_copies_do(width: int) -> None:
+    query, features = random_features(2, width)
+    weights = torch.tensor([1, 3, 2, 1, 1, 4, 1, 2])
+    found = torch.cat(list(weighed_ridge_scores(query, as_chunks(features), 0.1, weights.split(SIZES))), dim=1)
+    of_each = torch.arange(8).repeat_interleave(weights)
+    copies = features[:, of_each]
+    expected = torch.stack([dense_scores(*pair, 0.1) for pair in zip(query, copies, strict=True)]).sum(0)
+    summed = torch.zeros(2, 8, dtype=torch.float64).index_add(1, of_each, expected)
+    torch.testing.assert_close(found.double(), summed, rtol=1e-5, atol=1e-6)
+
+
+def test_weights_of_one_change_no_bit() -> None:
+    query, features = random_features(2, 3)
+    ones = torch.ones(8, dtype=torch.int64).split(SIZES)  # type: ignore[no-untyped-call]
+    for found, expected in zip(
+        weighed_ridge_scores(query, as_chunks(features), 0.1, ones),
+        ridge_scores(query, as_chunks(features), 0.1),
+        strict=True,
+    ):
+        assert torch.equal(found, expected)

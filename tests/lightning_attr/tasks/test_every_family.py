@@ -10,12 +10,17 @@ import pytest
 import torch
 import yaml
 from PIL import Image
-from tiny_pipelines import make_pipeline
+from tiny_adapters import keys, lay_over, save_diffusers
+from tiny_pipelines import WORDS, make_pipeline
+from torch import Tensor
 
 from datamodules.store import Store
+from lightning_attr.artifacts.scores import Scores
 from lightning_attr.cli import run_stage
 from lightning_attr.commands.prepare.any_source import main as prepare
+from lightning_attr.commands.prepare.queries import main as prepare_queries
 from lightning_attr.models import load
+from lightning_attr.models.spec import write_spec
 
 PROMPTS = ["a cat on the mat", "red dog"]
 
@@ -84,3 +89,63 @@ def test_a_family_through_the_stages(tmp_path: Path, family: str) -> None:
     weights = dict(before.network.named_parameters())
     moved = [name for name, weight in trained.network.named_parameters() if not torch.equal(weight, weights[name])]
     assert {*before.select("all")} <= {*moved}
+
+
+def adapted(root: Path, family: str) -> None:
+    """A pipeline with a LoRA, ten images that differ, and the same ones as queries."""
+    pipeline = make_pipeline(family, root / "pipeline")
+    part = "transformer" if family in ("sd3", "flux", "pixart") else "unet"
+    network = getattr(pipeline, part)
+    lay_over(network)
+    write_spec(root / "model.yaml", root / "pipeline", save_diffusers(root / "lora", keys(**{part: network})))
+    generator = np.random.default_rng(0)
+    (root / "images").mkdir()
+    for number in range(10):
+        coarse = Image.fromarray(generator.integers(0, 256, (4, 4, 3), dtype=np.uint8))
+        coarse.resize((16, 16), Image.Resampling.BICUBIC).save(root / f"images/{number}.png")
+        (root / f"images/{number}.txt").write_text(" ".join(generator.choice(WORDS, 3)))
+    images, store = str(root / "images"), str(root / "train.lmdb")
+    prepare([images, "--out", store, "--model", str(root / "model.yaml"), "--size", "16", "--workers", "0"])
+    prepare_queries([images, "--out", str(root / "queries.lmdb"), "--encoders_from", store])
+
+
+def scores_by(root: Path, method: str, *options: str) -> Tensor:
+    """The scores of a shipped method on the weights of the adapter, [10, 10]."""
+    name = method.removesuffix(".yaml")
+    attribution = {"checkpoints": [str(root / "model.yaml")], "queries": str(root / "queries.lmdb")}
+    config = {
+        "vars": {"run": str(root), "timesteps": 4},
+        "trainer": {"accelerator": "cpu", "enable_progress_bar": False, "logger": False},
+        "model": {"class_path": "lightning_attr.tasks.Attribution", "init_args": attribution},
+        "data": {
+            "class_path": "datamodules.LatentDataModule",
+            "init_args": {"store": str(root / "train.lmdb"), "batch_size": 10},
+        },
+    }
+    (root / f"{name}.yaml").write_text(yaml.safe_dump(config))
+    run_stage(["predict", "-c", str(root / f"{name}.yaml"), "-c", f"configs/methods/{method}", *options])
+    return Scores.load(root / "attribute" / name / "scores.safetensors").scores
+
+
+@pytest.mark.parametrize(
+    "family",
+    ["pixart", *(pytest.param(name, marks=pytest.mark.slow) for name in ("sd1", "sd2", "sdxl", "sd3", "flux"))],
+)
+def test_an_image_of_the_training_set_as_the_query(tmp_path: Path, family: str) -> None:
+    """It comes first by a cosine; before it by influence may come what has more influence on itself."""
+    adapted(tmp_path, family)
+    fitted = {"checkpoint": str(tmp_path / "model.yaml"), "kind": "ekfac"}
+    data = {"store": str(tmp_path / "train.lmdb"), "batch_size": 10, "order": "stored"}
+    stage(
+        tmp_path, "fit", "curvature_ekfac", {"class_path": "lightning_attr.tasks.Curvature", "init_args": fitted},
+        data={"class_path": "datamodules.LatentDataModule", "init_args": data}, trainer={"max_epochs": 8},
+    )  # fmt: skip
+    themselves = list(range(10))
+    weights = "--model.init_args.method.init_args.weights=adapter"
+    assert scores_by(tmp_path, "gradient_cosine.yaml", weights).argmax(1).tolist() == themselves
+    influence = scores_by(tmp_path, "adapter.yaml")
+    own = influence.diagonal()
+    assert (own > 0).all()
+    assert (own[influence.argmax(1)] >= own).all()
+    normalised = influence / own.sqrt()  # and by the query's own, which changes no order
+    assert normalised.argmax(1).tolist() == themselves

@@ -8,7 +8,9 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import redirect_stdout
 from dataclasses import dataclass
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,7 @@ from lightning_attr.cli import FinishedError, run_stage
 from lightning_attr.commands.explain import command
 from lightning_attr.commands.explain.command import main
 from lightning_attr.commands.explain.estimate import Speed, check_fits, estimated, measured
+from lightning_attr.commands.explain.plan import PASSES
 from lightning_attr.errors import UserError
 from lightning_attr.models import load
 
@@ -61,8 +64,23 @@ def mine(tmp_path_factory: pytest.TempPathFactory) -> Mine:
         path.with_suffix(".txt").write_text("the red house" if number == 3 else " ".join(rng.choice(WORDS, 3)))
     shutil.copy(root / "images/picture 3.png", root / "out.png")
     made = Mine(root)
-    main(made.args())
+    said = StringIO()
+    with redirect_stdout(said):
+        main(made.args())
+    (root / "said.txt").write_text(said.getvalue())
     return made
+
+
+def test_only_the_answer_is_printed(mine: Mine) -> None:
+    """What the stages inside say is not the answer."""
+    lines = (mine.root / "said.txt").read_text().splitlines()
+    assert lines[0].strip() == "out.png: the red house"
+    run = mine.root / "mine"
+    assert [line for line in lines if line.startswith(("made:", "next:"))] == [
+        f"made: {run / 'answer.json'}, {run / 'report.html'}"
+    ]
+    assert lines[-1].startswith("made:")
+    assert not any("samples" in line or "inspect" in line for line in lines)
 
 
 def test_the_answer_names_files_the_one_that_it_was_first(mine: Mine) -> None:
@@ -152,8 +170,9 @@ def test_what_does_not_fit_is_refused_before_it_starts(mine: Mine, tmp_path: Pat
 
 def test_the_estimate_counts_draws_and_queries() -> None:
     speed = Speed(batch_size=4, seconds=0.5, gradients=1000, sample=10)
-    estimate = estimated(speed, samples=100, queries=3, draws=20, free=10**6)
+    estimate = estimated(speed, samples=100, showings=150, queries=3, draws=20, free=10**6)
     assert estimate.seconds["influence"] == 100 * 20 * 0.5
+    assert estimate.seconds["curvature"] == 2 * PASSES * 150 * 0.5
     assert estimate.memory == 3 * 1000 + 2 * 4 * 1000
     check_fits(estimate, 3)
 

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import pyarrow
+import pyarrow.parquet
 import pytest
 from image_sources import LAYOUTS, Item, encoded, items, picture, write_folder
 from PIL import Image
@@ -141,6 +143,25 @@ def test_decoding_processes_open_shards_themselves(tmp_path: Path, layout: str) 
     assert prepare(source, tmp_path / "two.lmdb", "--workers", "2") == expected
 
 
+def test_a_damaged_page_of_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It is no missing file, and neither are the rows behind it, which cannot be reached any more."""
+    path = tmp_path / "it.parquet"
+    content = items(8)
+    columns = {"image": [item.data for item in content], "text": [item.caption for item in content]}
+    pyarrow.parquet.write_table(pyarrow.table(columns), path, row_group_size=4, compression="snappy")
+    chunk = pyarrow.parquet.ParquetFile(path).metadata.row_group(1).column(0)
+    data = bytearray(path.read_bytes())
+    begin = chunk.dictionary_page_offset or chunk.data_page_offset
+    data[begin + 40 : begin + 200] = b"\xff" * 160
+    path.write_bytes(data)
+    with pytest.raises(UserError, match=r"row 0 of row group 1: damaged file \(.*\) \(see --on_error\)"):
+        prepare(path, tmp_path / "it.lmdb")
+    (tmp_path / "it.lmdb.partial").unlink(missing_ok=True)
+    capsys.readouterr()
+    prepare(path, tmp_path / "skip.lmdb", "--on_error", "skip")
+    assert "skipped: damaged file  4" in capsys.readouterr().out
+
+
 def turned(kind: str) -> bytes:
     """An image whose EXIF orientation says that it lies on its side."""
     exif = Image.Exif()
@@ -177,9 +198,9 @@ def test_kohya_folders_are_weights_and_groups(tmp_path: Path, capsys: pytest.Cap
     printed = capsys.readouterr().out
     assert "images of weight 10  2" in printed
     with Store(tmp_path / "it.lmdb") as store:
-        metas = [store.meta(place) for place in range(3)]
+        metas, weights = [store.meta(place) for place in range(3)], store.weights.tolist()
     assert [meta.captions[0] for meta in metas] == ["a caption of image 0", "sks cat", "a caption of image 2"]
-    assert [meta.attributes["weight"] for meta in metas] == [10, 10, 2]
+    assert weights == [10, 10, 2]
     assert [meta.attributes["groups"] for meta in metas] == [["10_sks cat"], ["10_sks cat"], ["2_other"]]
     inspect([str(tmp_path / "it.lmdb")])
     printed = capsys.readouterr().out
