@@ -34,7 +34,7 @@ class Groups:
     """The groups of some samples.
 
     Args:
-        grouping: By what they are grouped.
+        grouping: By what they are grouped: the attribute, or the name of the file.
         names: Of the groups, [G], ascending.
         group: The group of each membership, int64 [M], from 0 to G - 1.
         sample: Its sample, int64 [M], from 0 to N - 1: a place among the samples that were asked for.
@@ -49,6 +49,11 @@ class Groups:
     def sizes(self) -> Ints:
         """Return the number of samples of each group, int64 [G]."""
         return np.bincount(self.group, minlength=len(self.names)).astype(np.int64)
+
+    @property
+    def named(self) -> NDArray[np.bool_]:
+        """Return which groups are some, bool [G]: what has no group is none, and takes no part in a ranking."""
+        return np.array([name != NONE for name in self.names], np.bool_)
 
     def members(self, name: str) -> Ints:
         """Return the samples of a group, ascending.
@@ -75,12 +80,22 @@ def read_groups(store: Store, grouping: str, sample_ids: ArrayLike | None = None
         UserError: No sample has the attribute, its value names no group, or the file is of another store.
     """
     positions = np.arange(len(store)) if sample_ids is None else store.positions(sample_ids)
-    names_of = _clusters(store, grouping) if grouping.endswith(".json") else _attribute(store, grouping, positions)
+    names_of = _clusters(store, grouping) if is_file(grouping) else _attribute(store, grouping, positions)
     found = [(name, place) for place, position in enumerate(positions) for name in names_of[int(position)]]
     names = sorted({name for name, _ in found})
     index = {name: place for place, name in enumerate(names)}
     pairs = np.array([(index[name], place) for name, place in found], np.int64).reshape(-1, 2)
-    return Groups(grouping, tuple(names), pairs[:, 0], pairs[:, 1])
+    return Groups(grouping_name(grouping), tuple(names), pairs[:, 0], pairs[:, 1])
+
+
+def is_file(grouping: str) -> bool:
+    """Return whether a grouping is a file of clusters, and not an attribute."""
+    return grouping.endswith(".json")
+
+
+def grouping_name(grouping: str) -> str:
+    """Return what tables call a grouping: the attribute, or the name of the file, wherever that lies."""
+    return Path(grouping).name
 
 
 def _attribute(store: Store, name: str, positions: Ints) -> dict[int, Sequence[str]]:

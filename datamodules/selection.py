@@ -59,6 +59,11 @@ class Exclude:
         expect_within("exclude.top", self.top, 1)
         expect_within("exclude.random", self.random, 1)
 
+    @property
+    def group_names(self) -> list[str]:
+        """Return the names of the groups that are left out whole."""
+        return [self.group] if isinstance(self.group, str) else self.group or []
+
 
 @dataclass(frozen=True)
 class Subset:
@@ -130,8 +135,7 @@ def _excluded(store: Store, exclude: Exclude, chosen: Ints) -> Ints:
     if exclude.group is not None:
         assert exclude.grouping is not None
         groups = read_groups(store, exclude.grouping)
-        names = [exclude.group] if isinstance(exclude.group, str) else exclude.group
-        return np.unique(np.concatenate([groups.members(name) for name in names]))
+        return np.unique(np.concatenate([groups.members(name) for name in exclude.group_names]))
     assert exclude.scores is not None
     assert exclude.top is not None
     _at_most("exclude.top", exclude.top, len(store))

@@ -94,12 +94,15 @@ def ranked_groups(path: str, known: RightGroups) -> RankedGroups:
     check_made_from(path, scores.settings, "store", store.digest, store.path)
     groups = read_groups(store, known.grouping, scores.sample_id.numpy())
     right = _right(known, groups, scores.query_id)
+    named = torch.from_numpy(groups.named)
     rows = right.any(1)
     if not rows.any():
         raise UserError(f"model.groups: found no query of {path} with a group of {known.grouping} that samples have")
     values = group_scores(scores.scores[rows], groups, known.reduction or reduction_of(scores.method))
-    sizes = torch.from_numpy(groups.sizes)
-    return RankedGroups(scores.method, known.grouping, scores.query_id[rows], values, right[rows], sizes)
+    sizes = torch.from_numpy(groups.sizes)[named]
+    return RankedGroups(
+        scores.method, groups.grouping, scores.query_id[rows], values[:, named], right[rows][:, named], sizes
+    )
 
 
 def _right(known: RightGroups, groups: Groups, query_id: Tensor) -> Tensor:
