@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from datamodules.grouping import read_groups
 from datamodules.hashing import shuffled
 from datamodules.store import Store
 from lightning_attr.artifacts.inputs import InputPath
@@ -29,6 +30,8 @@ class Exclude:
         top: How many samples in all: the query's highest-scored ones, or those of several queries rank by rank in turn.
         random: So many at random.
         seed: Of ``random``.
+        group: The samples of this group, or of these groups.
+        grouping: What names the groups: an attribute of samples, such as ``artist``, or a file of clusters.
 
     Raises:
         UserError: None or several ways are given.
@@ -40,9 +43,13 @@ class Exclude:
     top: int | None = None
     random: int | None = None
     seed: int = 0
+    group: str | list[str] | None = None
+    grouping: InputPath | None = None
 
     def __post_init__(self) -> None:
-        _one_way("exclude", ids=self.ids, scores=self.scores, random=self.random)
+        if (self.group is None) != (self.grouping is None):
+            raise UserError(f"exclude: found grouping {self.grouping} and group {self.group}, expected both or neither")
+        _one_way("exclude", ids=self.ids, scores=self.scores, random=self.random, group=self.group)
         if (self.scores is None) != (self.top is None):
             raise UserError(f"exclude: found scores {self.scores} and top {self.top}, expected both or neither")
         if self.scores is None and self.query is not None:
@@ -51,6 +58,11 @@ class Exclude:
             raise UserError("exclude.query: found no query, expected at least one, or null for the only one there is")
         expect_within("exclude.top", self.top, 1)
         expect_within("exclude.random", self.random, 1)
+
+    @property
+    def group_names(self) -> list[str]:
+        """Return the names of the groups that are left out whole."""
+        return [self.group] if isinstance(self.group, str) else self.group or []
 
 
 @dataclass(frozen=True)
@@ -120,6 +132,10 @@ def _excluded(store: Store, exclude: Exclude, chosen: Ints) -> Ints:
     if exclude.random is not None:
         count = _at_most("exclude.random", exclude.random, len(chosen))
         return chosen[shuffled(store.ids[chosen], "exclude", exclude.seed)[:count]]
+    if exclude.group is not None:
+        assert exclude.grouping is not None
+        groups = read_groups(store, exclude.grouping)
+        return np.unique(np.concatenate([groups.members(name) for name in exclude.group_names]))
     assert exclude.scores is not None
     assert exclude.top is not None
     _at_most("exclude.top", exclude.top, len(store))

@@ -22,6 +22,7 @@ COMMANDS = {
     "explain": ("explain.command", "say which training images made an output, in one command"),
     "prepare": ("prepare", "make a store: prepare images, coco, drawings, shapes, queries, model"),
     "inspect": ("inspect", "say what a store holds, and whether it is undamaged"),
+    "groups": ("groups", "find the near-duplicates among the images of a store"),
     "sweep": ("sweep.command", "retrain many models to check attributions against"),
     "evaluate": ("evaluate", "check scores against the pack of a sweep"),
     "report": ("report.command", "make one HTML page of what a run found"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from lightning_attr.artifacts.scores import Scores
+from lightning_attr.ground_truth.group_removals import group_rankings, group_removals
 from lightning_attr.ground_truth.metrics import lds_ceiling, variance_components
 from lightning_attr.ground_truth.pack import Pack
 from lightning_attr.ground_truth.records import Evaluated
@@ -39,4 +40,6 @@ def evaluate(pack: Pack, scores: Mapping[str, Scores]) -> Evaluated:
         attributability=attributability_of_queries(pack),
         prediction=prediction(pack, scores, masks, losses.mean(0), scored),
         loss_changes=loss_change_points(pack),
+        groups=group_removals(pack),
+        group_rankings=group_rankings(pack, scores),
     )

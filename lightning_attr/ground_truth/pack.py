@@ -32,7 +32,7 @@ FORMAT = 1
 ROLES = ("original", "queries", "store")
 
 #: What models whose training set follows no attribution method have for its name.
-UNATTRIBUTED = ("random", "subset", "full")
+UNATTRIBUTED = ("random", "subset", "full", "group")
 
 
 class Model(NamedTuple):
@@ -41,13 +41,17 @@ class Model(NamedTuple):
     name: str
     """Of its entry in the sweep, such as ``top/similarity/query-3/k-20``."""
     method: str
-    """``subset``, ``random``, ``full``, or the attribution method whose top was removed."""
+    """``subset``, ``random``, ``full``, ``group``, or the attribution method whose top was removed."""
     query: int | None
     """The query whose top was removed; None where it was not that of one query."""
     k: int
     """How many samples were removed."""
     seed: int
     """Of the training."""
+    group: str | None = None
+    """The group that was removed."""
+    grouping: str | None = None
+    """By what samples are grouped there, such as ``artist``."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,7 +132,7 @@ class Pack:
             "format": FORMAT,
             "settings": dict(self.settings),
             "original": dict(self.configs),
-            "models": [model._asdict() for model in self.models],
+            "models": [_said(model) for model in self.models],
             "tensors": file_digest(tensors_path),
         }
         write_record(manifest_path, manifest)
@@ -181,6 +185,11 @@ _TENSORS: Mapping[str, str] = {
 TENSORS: Mapping[str, str] = {**_TENSORS, "masks": "int M B"}
 
 
+def _said(model: Model) -> dict[str, Any]:
+    """Return a model as the manifest has it: of a group only where one was removed, as earlier versions read it."""
+    return {name: value for name, value in model._asdict().items() if name not in Model._field_defaults or value}
+
+
 def pack_files(path: str | Path) -> tuple[Path, Path]:
     """Return the manifest and the tensors of a pack that is named by either of them, or by their common name."""
     path = Path(path)
@@ -194,11 +203,14 @@ def _read_manifest(path: Path) -> dict[str, Any]:
     if manifest["format"] != FORMAT:
         raise UserError(f"{path}: found a pack of format {manifest['format']}, expected {FORMAT}")
     for index, model in enumerate(manifest["models"]):
-        if not isinstance(model, dict) or model.keys() != set(Model._fields):
+        if not isinstance(model, dict) or {*model} | {*Model._field_defaults} != {*Model._fields}:
             raise UserError(f"{path}: found no model in models[{index}], expected {', '.join(Model._fields)}")
         expect_settings(f"{path}: models[{index}]", model, {"name": str, "method": str, "k": int, "seed": int})
         if not isinstance(model["query"], int | None):
             raise UserError(f"{path}: models[{index}]: found query {model['query']!r}, expected an id or none")
+        for name in Model._field_defaults:
+            if not isinstance(model.get(name), str | None):
+                raise UserError(f"{path}: models[{index}]: found {name} {model[name]!r}, expected a name or none")
     expect_settings(f"{path}: settings", manifest["settings"], {"draws": dict, "digests": dict})
     expect_settings(f"{path}: digests", manifest["settings"]["digests"], dict.fromkeys(ROLES, str))
     expect_settings(f"{path}: original", manifest["original"], {"denoiser": dict, "scheduler": dict})

@@ -114,7 +114,9 @@ def _read_entry(folder: Path, digests: Mapping[str, str]) -> _Entry:
     if "original_latent" in tensors:
         kept["similarity"] = feature_similarity(tensors["original_latent"], tensors["retrained_latent"])
     name, method = _entry_name(folder), settings["method"]
-    model = Model(name, method, _removed_query(name, settings), int(settings["k"]), int(settings["seed"]))
+    query, grouping = _removed_query(name, settings), settings.get("grouping")
+    group = " + ".join(settings["groups"]) if grouping else None
+    model = Model(name, method, query, int(settings["k"]), int(settings["seed"]), group, grouping)
     return _Entry(model, path, kept, settings["draws"])
 
 

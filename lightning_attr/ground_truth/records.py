@@ -75,6 +75,45 @@ class Attributable(NamedTuple):
     """The largest loss change, up or down, by another training seed alone; NaN where there is none."""
 
 
+class GroupChange(NamedTuple):
+    """The loss change of one query without a group, and without as many random samples; NaN where unknown."""
+
+    query: int
+    loss_change: float
+    random: float
+
+
+class GroupRemoval(NamedTuple):
+    """What the removal of a group does, on average over queries."""
+
+    grouping: str
+    group: str
+    images: int
+    models: int
+    loss_change: Interval
+    random: Interval
+    """Of as many random samples; NaN where no model was trained without so many."""
+    difference: Interval
+    """The loss change minus that of random samples, query by query."""
+    queries: list[GroupChange]
+
+
+class GroupRanking(NamedTuple):
+    """How a method ranks the groups that were removed, on average over the queries that it scores."""
+
+    method: str
+    grouping: str
+    queries: int
+    reduction: str
+    """What became of the scores of a group's samples: their sum or their mean."""
+    loss_change: Interval
+    """Without the group that it ranks first for the query."""
+    difference: Interval
+    """That minus the loss change without as many random samples."""
+    correlation: Interval
+    """Spearman's rank correlation of scores and loss changes over the groups."""
+
+
 class Prediction(NamedTuple):
     """What the best method predicts of the subsets, for the query where its LDS is the median."""
 
@@ -106,6 +145,9 @@ class Evaluated(NamedTuple):
     """Empty without removals by an attribution method, and without both other seeds and random removals."""
     prediction: Prediction | None
     loss_changes: list[LossChangePoint]
+    groups: list[GroupRemoval] = []  # noqa: RUF012 (never changed; packs of before have none)
+    """By grouping, the largest loss change first; empty where no group was removed, as the next."""
+    group_rankings: list[GroupRanking] = []  # noqa: RUF012
 
 
 def compare(
@@ -177,9 +219,10 @@ def check_json(where: str, value: Any, kind: Any) -> None:
         for place, each in enumerate(value):
             check_json(f"{where}[{place}]", each, inner[0])
     elif hasattr(kind, "_fields"):
-        _expect(where, value, isinstance(value, dict) and value.keys() == {*kind._fields}, kind)
-        for name, hint in get_type_hints(kind).items():
-            check_json(f"{where}.{name}", value[name], hint)
+        whole = isinstance(value, dict) and {*value} | {*kind._field_defaults} == {*kind._fields}
+        _expect(where, value, whole, kind)
+        for name in value:
+            check_json(f"{where}.{name}", value[name], get_type_hints(kind)[name])
     else:
         _expect(where, value, _fits(value, kind), kind)
 

@@ -153,7 +153,7 @@ def loss_change_points(pack: Pack) -> list[LossChangePoint]:
     compared = {k: compared_queries(pack, changes, k) for k in _ks(pack)}
     points = []
     for row, model in enumerate(pack.models):
-        if model.method == "subset":
+        if model.method in ("subset", "group"):
             continue
         shown = changes[row].masked_fill(~compared[model.k], torch.nan) if model.k else changes[row]
         for query, change in zip(pack.query_id.tolist(), shown.tolist(), strict=True):

@@ -20,6 +20,10 @@ def tables(evaluated: Evaluated) -> Iterator[Table]:
         yield lds_table(evaluated)
     if evaluated.removals:
         yield removal_table(evaluated)
+    if evaluated.groups:
+        yield group_table(evaluated)
+    if evaluated.group_rankings:
+        yield group_ranking_table(evaluated)
     if evaluated.attributability:
         yield attributability_table(evaluated)
     yield ground_truth_table(evaluated)
@@ -62,6 +66,33 @@ def _removal(removal: Removal, queries: int, decimals: Sequence[int]) -> list[Te
     name = "other seeds" if removal.k == 0 else removal.method
     compared = [_compared(removal.loss_change, decimals[0]), _compared(removal.deviation, decimals[1])]
     return [Text(name), str(removal.k), *compared, str(removal.models), f"{removal.queries} of {queries}"]
+
+
+def group_table(evaluated: Evaluated) -> Table:
+    """Return the loss change without each group, and without as many random images."""
+    columns = ("group", "images", "loss change", "as many random", "difference", "models")
+    table = _table("Leave-group-out, mean over queries [95% interval]", *columns)
+    decimals = _decimals([each.loss_change for each in evaluated.groups])
+    for each in evaluated.groups:
+        intervals = [write(interval, decimals) for interval in (each.loss_change, each.random, each.difference)]
+        table.add_row(Text(f"{each.grouping}: {each.group}"), str(each.images), *intervals, str(each.models))
+    return table
+
+
+def group_ranking_table(evaluated: Evaluated) -> Table:
+    """Return what the removal of each method's first group does, and whether its scores foretell the loss changes."""
+    columns = ("groups ranked by", "loss change", "beyond as many random", "rank correlation", "queries")
+    table = _table("Without the group that is ranked first, mean over queries [95% interval]", *columns)
+    decimals = _decimals([each.loss_change for each in evaluated.group_rankings])
+    for each in sorted(evaluated.group_rankings, key=lambda each: _order(each.loss_change.estimate)):
+        table.add_row(
+            Text(f"{each.method}, {each.reduction} by {each.grouping}"),
+            write(each.loss_change, decimals),
+            write(each.difference, decimals),
+            write(each.correlation, 3),
+            f"{each.queries} of {evaluated.queries}",
+        )
+    return table
 
 
 def _decimals(intervals: Sequence[Interval]) -> int:

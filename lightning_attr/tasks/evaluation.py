@@ -1,4 +1,4 @@
-"""Check attributions: against retrained models, a sweep's pack of them, and samples known to be relevant.
+"""Check attributions: against retrained models, a sweep's pack of them, and samples or groups known to be right.
 
 Shapes: Q queries, N samples.
 """
@@ -30,12 +30,14 @@ from lightning_attr.ground_truth.metrics import (
     MeanAveragePrecision,
     PerQuery,
     RecallAtK,
+    Top1,
     mean_interval,
 )
 from lightning_attr.ground_truth.metrics.functional import loss_change
 from lightning_attr.ground_truth.pack import Pack
 from lightning_attr.ground_truth.records import LossChangePoint
 from lightning_attr.ground_truth.retrained import load_retrained
+from lightning_attr.ground_truth.right_groups import RankedGroups, RightGroups, ranked_groups
 from lightning_attr.tasks.analysis import require_one_rank
 
 Item = dict[str, Any]
@@ -66,6 +68,7 @@ class Evaluation(pl.LightningModule):
         scores: Files of scores; give the pack that they are checked against, or what is relevant for recall@K and mAP.
         relevant: What recall@K and mAP are measured against.
         pack: The manifest of a sweep's pack, ``NAME.json``, for LDS and leave-K-out with no training.
+        groups: What top-1 and mAP of groups are measured against.
     """
 
     makes = ("metrics.json",)
@@ -76,18 +79,22 @@ class Evaluation(pl.LightningModule):
         scores: list[InputPath] | None = None,
         relevant: Relevant | None = None,
         pack: InputPath | None = None,
+        groups: RightGroups | None = None,
     ) -> None:
         super().__init__()
         self.retrained = retrained or []
         self.scores = scores or []
         self.relevant = relevant
         self.pack = pack
+        self.groups = groups
         if not self.retrained and not self.scores and pack is None:
             raise UserError(
                 "model: give retrained (folders of Retraining runs), a pack, scores with relevant, or several"
             )
-        if self.scores and relevant is None and pack is None:
+        if self.scores and relevant is None and pack is None and groups is None:
             raise UserError("model.relevant: missing; recall@K and mAP of scores need to know what is relevant")
+        if groups is not None and not self.scores:
+            raise UserError("model.scores: found none, expected those whose groups are to be ranked")
         self.measures = nn.ModuleDict()
         self.points: list[LossChangePoint] = []
         self.evaluated: Evaluated | None = None
@@ -104,6 +111,8 @@ class Evaluation(pl.LightningModule):
             rankings = [read_ranking(path, store, self.relevant) for path in self.scores]
             _check_queries(rankings, self.scores, self.relevant)
             items += rankings
+        if self.groups is not None:
+            items += [{"groups": ranked_groups(path, self.groups)} for path in self.scores]
         if self.pack is not None:
             items.append({"pack": self.pack})
         return DataLoader(items, batch_size=None)  # type: ignore[arg-type]
@@ -113,6 +122,9 @@ class Evaluation(pl.LightningModule):
         if "pack" in item:
             pack = Pack.load(item["pack"])
             self.evaluated = evaluate(pack, read_scores(self.scores, pack))
+            return
+        if "groups" in item:
+            self._add_groups(item["groups"])
             return
         if "relevant" in item:
             self._metrics(item["method"], self._ranking_metrics()).update(
@@ -129,6 +141,16 @@ class Evaluation(pl.LightningModule):
         changes = loss_change(original, retrained).tolist()
         rows = zip(query.tolist(), changes, strict=True)
         self.points += [LossChangePoint(item["method"], item["k"], query_id, change) for query_id, change in rows]
+
+    def _add_groups(self, ranked: RankedGroups) -> None:
+        """Add a ranking of groups to the metrics of its method, and what chance and size reach to theirs."""
+        self._metrics(ranked.label, _group_metrics()).update(ranked.query_id, ranked.scores, ranked.right)
+        for label, values in ranked.baselines().items():
+            baseline = self._metrics(label, _group_metrics())
+            for name, of_queries in values.items():
+                metric = baseline[name]
+                assert isinstance(metric, PerQuery)
+                metric.record(ranked.query_id, of_queries)
 
     def _ranking_metrics(self) -> dict[str, PerQuery]:
         assert self.relevant is not None
@@ -172,6 +194,10 @@ class Evaluation(pl.LightningModule):
             figure.savefig(Path(self.trainer.default_root_dir) / f"{name}.png", dpi=150)
             if self.logger is not None:
                 self.logger.experiment.add_figure(f"evaluate/{name}", figure, 0)  # type: ignore[attr-defined]
+
+
+def _group_metrics() -> dict[str, PerQuery]:
+    return {"top_1": Top1(), "mean_average_precision": MeanAveragePrecision()}
 
 
 def as_numbers(metric: PerQuery) -> dict[str, float]:

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from datamodules import LatentDataModule
+from datamodules import Exclude, LatentDataModule
+from datamodules.grouping import grouping_name
 from datamodules.loading import whole_samples
 from datamodules.store import Store
 from lightning_attr.artifacts import save_tensors
@@ -140,10 +141,18 @@ class Retraining(LatentDiffusion):
             "method": self.method,
             "k": len(data.left_out_ids),
             "top_of": None if data.exclude is None else data.exclude.query,
+            **_without_groups(data.exclude),
             "seed": self.seed,
             "draws": vars(self.evaluation),
             "digests": {name: file_digest(path) for name, path in files.items()},
         }
+
+
+def _without_groups(exclude: Exclude | None) -> dict[str, Any]:
+    """Return which groups were left out, where they were named."""
+    if exclude is None or exclude.grouping is None:
+        return {}
+    return {"grouping": grouping_name(exclude.grouping), "groups": exclude.group_names}
 
 
 def measure(model: Model, queries: Store, ids: list[int], draws: Draws, device: torch.device) -> dict[str, Tensor]:

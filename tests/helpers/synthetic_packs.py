@@ -61,6 +61,17 @@ class World:
                 mask = torch.rand(SAMPLES, generator=self.generator).argsort() >= k
                 self.add(Model(f"random/k-{k}/{seed}", "random", None, k, 0), mask, self.noise / 10)
 
+    def groups(self, grouping: str, members: dict[str, list[int]], seeds: int = 1) -> None:
+        """Models without groups of samples, and as many without as many random ones."""
+        for name, places in members.items():
+            for seed in range(seeds):
+                mask = torch.ones(SAMPLES, dtype=torch.bool)
+                mask[places] = False
+                model = Model(f"group/{grouping}/{name}", "group", None, len(places), seed, name, grouping)
+                self.add(model, mask, self.noise / 10)
+                mask = torch.rand(SAMPLES, generator=self.generator).argsort() >= len(places)
+                self.add(Model(f"random/k-{len(places)}/{seed}", "random", None, len(places), 0), mask, self.noise / 10)
+
     def full(self, seeds: int) -> None:
         for seed in range(1, seeds + 1):
             everything = torch.ones(SAMPLES, dtype=torch.bool)

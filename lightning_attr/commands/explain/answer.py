@@ -10,17 +10,22 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
+from datamodules.grouping import read_groups
 from datamodules.store import Meta, Store
 from lightning_attr.artifacts.scores import SIGN, Scores
 from lightning_attr.console import out, print_table
+from lightning_attr.contributors import as_json, contributors
 from lightning_attr.digests import file_digest
 from lightning_attr.ground_truth.retrained import load_retrained
+from lightning_attr.groups import reduction_of
 
 #: How many images are named in the answer, and how many are shown.
 NAMED, SHOWN = 100, 10
 
 
-def answer(queries: Store, store: Store, scores: Mapping[str, Path], check: Mapping[str, Path]) -> dict[str, Any]:
+def answer(
+    queries: Store, store: Store, scores: Mapping[str, Path], check: Mapping[str, Path], grouping: str | None = None
+) -> dict[str, Any]:
     """Return the answer as JSON holds it.
 
     Args:
@@ -28,10 +33,11 @@ def answer(queries: Store, store: Store, scores: Mapping[str, Path], check: Mapp
         store: The training images.
         scores: The files of scores by method; the first is the answer.
         check: The files of the check's retrainings by what they went without; empty where there is none.
+        grouping: What names the groups of the training images; None is no groups.
     """
     read = {name: Scores.load(path) for name, path in scores.items()}
     first = next(iter(read.values()))
-    return {
+    found = {
         "queries": [_of_query(queries, store, query, read, check) for query in first.query_id.tolist()],
         "method": first.method,
         "sign": SIGN,
@@ -41,6 +47,27 @@ def answer(queries: Store, store: Store, scores: Mapping[str, Path], check: Mapp
             "queries": queries.digest,
             "scores": file_digest(next(iter(scores.values()))),
         },
+    }
+    return found if grouping is None else found | {"groups": _groups(store, grouping, read)}
+
+
+def _groups(store: Store, grouping: str, scores: Mapping[str, Scores]) -> dict[str, Any]:
+    """Return the groups of the training images by what they did to all queries, and to each."""
+    method, *others = scores
+    groups = read_groups(store, grouping, scores[method].sample_id.numpy())
+
+    def of_queries(ids: Sequence[int]) -> list[dict[str, Any]]:
+        of_others = {other: scores[other].of_queries(ids) for other in others}
+        found = contributors(groups, scores[method].of_queries(ids), of_others)
+        return [as_json(each) for each in found[:NAMED]]
+
+    ids = scores[method].query_id.tolist()
+    return {
+        "grouping": groups.grouping,
+        "reduction": reduction_of(scores[method].method),
+        "count": len(groups.names),
+        "contributors": of_queries(ids),
+        "queries": [{"id": query, "contributors": of_queries([query])} for query in ids],
     }
 
 
@@ -100,6 +127,29 @@ def show(found: Mapping[str, Any]) -> None:
         print_table(table)
         for sentence in trust(query):
             out.print(f"  {sentence}", soft_wrap=True)
+    if "groups" in found:
+        _show_groups(found["groups"], len(found["queries"]))
+
+
+def _show_groups(groups: Mapping[str, Any], queries: int) -> None:
+    """Print the first contributors to all queries."""
+    of = f", mean over {queries} queries" if queries > 1 else ""
+    title = f"Which contributors, how much, how sure ({groups['grouping']}{of})"
+    table = Table(title=Text(title), title_justify="left")
+    shown = groups["contributors"][:SHOWN]
+    others = list(shown[0]["ranks"])
+    first = ["first for"] if queries > 1 else []
+    ranked = [f"rank by {other}" for other in others]
+    for column in ("group", "images", f"{groups['reduction']} of scores", "beyond chance", *first, *ranked):
+        table.add_column(column)
+    for each in shown:
+        ends = "" if each["interval"] is None else " [{:.3g}, {:.3g}]".format(*each["interval"])
+        chance = "unknown" if each["beyond_chance"] is None else f"{each['beyond_chance']:+.1f} sd"
+        counts = [f"{each['first']} of {queries}"] if queries > 1 else []
+        ranks = [str(each["ranks"].get(other, "")) for other in others]
+        table.add_row(Text(each["group"]), str(each["images"]), f"{each['score']:.3g}{ends}", chance, *counts, *ranks)
+    print_table(table)
+    out.print("  Beyond chance: standard deviations above as many random images.", soft_wrap=True)
 
 
 def trust(query: Mapping[str, Any]) -> Sequence[str]:

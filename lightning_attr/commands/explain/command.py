@@ -16,8 +16,9 @@ from typing import Any
 import torch
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+from datamodules.grouping import read_groups
 from datamodules.store import Store
-from lightning_attr.artifacts import write_json
+from lightning_attr.artifacts import read_json, write_json
 from lightning_attr.cli import SAVED, FinishedError, run_stage
 from lightning_attr.commands.explain.answer import answer, show
 from lightning_attr.commands.explain.estimate import Estimate, check_fits, estimated, free_memory, measured
@@ -34,6 +35,7 @@ from lightning_attr.commands.prepare import main as prepare
 from lightning_attr.commands.prepare.queries import read_queries
 from lightning_attr.commands.report.command import main as report
 from lightning_attr.console import Stopped, as_steps, command, made, note, out, summary
+from lightning_attr.contributors import own_grouping
 from lightning_attr.digests import file_digest
 from lightning_attr.errors import UserError
 from lightning_attr.models import Model, load
@@ -61,6 +63,7 @@ def main(arguments: Sequence[str]) -> None:
     of.add_argument("--draws", type=int, default=10, help="timesteps at which gradients are compared")
     of.add_argument("--check", type=int | None, default=None, help="retrain without so many images")
     of.add_argument("--train", type=Path | None, default=None, help="the config of the training, for --check")
+    of.add_argument("--grouping", type=str | None, default=None, help="whose groups contribute: an attribute or a file")
     of.add_argument("--dry_run", "--dry-run", action="store_true", help="print the configs and an estimate")
     args = parsed(of, arguments)
     at_least(args, size=1, draws=1, check=1)
@@ -89,10 +92,14 @@ def main(arguments: Sequence[str]) -> None:
             prepare([*words, *(["-q"] if out.quiet else [])])
     ids = [int(query) for query in Store(query_store).ids]
     write(configs(question, ids))
-    _answer(question, ids)
+    with Store(store) as images:
+        grouping = args.grouping or own_grouping(images)
+        if grouping is not None:
+            read_groups(images, grouping)  # a mistake shows before anything is measured
+    _answer(question, ids, grouping)
 
 
-def _answer(question: Question, ids: Sequence[int]) -> None:
+def _answer(question: Question, ids: Sequence[int], grouping: str | None) -> None:
     """Run all stages, and write and show what came out."""
     finished = True
     for stage in stages(question, ids):
@@ -107,12 +114,13 @@ def _answer(question: Question, ids: Sequence[int]) -> None:
             raise Stopped(int(stopped.code or 143), SAVED) from None
     target = question.run / "answer.json"
     with Store(question.queries) as queries, Store(question.store) as store:
-        found = answer(queries, store, question.scores, check_files(question, ids))
-    finished = finished and target.exists()
+        found = answer(queries, store, question.scores, check_files(question, ids), grouping)
+    finished = finished and target.exists() and read_json(target) == found
     if not finished:
         write_json(target, found)
+        words = [] if grouping is None else ["--grouping", grouping]
         with as_steps():
-            report([str(question.run), *(["-q"] if out.quiet else [])])
+            report([str(question.run), *words, *(["-q"] if out.quiet else [])])
     show(found)
     if finished:
         note(f"{question.run}: finished already, nothing to do")

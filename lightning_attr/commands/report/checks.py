@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from lightning_attr.commands.report.removed_groups import RemovedGroups, removed_groups
 from lightning_attr.commands.report.scales import Axis, Scale, Tick, ticks
 from lightning_attr.ground_truth.metrics import Interval
 from lightning_attr.ground_truth.records import Smallest, share_of_ceiling
@@ -112,18 +113,27 @@ class GroundTruth:
     curves: Curves | None
     scatter: Scatter | None
     attributability: list[Attributable]
+    groups: RemovedGroups | None
 
 
 def ground_truths(packs: Mapping[str, Mapping[str, Any]]) -> list[GroundTruth]:
     """Return what the page shows of every evaluation against a pack, by the name of its stage."""
     return [
-        GroundTruth(stage, _facts(pack), _lds(pack), _curves(pack), _scatter(pack), _by_k(pack["attributability"]))
+        GroundTruth(
+            stage=stage,
+            facts=_facts(pack),
+            lds=_lds(pack),
+            curves=_curves(pack),
+            scatter=_scatter(pack),
+            attributability=_by_k(pack["attributability"]),
+            groups=removed_groups(pack),
+        )
         for stage, pack in packs.items()
     ]
 
 
 def _facts(pack: Mapping[str, Any]) -> list[str]:
-    models = sum(removal["models"] for removal in pack["removals"])
+    models = sum(removal["models"] for removal in [*pack["removals"], *pack.get("groups", [])])
     facts = [f"{pack['queries']} queries"]
     if pack["subsets"]:
         seeds = f"{pack['repeats']} training seed{'' if pack['repeats'] == 1 else 's'}"

@@ -23,10 +23,11 @@ def main(arguments: Sequence[str]) -> None:
     of = parser("report", __doc__)
     of.add_argument("run", type=Path, help="the folder of a run")
     of.add_argument("--out", type=Path | None, default=None, help="the page to write, default RUN/report.html")
+    of.add_argument("--grouping", type=str | None, default=None, help="whose groups contribute: an attribute or a file")
     args = parsed(of, arguments)
     target = args.out or args.run / "report.html"
     if target.is_file() and MARK not in target.read_bytes()[:2000]:
         raise UserError(f"{target}: found another file, expected none or a report")
-    page = render(collect(args.run)).encode()
+    page = render(collect(args.run), args.grouping).encode()
     write_atomically(target, page)
     made([target])

@@ -13,12 +13,21 @@ from lightning_attr.artifacts.scores import SIGN
 from lightning_attr.commands.report.agreement import agreement
 from lightning_attr.commands.report.checks import ground_truths
 from lightning_attr.commands.report.contents import LOSS_DELTAS, Run
+from lightning_attr.commands.report.contributors import Contributors
 from lightning_attr.commands.report.sections import BESIDE, comparisons, query_views, retrievals, training_pictures
 from lightning_attr.console import printable
 
 
-def render(run: Run) -> str:
-    """Return the report of a run as one HTML page that needs no other file and no network."""
+def render(run: Run, grouping: str | None = None) -> str:
+    """Return the report of a run as one HTML page that needs no other file and no network.
+
+    Args:
+        run: What was found.
+        grouping: What names the groups of training images; None is what their source said, if it did.
+
+    Raises:
+        UserError: The store has no such groups.
+    """
     # Captions and prompts are foreign text: all that is put into the page is escaped, and free of control characters.
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
@@ -30,6 +39,7 @@ def render(run: Run) -> str:
     )
     environment.filters["setting"] = write_setting
     queries = list(query_views(run))
+    contributors = Contributors.of(run, grouping)  # takes note of what is missing
     return environment.get_template("page.html.jinja").render(
         name=run.path.resolve().name,
         run=run,
@@ -37,6 +47,7 @@ def render(run: Run) -> str:
         pictures=training_pictures(queries),
         beside=BESIDE,
         agreement=agreement(run.rankings),
+        contributors=contributors,
         comparisons=comparisons(run.retrained),
         ground_truths=ground_truths(run.packs),
         retrievals=list(retrievals(run.metrics)),

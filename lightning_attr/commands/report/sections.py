@@ -28,6 +28,8 @@ BESIDE = 8
 """How many images a ranking has where rankings stand side by side."""
 LONGEST = 1000
 """How many characters of a caption are shown."""
+RETRIEVAL = {"top_1": "top-1", "mean_average_precision": "mAP"}
+"""The columns of metrics of retrieval, beside recall@K."""
 
 
 @dataclass(frozen=True)
@@ -299,13 +301,13 @@ class Retrieval:
 
 
 def retrievals(metrics: Mapping[str, Mapping[str, Any]]) -> Iterator[Retrieval]:
-    """Yield recall@K and mAP of every ``metrics.json`` that has them."""
+    """Yield recall@K, top-1 and mAP of every ``metrics.json`` that has them."""
     for stage, content in metrics.items():
         table: dict[str, dict[str, str]] = {}
         for key, summary in content.items():
             method, _, name = key.rpartition("/")
-            if name == "mean_average_precision" or name.startswith("recall_at_"):
-                column = "mAP" if name == "mean_average_precision" else f"recall@{name.removeprefix('recall_at_')}"
+            if name in RETRIEVAL or name.startswith("recall_at_"):
+                column = RETRIEVAL.get(name, f"recall@{name.removeprefix('recall_at_')}")
                 table.setdefault(method, {})[column] = _mean(summary)
         if table:
             columns = sorted({column for row in table.values() for column in row}, key=_column_order)

@@ -151,9 +151,8 @@ def _pack(folder: SweepFolder) -> None:
     settings = {"training": training_config(sweep.train), "shared": sweep.shared}
     runs = [folder.entry(entry) for entry in folder.entries]
     collect(runs, store_path(sweep), sweep.original, sweep.queries, settings).save(path)
-    scores = sweep.top.scores.values() if sweep.top is not None else ()
     # Patterns among the scores are the shell's to expand: they are not quoted.
-    made([f"{path}.json", f"{path}.safetensors"], " ".join([command("evaluate", path), *scores]))
+    made([f"{path}.json", f"{path}.safetensors"], " ".join([command("evaluate", path), *sweep.patterns]))
 
 
 def _listed(folder: SweepFolder) -> Table:

@@ -14,6 +14,7 @@ from typing import Any, Literal, get_type_hints
 
 import yaml
 
+from datamodules.grouping import is_file
 from lightning_attr.artifacts import write_atomically
 from lightning_attr.artifacts.before import renamed
 from lightning_attr.artifacts.expect import expect_settings
@@ -23,10 +24,10 @@ from lightning_attr.commands.sweep.plan import (
     Settings,
     Sweep,
     entry_folder,
-    matching,
     store_path,
     training_config,
 )
+from lightning_attr.commands.sweep.score_files import matching
 from lightning_attr.console import warn
 from lightning_attr.digests import file_digest
 from lightning_attr.errors import UserError, quoted
@@ -92,7 +93,10 @@ class SweepFolder:
             UserError: It was begun with another config or other files; the message shows the difference.
         """
         sweep, settings = self.sweep, self.settings()
-        digests = {path: file_digest(path) for path in (sweep.original, sweep.queries, *self.scores())}
+        files = [sweep.original, sweep.queries, *self.scores()]
+        if sweep.groups is not None and is_file(sweep.groups.grouping):
+            files.append(sweep.groups.grouping)
+        digests = {path: file_digest(path) for path in files}
         entries = {entry.name: _by_content(entry.settings, digests) for entry in self.entries}
         with locked(self.path, PATIENCE):  # the tasks of a job array all start at once
             self._extend(self.path / "sweep.json", {"settings": settings, "entries": entries})
@@ -130,8 +134,7 @@ class SweepFolder:
 
     def scores(self) -> list[str]:
         """Return the scores files that say what is left out."""
-        patterns = self.sweep.top.scores.values() if self.sweep.top is not None else ()
-        return [path for pattern in patterns for path in matching(pattern)]
+        return [path for pattern in self.sweep.patterns for path in matching(pattern)]
 
     def entry(self, entry: Entry) -> Path:
         """Return the run folder of an entry."""

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
-from glob import glob
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,8 @@ from xxhash import xxh3_64_intdigest
 from datamodules.selection import Exclude, Subset, kept_positions
 from datamodules.store import Store
 from lightning_attr.artifacts.scores import load_scores
+from lightning_attr.commands.sweep.left_groups import LeaveGroupOut, folder_of, left_groups
+from lightning_attr.commands.sweep.score_files import files_by_query
 from lightning_attr.errors import UserError, expect_within
 from lightning_attr.ground_truth.pack import UNATTRIBUTED
 from lightning_attr.noise import Draws
@@ -100,6 +101,7 @@ class Sweep:
         random: Random removals.
         subsets: Random subsets.
         full: Other seeds.
+        groups: Leave-group-out entries.
         shared: Whether all models share the original's initial weights and noise, so that they differ by their data
             alone; else each entry has a seed of its own. Subsets and full entries with a further seed have that one.
     """
@@ -113,7 +115,14 @@ class Sweep:
     random: Random | None = None
     subsets: Subsets | None = None
     full: Full | None = None
+    groups: LeaveGroupOut | None = None
     shared: bool = True
+
+    @property
+    def patterns(self) -> list[str]:
+        """Return the files of scores that say what is left out, each pattern once."""
+        named = [part.scores for part in (self.top, self.groups) if part is not None and part.scores]
+        return list(dict.fromkeys(pattern for scores in named for pattern in scores.values()))
 
 
 @dataclass(frozen=True)
@@ -143,7 +152,7 @@ def entries(sweep: Sweep) -> list[Entry]:
         for name, own in _own_settings(sweep, training)
     ]
     if not found:
-        raise UserError("sweep: found nothing to train, expected some of top, random, subsets and full")
+        raise UserError("sweep: found nothing to train, expected some of top, random, subsets, full and groups")
     name, times = Counter(entry.name for entry in found).most_common(1)[0]
     if times > 1:
         raise UserError(f"sweep: found {name} {times} times, expected each k and query once")
@@ -171,6 +180,8 @@ def _check(sweep: Sweep) -> None:
         expect_within("subsets.count", sweep.subsets.count, 1, MOST)
         expect_within("subsets.seeds", sweep.subsets.seeds, 1, MOST)
         kept_positions(store, subset=Subset(fraction=sweep.subsets.fraction))
+    if sweep.groups is not None:
+        expect_within("groups.random", sweep.groups.random, 0, MOST)
     if sweep.full is not None:
         expect_within("full.seeds", sweep.full.seeds, 1, MOST)
 
@@ -240,12 +251,15 @@ def _own_settings(sweep: Sweep, training: Settings) -> Iterator[tuple[str, dict[
         for method, path, query, k in _rankings(sweep, sweep.top):
             exclude = {"scores": path, "query": query, "top": k}
             yield _retraining(sweep, training, f"top/{method}/query-{query}/k-{k}", method, {"exclude": exclude})
-    if sweep.random is not None:
-        for k in sweep.random.k:
-            for seed in range(sweep.random.count):
-                yield _retraining(
-                    sweep, training, f"random/k-{k}/{seed}", "random", {"exclude": {"random": k, "seed": seed}}
-                )
+    groups: dict[str, int] = {}
+    if sweep.groups is not None:
+        grouping = sweep.groups.grouping
+        groups = left_groups(sweep.groups, Store(store_path(sweep)), query_ids(sweep))
+        for name in groups:
+            exclude = {"grouping": grouping, "group": name}
+            yield _retraining(sweep, training, folder_of(grouping, name), "group", {"exclude": exclude})
+    for k, seed in _random_removals(sweep, groups.values()):
+        yield _retraining(sweep, training, f"random/k-{k}/{seed}", "random", {"exclude": {"random": k, "seed": seed}})
     if sweep.subsets is not None:
         for subset in range(sweep.subsets.count):
             for seed in range(sweep.subsets.seeds):
@@ -256,35 +270,28 @@ def _own_settings(sweep: Sweep, training: Settings) -> Iterator[tuple[str, dict[
             yield _retraining(sweep, training, f"full/seed-{seed}", "full", {}, seed)
 
 
+def _random_removals(sweep: Sweep, sizes: Iterable[int]) -> Iterator[tuple[int, int]]:
+    """Yield K and the seed of every removal of random samples: those asked for, then as many as groups have."""
+    count = 0 if sweep.random is None else sweep.random.count
+    asked = [] if sweep.random is None else sweep.random.k
+    yield from ((k, seed) for k in asked for seed in range(count))
+    beside = 0 if sweep.groups is None else sweep.groups.random
+    yield from ((k, seed) for k in dict.fromkeys(sizes) for seed in range(count if k in asked else 0, beside))
+
+
 def _rankings(sweep: Sweep, top: Top) -> Iterator[tuple[str, str, int, int]]:
     """Yield the method, scores file, query and K of every leave-K-out entry."""
-    queries = [int(query) for query in Store(sweep.queries).ids] if top.queries is None else top.queries
+    queries = query_ids(sweep) if top.queries is None else top.queries
     for method, pattern in top.scores.items():
-        files: dict[int, str] = {}
-        for path in matching(pattern):
-            for query_id in load_scores(path).query_id.tolist():
-                if files.setdefault(query_id, path) != path:
-                    raise UserError(
-                        f"sweep.top.scores.{method}: found query {query_id} in {files[query_id]} and in {path}, "
-                        "expected it in one file"
-                    )
-        for query in queries:
-            if query not in files:
-                raise UserError(f"sweep.top.scores.{method}: found no query {query} in {pattern}")
+        for query, path in files_by_query(f"sweep.top.scores.{method}", pattern, queries).items():
             # Refuses what cannot be removed before anything is trained.
-            load_scores(files[query]).top(query, max(top.k, default=0))
-            yield from ((method, files[query], query, k) for k in top.k)
+            load_scores(path).top(query, max(top.k, default=0))
+            yield from ((method, path, query, k) for k in top.k)
 
 
-def matching(pattern: str) -> list[str]:
-    """Return the files that a pattern names, sorted.
-
-    Raises:
-        UserError: There is none.
-    """
-    if not (paths := sorted(glob(pattern))):
-        raise UserError(f"scores: found no file {pattern}")
-    return paths
+def query_ids(sweep: Sweep) -> list[int]:
+    """Return the ids of all queries."""
+    return [int(query) for query in Store(sweep.queries).ids]
 
 
 def _retraining(

@@ -1,6 +1,7 @@
 """How good is an attribution? Pure functions (``functional``) and the torchmetrics shells around them."""
 
 from lightning_attr.ground_truth.metrics.bootstrap import Interval
+from lightning_attr.ground_truth.metrics.groups import Top1
 from lightning_attr.ground_truth.metrics.intervals import (
     difference_interval,
     lds_difference_interval,
@@ -26,6 +27,7 @@ __all__ = [
     "PerQuery",
     "RecallAtK",
     "Summary",
+    "Top1",
     "Variances",
     "attributability",
     "difference_interval",

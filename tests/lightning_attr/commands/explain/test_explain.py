@@ -109,6 +109,24 @@ def test_again_it_is_finished_and_says_the_same(mine: Mine, capfd: pytest.Captur
     assert (mine.root / "mine/answer.json").read_bytes() == before
 
 
+def test_contributors_may_be_asked_for_later(mine: Mine, capfd: pytest.CaptureFixture[str]) -> None:
+    """Nothing is measured anew."""
+    before = {path: path.stat().st_mtime_ns for path in (mine.root / "mine").rglob("*.safetensors")}
+    main([*mine.args(), "--grouping", "key"])
+    printed = capfd.readouterr().out
+    assert "Which contributors, how much, how sure (key)" in printed
+    groups = read_json(mine.root / "mine/answer.json")["groups"]
+    assert (groups["contributors"][0]["group"], groups["count"]) == ("picture 3.png", IMAGES)
+    assert "Which contributors" in (mine.root / "mine/report.html").read_text()
+    main([*mine.args(), "--grouping", "key"])
+    assert "finished already" in capfd.readouterr().err
+    with pytest.raises(UserError, match="with the attribute 'artist', expected"):
+        main([*mine.args(), "--grouping", "artist"])
+    main(mine.args())
+    assert "groups" not in read_json(mine.root / "mine/answer.json")
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+
+
 @pytest.mark.parametrize("stage", ["curvature", "influence", "similarity"])
 def test_each_stage_can_be_run_by_hand(mine: Mine, stage: str) -> None:
     verb = "fit" if stage == "curvature" else "predict"
