@@ -24,6 +24,7 @@ COMMANDS = {
     "inspect": ("inspect", "say what a store holds, and whether it is undamaged"),
     "sweep": ("sweep.command", "retrain many models to check attributions against"),
     "evaluate": ("evaluate", "check scores against the pack of a sweep"),
+    "abc": ("abc", "check scores against images of customised models, whose influence is known"),
     "report": ("report.command", "make one HTML page of what a run found"),
     "init": ("init", "write the configs of an experiment where you are"),
 }

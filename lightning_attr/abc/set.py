@@ -80,28 +80,8 @@ class AbcSet:
     models: tuple[CustomModel, ...]
 
     def __post_init__(self) -> None:
-        if not self.models:
-            raise UserError("models: found none, expected at least one")
-        splits: dict[int, str] = {}
-        makers: dict[int, str] = {}
-        names: set[str] = set()
+        check_models(self.models)
         for model in self.models:
-            if model.name in names:
-                raise UserError(f"models: found {model.name} twice, expected each once")
-            names.add(model.name)
-            _check_model(model)
-            for exemplar in model.exemplars:
-                if (other := splits.setdefault(exemplar, model.split)) != model.split:
-                    raise UserError(
-                        f"{model.name}: found exemplar {exemplar} in the splits {other} and {model.split}, "
-                        "expected each in one"
-                    )
-            for query in model.query_ids:
-                if query in makers:
-                    raise UserError(
-                        f"{model.name}: found query {query}, which {makers[query]} has made; expected each once"
-                    )
-                makers[query] = model.name
             self.gallery.positions(model.exemplars)
             self.queries.positions(model.query_ids)
 
@@ -114,18 +94,6 @@ class AbcSet:
     def gallery_of(self, model: CustomModel) -> Ints:
         """Return the positions of what a model's queries are compared with: distractors and its exemplars, [G]."""
         return np.union1d(self.distractors, self.gallery.positions(model.exemplars))
-
-    def of_split(self, split: str | None) -> tuple[CustomModel, ...]:
-        """Return the models of a split; None is all.
-
-        Raises:
-            UserError: There are none.
-        """
-        found = tuple(model for model in self.models if split in (None, model.split))
-        if not found:
-            have = sorted({model.split for model in self.models})
-            raise UserError(f"split: found no model of {split}, expected one of {', '.join(have)}")
-        return found
 
     @classmethod
     def load(cls, folder: str | Path) -> AbcSet:
@@ -140,7 +108,7 @@ class AbcSet:
         if record["format"] != FORMAT:
             raise UserError(f"{path}: found an AbC set of format {record['format']}, expected {FORMAT}")
         gallery, queries = (_store(path, name, record) for name in (GALLERY, QUERIES))
-        models = tuple(_model(f"{path}: models[{index}]", found) for index, found in enumerate(record["models"]))
+        models = read_models(path, record["models"])
         try:
             return cls(gallery, queries, models)
         except UserError as error:
@@ -158,6 +126,49 @@ def write_set(folder: str | Path, models: Iterable[CustomModel]) -> AbcSet:
     record = {"format": FORMAT, "gallery": made.gallery.digest, "queries": made.queries.digest}
     write_record(folder / RECORD, {**record, "models": [asdict(model) for model in made.models]})
     return made
+
+
+def of_split(models: Sequence[CustomModel], split: str | None) -> tuple[CustomModel, ...]:
+    """Return the models of a split; None is all.
+
+    Raises:
+        UserError: There are none.
+    """
+    found = tuple(model for model in models if split in (None, model.split))
+    if not found:
+        have = sorted({model.split for model in models})
+        raise UserError(f"split: found no model of {split}, expected one of {', '.join(have)}")
+    return found
+
+
+def check_models(models: Sequence[CustomModel]) -> None:
+    """Check that models make sense together.
+
+    Raises:
+        UserError: There are none, or a name, an exemplar or a query occurs twice where it may not.
+    """
+    if not models:
+        raise UserError("models: found none, expected at least one")
+    splits: dict[int, str] = {}
+    makers: dict[int, str] = {}
+    names: set[str] = set()
+    for model in models:
+        if model.name in names:
+            raise UserError(f"models: found {model.name} twice, expected each once")
+        names.add(model.name)
+        _check_model(model)
+        for exemplar in model.exemplars:
+            if (split := splits.setdefault(exemplar, model.split)) != model.split:
+                raise UserError(
+                    f"{model.name}: found exemplar {exemplar} in the splits {split} and {model.split}, "
+                    "expected each in one"
+                )
+        for query in model.query_ids:
+            if query in makers:
+                raise UserError(
+                    f"{model.name}: found query {query}, which {makers[query]} has made; expected each once"
+                )
+            makers[query] = model.name
 
 
 def _check_model(model: CustomModel) -> None:
@@ -178,8 +189,20 @@ def _store(path: Path, name: str, record: Mapping[str, Any]) -> Store:
     return store
 
 
+def read_models(path: str | Path, found: Sequence[object]) -> tuple[CustomModel, ...]:
+    """Return the models that a file of a set names.
+
+    Args:
+        path: The file, for messages.
+        found: The models as JSON has them.
+
+    Raises:
+        UserError: One of them is none.
+    """
+    return tuple(_model(f"{path}: models[{index}]", each) for index, each in enumerate(found))
+
+
 def _model(place: str, found: object) -> CustomModel:
-    """Read a model of the record."""
     hints = get_type_hints(CustomModel)
     if not isinstance(found, dict) or found.keys() != hints.keys():
         raise UserError(f"{place}: found {quoted(found)}, expected {', '.join(hints)}")

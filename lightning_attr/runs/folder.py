@@ -66,6 +66,8 @@ class RunFolder:
                 self._check(old, new, outputs(config))
             if self.finished(config):
                 return False
+            if self._has_results():
+                new["resumed"] = True  # so that what is between start and finish is not how long it took
         else:
             self._check_free(config)
         write_record(self._manifest, new)
@@ -131,6 +133,25 @@ class RunFolder:
                     raise UserError(
                         f"trainer.{key}: found {limit}, expected at least {done}: {self.path} is that far already"
                     )
+
+
+def run_seconds(result: str | Path) -> float | None:
+    """Return how long the run took that made a file: whole seconds, of all that it did.
+
+    Args:
+        result: The file, in the run's folder.
+
+    Returns:
+        The seconds; None where the file is not as the run made it, or the run was stopped in between.
+    """
+    result = Path(result)
+    path = result.parent / "manifest.json"
+    if not path.is_file():
+        return None
+    manifest = read_manifest(path)
+    if manifest.get("resumed") or manifest.get("results", {}).get(result.name) != file_digest(result):
+        return None
+    return (datetime.fromisoformat(manifest["finished"]) - datetime.fromisoformat(manifest["started"])).total_seconds()
 
 
 def read_manifest(path: Path) -> dict[str, Any]:

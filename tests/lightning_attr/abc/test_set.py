@@ -13,7 +13,7 @@ import pytest
 from abc_sets import MODELS, make_set, write_stores
 
 from datamodules.store import Store
-from lightning_attr.abc import AbcSet
+from lightning_attr.abc import AbcSet, of_split
 from lightning_attr.artifacts.records import write_record
 from lightning_attr.errors import UserError
 
@@ -42,11 +42,11 @@ def test_distractors_are_nobodys_exemplars(folder: Path) -> None:
 
 
 def test_splits(folder: Path) -> None:
-    found = AbcSet.load(folder)
-    assert [model.name for model in found.of_split("test")] == ["a-3", "o-1", "o-2"]
-    assert found.of_split(None) == MODELS
+    models = AbcSet.load(folder).models
+    assert [model.name for model in of_split(models, "test")] == ["a-3", "o-1", "o-2"]
+    assert of_split(models, None) == MODELS
     with pytest.raises(UserError, match="split: found no model of holdout, expected one of test, train, validation"):
-        found.of_split("holdout")
+        of_split(models, "holdout")
 
 
 @pytest.mark.parametrize(
