@@ -85,6 +85,11 @@ class AbcSet:
             self.gallery.positions(model.exemplars)
             self.queries.positions(model.query_ids)
 
+    @property
+    def digests(self) -> dict[str, str]:
+        """Return the digests of both stores."""
+        return {"gallery": self.gallery.digest, "queries": self.queries.digest}
+
     @cached_property
     def distractors(self) -> Ints:
         """Return the positions of the samples of the gallery that are nobody's exemplars, ascending, [D]."""

@@ -135,23 +135,21 @@ class RunFolder:
                     )
 
 
-def run_seconds(result: str | Path) -> float | None:
-    """Return how long the run took that made a file: whole seconds, of all that it did.
-
-    Args:
-        result: The file, in the run's folder.
-
-    Returns:
-        The seconds; None where the file is not as the run made it, or the run was stopped in between.
-    """
-    result = Path(result)
-    path = result.parent / "manifest.json"
-    if not path.is_file():
-        return None
-    manifest = read_manifest(path)
-    if manifest.get("resumed") or manifest.get("results", {}).get(result.name) != file_digest(result):
+def seconds_taken(folder: Path) -> float | None:
+    """Return how long a run took, in whole seconds; None where it is not finished, or was stopped in between."""
+    manifest = read_manifest(folder / "manifest.json")
+    if manifest["status"] != "finished" or manifest.get("resumed"):
         return None
     return (datetime.fromisoformat(manifest["finished"]) - datetime.fromisoformat(manifest["started"])).total_seconds()
+
+
+def run_seconds(result: str | Path) -> float | None:
+    """Return how long the run took that made a file in its folder; None where the file is not as a run made it."""
+    result = Path(result)
+    path = result.parent / "manifest.json"
+    if not path.is_file() or read_manifest(path).get("results", {}).get(result.name) != file_digest(result):
+        return None
+    return seconds_taken(result.parent)
 
 
 def read_manifest(path: Path) -> dict[str, Any]:

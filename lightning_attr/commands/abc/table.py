@@ -58,8 +58,7 @@ def _read(paths: Sequence[str], folder: Path | None) -> AbcRanks:
     parts = [(path, AbcRanks.load(path)) for path in kept]
     if folder is not None:
         of = AbcSet.load(folder)
-        digests = {"gallery": of.gallery.digest, "queries": of.queries.digest}
-        parts.insert(0, (str(folder), AbcRanks(of.models, digests, ranks_of(of, scores))))
+        parts.insert(0, (str(folder), AbcRanks(of.models, of.digests, ranks_of(of, scores))))
     where, first = parts[0]
     methods: dict[str, MethodRanks] = {}
     for path, part in parts:

@@ -24,13 +24,6 @@ from lightning_attr.errors import UserError
 from lightning_attr.models import load
 
 
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory, project: Project) -> Planned:
-    planned = Planned(tmp_path_factory.mktemp("abc"), project)
-    main(["make", "-c", str(planned.plan)])
-    return planned
-
-
 def test_the_set_is_what_was_planned(made: Planned, project: Project) -> None:
     found = AbcSet.load(made.folder / "set")
     assert [(model.name, model.category, model.split) for model in found.models] == [each[:3] for each in MODELS]
