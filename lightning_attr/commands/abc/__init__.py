@@ -1,4 +1,4 @@
-"""The AbC benchmark: ``lightning-attr abc make|scores|table``."""
+"""The AbC benchmark: ``lightning-attr abc make|read|scores|table``."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from importlib import import_module
 from lightning_attr.errors import UserError
 
 #: What is done with a set, in the order in which one does it; a module each.
-ACTIONS = ("make", "scores", "table")
+ACTIONS = ("make", "read", "scores", "table")
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -199,7 +199,7 @@ def test_what_does_not_fit_is_refused(case: Case, tmp_path: Path) -> None:
     assert "found 11 distractors, expected the 12 of" in refusal(case, *fewer, *of)
     top = TopScores(torch.tensor([[3, 0]]), torch.tensor([[2.0, 1.0]]), torch.tensor([0]), "top", good.settings)
     assert "found the top 2 of each query only" in refusal(case, saved("top", top), *of)
-    assert "found 'tables', expected one of make, scores, table" in str(_raised(["tables"]))
+    assert "found 'tables', expected one of make, read, scores, table" in str(_raised(["tables"]))
     assert "split" in refusal(case, case.files[0], *of, "--split", "holdout")
 
 
