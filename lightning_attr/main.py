@@ -25,6 +25,7 @@ COMMANDS = {
     "groups": ("groups", "find the near-duplicates among the images of a store"),
     "sweep": ("sweep.command", "retrain many models to check attributions against"),
     "evaluate": ("evaluate", "check scores against the pack of a sweep"),
+    "abc": ("abc", "check scores against images of customised models, whose influence is known"),
     "report": ("report.command", "make one HTML page of what a run found"),
     "init": ("init", "write the configs of an experiment where you are"),
 }

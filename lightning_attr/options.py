@@ -73,6 +73,19 @@ def parsed(of: ArgumentParser, arguments: Sequence[str]) -> Any:
     return options
 
 
+def files_first(arguments: Sequence[str]) -> list[str]:
+    """Return the words with those files first that stand behind options, which jsonargparse would not take there."""
+    files, options, words = [], [], iter(arguments)
+    for word in words:
+        if word.startswith("-"):
+            options.append(word)
+            if "=" not in word and word not in ("-q", "--quiet", "-h", "--help", "--print_config"):
+                options.append(next(words, ""))
+        else:
+            files.append(word)
+    return [*files, *options]
+
+
 @contextmanager
 def user_errors() -> Iterator[None]:
     """Turn what other libraries and the system say about the user's settings into a ``UserError``."""

@@ -15,7 +15,7 @@ from lightning_attr.ground_truth import Evaluated, as_json, evaluate, read_score
 from lightning_attr.ground_truth.pack import Pack, pack_files, unpack
 from lightning_attr.ground_truth.records import check_json
 from lightning_attr.ground_truth.tables import tables
-from lightning_attr.options import parsed, parser
+from lightning_attr.options import files_first, parsed, parser
 from lightning_attr.tasks import Evaluation
 
 
@@ -33,7 +33,7 @@ def main(arguments: Sequence[str]) -> None:
         help="FIRST-LAST: those alone, such as ones that settings were not chosen on",
     )
     of.add_argument("--unpack", type=Path | None, default=None, help="write the original, queries and sample ids here")
-    args = parsed(of, _options_last(arguments))
+    args = parsed(of, files_first(arguments))
     if not args.pack.name:
         raise UserError(f"pack: found the folder {args.pack}, expected a pack in it, such as {args.pack / 'pack'}")
     if args.json is not None and args.json.exists():
@@ -61,19 +61,6 @@ def main(arguments: Sequence[str]) -> None:
         write_json(args.json, as_json(evaluated))
     if new := [path for path in (args.unpack, args.out if run else None, args.json) if path is not None]:
         made(new, command("report", args.out) if run else None)
-
-
-def _options_last(arguments: Sequence[str]) -> list[str]:
-    """Return the words with those files first that stand behind options, which jsonargparse would not take there."""
-    files, options, words = [], [], iter(arguments)
-    for word in words:
-        if word.startswith("-"):
-            options.append(word)
-            if "=" not in word and word not in ("-q", "--quiet", "-h", "--help", "--print_config"):
-                options.append(next(words, ""))
-        else:
-            files.append(word)
-    return [*files, *options]
 
 
 def _check_numbers(path: Path) -> None:

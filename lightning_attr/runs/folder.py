@@ -66,6 +66,8 @@ class RunFolder:
                 self._check(old, new, outputs(config))
             if self.finished(config):
                 return False
+            if self._has_results():
+                new["resumed"] = True  # so that what is between start and finish is not how long it took
         else:
             self._check_free(config)
         write_record(self._manifest, new)
@@ -131,6 +133,23 @@ class RunFolder:
                     raise UserError(
                         f"trainer.{key}: found {limit}, expected at least {done}: {self.path} is that far already"
                     )
+
+
+def seconds_taken(folder: Path) -> float | None:
+    """Return how long a run took, in whole seconds; None where it is not finished, or was stopped in between."""
+    manifest = read_manifest(folder / "manifest.json")
+    if manifest["status"] != "finished" or manifest.get("resumed"):
+        return None
+    return (datetime.fromisoformat(manifest["finished"]) - datetime.fromisoformat(manifest["started"])).total_seconds()
+
+
+def run_seconds(result: str | Path) -> float | None:
+    """Return how long the run took that made a file in its folder; None where the file is not as a run made it."""
+    result = Path(result)
+    path = result.parent / "manifest.json"
+    if not path.is_file() or read_manifest(path).get("results", {}).get(result.name) != file_digest(result):
+        return None
+    return seconds_taken(result.parent)
 
 
 def read_manifest(path: Path) -> dict[str, Any]:

@@ -49,7 +49,7 @@ def _child(args: list[str], log: str, moment: Moment | None) -> None:
     os.dup2(file, sys.stderr.fileno())
     if moment is not None:
         _signal_at(moment)
-    from lightning_attr.cli import main
+    from lightning_attr.main import main
 
     main(args)
 

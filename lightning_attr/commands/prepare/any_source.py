@@ -40,7 +40,7 @@ def main(arguments: Sequence[str]) -> None:
     if args.crop != "centre":
         expected = "expected centre: images of a store have one shape, so there are no aspect-ratio buckets"
         raise UserError(f"--crop: found {quoted(args.crop)}, {expected}")
-    image, text, size = _encoders(args)
+    image, text, size = sized_encoders(args)
     faults = Faults(args.on_error == "skip")
     columns = Columns(args.caption_column, args.group_column, args.image_column)
     source = open_source(args.source, None if args.kind == "auto" else args.kind, args.prompt, columns, faults)
@@ -84,7 +84,7 @@ def _parser() -> ArgumentParser:
     return of
 
 
-def _encoders(args: Namespace) -> tuple[ImageEncoder, TextEncoder, int]:
+def sized_encoders(args: Namespace) -> tuple[ImageEncoder, TextEncoder, int]:
     """Return the encoders that the command line asks for, and the side of the images in pixels."""
     image, text = encoders(args) if args.model is None else _of_model(args)
     if args.size is not None or args.model is None:

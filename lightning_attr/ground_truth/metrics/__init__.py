@@ -1,6 +1,13 @@
 """How good is an attribution? Pure functions (``functional``) and the torchmetrics shells around them."""
 
 from lightning_attr.ground_truth.metrics.bootstrap import Interval
+from lightning_attr.ground_truth.metrics.exemplars import (
+    Ranks,
+    all_tied,
+    exemplar_ranks,
+    expected_average_precision,
+    expected_recall,
+)
 from lightning_attr.ground_truth.metrics.groups import Top1
 from lightning_attr.ground_truth.metrics.intervals import (
     difference_interval,
@@ -25,12 +32,17 @@ __all__ = [
     "LossChange",
     "MeanAveragePrecision",
     "PerQuery",
+    "Ranks",
     "RecallAtK",
     "Summary",
     "Top1",
     "Variances",
+    "all_tied",
     "attributability",
     "difference_interval",
+    "exemplar_ranks",
+    "expected_average_precision",
+    "expected_recall",
     "lds_ceiling",
     "lds_difference_interval",
     "lds_interval",

@@ -136,16 +136,20 @@ def _variance(means: Tensor) -> Tensor:
     return means[~means.isnan()].var(correction=0)
 
 
-def interval_over_queries(values: Tensor, *, level: float, resamples: int, seed: int) -> Interval:
+def interval_over_queries(
+    values: Tensor, *, level: float, resamples: int, seed: int, made_by: Tensor | None = None
+) -> Interval:
     """Bootstrap the mean of one value per query, ``[Q]``, by percentiles; see ``intervals.mean_interval``."""
     _expect_settings(level, resamples)
-    known = values[~values.isnan()].double().cpu()
-    estimate = known.mean().item()
-    if len(known) < 2:
+    known = ~values.isnan().cpu()
+    kept = values.cpu()[known].double()
+    units = torch.arange(len(kept)) if made_by is None else torch.unique(made_by.cpu()[known], return_inverse=True)[1]
+    estimate, count = kept.mean().item(), int(units.max()) + 1 if len(units) else 0
+    if count < 2:
         return Interval(estimate, math.nan, math.nan)
-    counts = draw_counts(len(known), resamples, torch.Generator().manual_seed(seed))
+    counts = draw_counts(count, resamples, torch.Generator().manual_seed(seed))[:, units]  # of the queries
     tails = torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=counts.dtype)
-    low, high = resampled_means(known, counts).quantile(tails).tolist()
+    low, high = resampled_means(kept, counts).quantile(tails).tolist()
     return Interval(estimate, low, high)
 
 

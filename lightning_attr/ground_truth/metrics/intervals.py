@@ -21,7 +21,14 @@ from lightning_attr.ground_truth.metrics.bootstrap import (
 from lightning_attr.ground_truth.metrics.functional import expect, subset_sums
 
 
-def mean_interval(values: Tensor, *, level: float = 0.95, resamples: int = 2000, seed: int = 0) -> Interval:
+def mean_interval(
+    values: Tensor,
+    *,
+    level: float = 0.95,
+    resamples: int = 2000,
+    seed: int = 0,
+    made_by: Tensor | None = None,
+) -> Interval:
     """Return the mean over queries and its interval, leaving out NaN.
 
     Args:
@@ -29,19 +36,31 @@ def mean_interval(values: Tensor, *, level: float = 0.95, resamples: int = 2000,
         level: The probability that the interval shall cover.
         resamples: Number of bootstrap resamples.
         seed: Seed of the resamples.
+        made_by: Which customised model made each query, integers ``[Q]``: queries of one model share their exemplars
+            and err together, so that whole models are resampled. None is one by one.
 
     Returns:
-        The interval, in the units of the values; its ends are NaN for fewer than two known values.
+        The interval, in the units of the values; its ends are NaN for fewer than two known values, or models of them.
 
     >>> mean_interval(torch.tensor([2.0, 2.0, torch.nan]))
     Interval(estimate=2.0, low=2.0, high=2.0)
 
     """
     expect("values", values, (None,))
-    return interval_over_queries(values, level=level, resamples=resamples, seed=seed)
+    if made_by is not None:
+        expect("made_by", made_by, values.shape)
+    return interval_over_queries(values, level=level, resamples=resamples, seed=seed, made_by=made_by)
 
 
-def difference_interval(a: Tensor, b: Tensor, *, level: float = 0.95, resamples: int = 2000, seed: int = 0) -> Interval:
+def difference_interval(
+    a: Tensor,
+    b: Tensor,
+    *,
+    level: float = 0.95,
+    resamples: int = 2000,
+    seed: int = 0,
+    made_by: Tensor | None = None,
+) -> Interval:
     """Return the mean over queries of a - b and its interval; the two tie if it contains 0.
 
     The pairs stay together, which takes out how much the queries differ among themselves: far narrower than comparing
@@ -53,6 +72,7 @@ def difference_interval(a: Tensor, b: Tensor, *, level: float = 0.95, resamples:
         level: The probability that the interval shall cover.
         resamples: Number of bootstrap resamples.
         seed: Seed of the resamples.
+        made_by: Which customised model made each query, as of :func:`mean_interval`.
 
     Returns:
         The interval over the queries known in both; its ends are NaN for fewer than two of them.
@@ -63,7 +83,7 @@ def difference_interval(a: Tensor, b: Tensor, *, level: float = 0.95, resamples:
     """
     expect("a", a, (None,))
     expect("b", b, a.shape)
-    return mean_interval(a.double() - b.double(), level=level, resamples=resamples, seed=seed)
+    return mean_interval(a.double() - b.double(), level=level, resamples=resamples, seed=seed, made_by=made_by)
 
 
 def lds_interval(

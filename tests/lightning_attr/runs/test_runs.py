@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,7 @@ from lightning_attr.artifacts import read_json, write_json
 from lightning_attr.artifacts.inputs import InputPath, input_paths
 from lightning_attr.errors import UserError
 from lightning_attr.runs.checkpoints import AtomicCheckpointIO
-from lightning_attr.runs.folder import RunFolder, read_manifest
+from lightning_attr.runs.folder import RunFolder, read_manifest, run_seconds
 from lightning_attr.runs.identity import declared_paths, differences, flatten, inputs, path_within
 
 if TYPE_CHECKING:
@@ -149,6 +150,30 @@ def test_a_result_that_is_another_one_is_refused(folder: RunFolder) -> None:
     (folder.path / "weights.safetensors").write_bytes(b"of another run")
     with pytest.raises(UserError, match=r"weights\.safetensors: found digest .*, expected .*; delete it"):
         folder.start("fit", config())
+
+
+def test_the_seconds_of_a_run_are_known_where_it_made_the_file_in_one_go(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path / "run")
+    result = run.path / "weights.safetensors"
+    run.start("fit", config())
+    result.touch()
+    assert run_seconds(result) is None  # not finished
+    manifest = read_manifest(run.path / "manifest.json")
+    run.finish((result.name,))
+    finished = read_manifest(run.path / "manifest.json")["finished"]
+    seconds = (datetime.fromisoformat(finished) - datetime.fromisoformat(manifest["started"])).total_seconds()
+    assert run_seconds(result) == seconds
+    result.write_bytes(b"of another run")
+    assert run_seconds(result) is None
+    elsewhere = tmp_path / "weights.safetensors"
+    elsewhere.touch()
+    assert run_seconds(elsewhere) is None
+
+
+def test_the_seconds_of_a_run_that_was_stopped_are_not_known(folder: RunFolder) -> None:
+    folder.start("fit", config())
+    folder.finish(("weights.safetensors",))
+    assert run_seconds(folder.path / "weights.safetensors") is None
 
 
 @pytest.mark.parametrize("key", ["max_steps", "max_epochs"])
