@@ -6,4 +6,7 @@ from lightning_attr.features.onnx import Onnx
 from lightning_attr.features.pictures import Pixel, Vision
 from lightning_attr.features.stored import Latent, Text
 
-__all__ = ["Activations", "Feature", "Latent", "Onnx", "Pixel", "Text", "Vision", "largest_cosines"]
+#: Features that need no settings, by their words.
+WORDS: dict[str, type[Feature]] = {"latent": Latent, "text": Text, "pixel": Pixel}
+
+__all__ = ["WORDS", "Activations", "Feature", "Latent", "Onnx", "Pixel", "Text", "Vision", "largest_cosines"]
