@@ -29,6 +29,7 @@ CLASSES = {
     "data": ("datamodules", "LightningDataModule"),
     "method": ("lightning_attr.methods", "Method"),
     "methods": ("lightning_attr.methods", "Method"),
+    "feature": ("lightning_attr.features", "Feature"),
     "callbacks": ("callbacks", "Callback"),
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,13 @@ import yaml
 from damage import assert_says as says
 from miniature import Project
 
+from datamodules import Store
 from lightning_attr.artifacts.scores import Scores
 from lightning_attr.cli import run_stage
 from lightning_attr.commands.prepare.shapes import main as prepare_shapes
 from lightning_attr.commands.sweep.command import parsed_options
+from lightning_attr.features import Latent
+from lightning_attr.features.tuned import Mappers, save_tuned
 from lightning_attr.models import Diffusion
 from lightning_attr.models.families import unfilled
 from lightning_attr.models.unet import UNet
@@ -283,6 +287,8 @@ def test_methods_work(work: Work) -> None:
     """Every method, on what the stages of the shapes leave."""
     prepare("shapes")
     run_stages("shapes", work)
+    _, *latent = Store("runs/shapes/train.lmdb").schema.fields["latent"].shape
+    save_tuned("runs/shapes/tuned/features.safetensors", Mappers(math.prod(latent)), Latent(), {})
     for config in METHODS:
         if config == DEFAULT:  # is among the stages
             continue

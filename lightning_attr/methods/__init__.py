@@ -10,7 +10,7 @@ from lightning_attr.methods.influence import Influence
 from lightning_attr.methods.journey_trak import JourneyTrak
 from lightning_attr.methods.mucs import Mucs
 from lightning_attr.methods.random import Random
-from lightning_attr.methods.similarity import Similarity, VisionSimilarity
+from lightning_attr.methods.similarity import Similarity, TunedSimilarity, VisionSimilarity
 from lightning_attr.methods.trak import Trak
 from lightning_attr.methods.unlearning import Unlearning
 
@@ -27,6 +27,7 @@ __all__ = [
     "Random",
     "Similarity",
     "Trak",
+    "TunedSimilarity",
     "Unlearning",
     "VisionSimilarity",
     "attribute",

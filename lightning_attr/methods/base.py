@@ -18,9 +18,9 @@ from datamodules.loading import whole_samples
 from datamodules.store import Store
 from lightning_attr.artifacts.inputs import input_paths
 from lightning_attr.errors import UserError
+from lightning_attr.features import Feature
+from lightning_attr.features.base import Batch as Batch
 from lightning_attr.models import Model
-
-Batch = Mapping[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -145,6 +145,8 @@ def plain(value: Any) -> Any:
     """Return a setting as JSON can hold it."""
     if isinstance(value, Method):
         return {"method": value.name, **value.settings()}
+    if isinstance(value, Feature):
+        return value.config()
     if is_dataclass(value) and not isinstance(value, type):
         return plain(asdict(value))
     if isinstance(value, Mapping):

@@ -11,6 +11,7 @@ from lightning_attr.tasks.latent_diffusion import LatentDiffusion
 from lightning_attr.tasks.mirrored_unlearning import MirroredUnlearning
 from lightning_attr.tasks.retraining import Retraining
 from lightning_attr.tasks.sampler import Sampler
+from lightning_attr.tasks.tuned_features import TunedFeatures
 from lightning_attr.tasks.unlearning import Unlearning
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "MirroredUnlearning",
     "Retraining",
     "Sampler",
+    "TunedFeatures",
     "Unlearning",
 ]
 
