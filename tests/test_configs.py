@@ -15,6 +15,9 @@ from miniature import Project
 from datamodules import Store
 from lightning_attr.artifacts.scores import Scores
 from lightning_attr.cli import run_stage
+from lightning_attr.commands.abc import main as abc
+from lightning_attr.commands.abc.plan import Plan
+from lightning_attr.commands.abc.scoring import Scoring
 from lightning_attr.commands.prepare.shapes import main as prepare_shapes
 from lightning_attr.commands.sweep.command import parsed_options
 from lightning_attr.features import Latent
@@ -23,11 +26,15 @@ from lightning_attr.models import Diffusion
 from lightning_attr.models.families import unfilled
 from lightning_attr.models.unet import UNet
 from lightning_attr.noise import Draws, draw_timesteps
+from lightning_attr.options import parsed as parsed_words
+from lightning_attr.options import parser
 
 Work = Callable[..., Path]
 
 CONFIGS = Path(__file__).parents[1] / "configs"
-VERBS = dict.fromkeys(("sample", "attribute", "methods"), "predict") | {"evaluate": "test"}
+VERBS = dict.fromkeys(("sample", "attribute", "methods", "score", "similarity"), "predict") | {"evaluate": "test"}
+#: Those that go below a method.
+BELOW = ("attribute", "score", "similarity")
 STAGES = (
     "train", "sample", "curvature", "curvature_ekfac", "unlearn", "mirrored", "attribute", "leave_k_out", "evaluate",
 )  # fmt: skip
@@ -39,7 +46,8 @@ def command(config: Path, folder: str = "demo") -> list[str]:
     """The command that a config is for; leave_k_out goes on top of train, a method and the default on attribute."""
     below = [CONFIGS / folder / "attribute.yaml"] if config in METHODS else []
     below += [config.with_name("train.yaml")] if config.stem == "leave_k_out" else []
-    above = [DEFAULT] if config.stem == "attribute" else []
+    above = [DEFAULT] if config.stem in ("attribute", "score") else []
+    above += [config.parent.parent / "methods/similarity_latent.yaml"] if config.stem == "similarity" else []
     verb = VERBS["methods"] if config in METHODS else VERBS.get(config.stem, "fit")
     return [verb, *(word for file in (*below, config, *above) for word in ("-c", str(file)))]
 
@@ -89,7 +97,12 @@ def test_a_method_is_needed(refused: Callable[[list[str]], str]) -> None:
     says(message, "lightning_attr.tasks.Attribution", "required: method")
 
 
-STAGE_CONFIGS = sorted(path for path in CONFIGS.rglob("*.yaml") if path.stem != "sweep" and path not in METHODS)
+def is_stage(config: Path) -> bool:
+    """Whether a config is that of a run, and not of what runs many."""
+    return "model" in yaml.safe_load(config.read_text()) and config not in METHODS
+
+
+STAGE_CONFIGS = sorted(path for path in CONFIGS.rglob("*.yaml") if is_stage(path))
 
 
 @pytest.mark.parametrize("config", sorted(CONFIGS.rglob("sweep.yaml")), ids=lambda path: path.parent.name)
@@ -102,10 +115,28 @@ def test_a_sweep_parses(config: Path) -> None:
     assert sweep.random.count == stated["random"]["count"]
 
 
+def test_a_plan_of_abc_parses() -> None:
+    of = parser("abc make", None)
+    of.add_class_arguments(Plan, "set")
+    plan = parsed_words(of, ["-c", str(CONFIGS / "abc/make.yaml")]).set
+    assert [model.name for model in plan.models] == ["artist-1", "object-1"]
+    assert all((CONFIGS.parent / path).is_file() for path in (*plan.train, *plan.sample))
+
+
+@pytest.mark.parametrize("config", sorted((CONFIGS / "abc").glob("scores_*.yaml")), ids=lambda path: path.stem)
+def test_scores_of_abc_parse(config: Path) -> None:
+    of = parser("abc scores", None)
+    of.add_class_arguments(Scoring, "scores")
+    scoring = parsed_words(of, ["-c", str(config)]).scores
+    files = [path for step in scoring.steps for path in step.configs]
+    assert all((CONFIGS.parent / path).is_file() for path in files)
+    assert scoring.out.startswith("runs/abc/scores/")
+
+
 @pytest.mark.parametrize("config", STAGE_CONFIGS, ids=lambda path: f"{path.parent.name}/{path.stem}")
 def test_parses(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
     stated, found = given(config), parsed(command(config), capsys)
-    if config.stem != "attribute":  # the method names the folder
+    if config.stem not in BELOW:  # the method names the folder
         assert found["trainer"]["default_root_dir"] == stated["trainer"]["default_root_dir"]
     assert found["model"]["class_path"] == stated["model"]["class_path"]
     for name, value in stated["model"].get("init_args", {}).items():
@@ -297,3 +328,37 @@ def test_methods_work(work: Work) -> None:
             config["model"]["init_args"]["query_ids"] = [0]  # the one that was unlearned
 
         assert_ranks(work(command(config, "shapes"), change) / "scores.safetensors", 1)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_abc_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, work: Work) -> None:
+    """Its configs in miniature, from a base to the table of three methods."""
+    prepare("shapes")
+    Path("runs/base").mkdir()
+    for name, store in (("train", "train"), ("exemplars", "val")):
+        Path(f"runs/base/{name}.lmdb").symlink_to(tmp_path / f"runs/shapes/{store}.lmdb")
+    work(command(CONFIGS / "shapes/train.yaml", "shapes"))
+    Path("runs/base/train").symlink_to(tmp_path / "runs/shapes/train")
+    # Among ten samples, and by the Fisher of a model that is hardly trained, a step of the paper's size is none.
+    few = {**LARGEST, "images": 1, "distractors": 6, "rank": 2, "step_size": 1e-6}
+    for path in (*(CONFIGS / "abc").glob("*.yaml"), *METHODS):
+        config = miniature(yaml.safe_load(path.read_text()), few)
+        if path.stem == "make":
+            for model, exemplar in zip(config["set"]["models"], (8, 9), strict=True):  # two are held out
+                model.update(exemplars=[exemplar], split="test")
+        target = Path("configs") / path.parent.name / path.name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(yaml.safe_dump(config))
+    abc(["make", "-c", "configs/abc/make.yaml"])
+    for name in ("adapter", "normalised", "unlearning"):
+        abc(["scores", "-c", f"configs/abc/scores_{name}.yaml"])
+    files = ["configs/abc/similarity.yaml", "configs/methods/similarity_latent.yaml"]
+    run_stage(["predict", *(word for file in files for word in ("-c", file))])
+    kept = sorted(map(str, Path("runs/abc/scores").glob("*.safetensors")))
+    similar = "runs/abc/attribute/similarity_latent/scores.safetensors"
+    abc(["table", *kept, similar, "--set", "runs/abc/set", "--json", "table.json"])
+    lines = yaml.safe_load(Path("table.json").read_text().replace("NaN", ".nan"))
+    assert {line["method"] for line in lines} == {
+        "adapter", "gradient-normalised", "unlearning", "similarity-latent", "chance",
+    }  # fmt: skip

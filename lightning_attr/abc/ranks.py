@@ -168,6 +168,8 @@ def method_ranks(of: AbcSet, method: str, files: Sequence[ScoreRun]) -> MethodRa
         known = torch.isin(scores.sample_id, distractors)
         found = scores.sample_id[known].sort().values
         first = found if first is None else first
+        if len(found) == 0:
+            raise UserError(f"{path}: found no distractor of the set, expected at least one")
         if not torch.equal(found, first):
             raise UserError(f"{path}: found {len(found)} distractors, expected the {len(first)} of {files[0].path}")
         of_rows = {query: row for row, query in enumerate(scores.query_id.tolist())}

@@ -100,6 +100,10 @@ class AbcSet:
         """Return the positions of what a model's queries are compared with: distractors and its exemplars, [G]."""
         return np.union1d(self.distractors, self.gallery.positions(model.exemplars))
 
+    def of_split(self, split: str | None) -> tuple[CustomModel, ...]:
+        """Return the models of a split, as :func:`of_split` does."""
+        return of_split(self.models, split)
+
     @classmethod
     def load(cls, folder: str | Path) -> AbcSet:
         """Read a set.

@@ -78,8 +78,9 @@ class GradientMethod(Method):
 
     @property
     def name(self) -> str:
-        """Return the base name, followed by ``-per-draw`` where gradients are compared draw by draw."""
-        return f"{self.base_name}-per-draw" if self.per_draw else self.base_name
+        """Return the base name, then ``-normalised`` where that is done, and ``-per-draw`` where draws are compared."""
+        normalised = "-normalised" if self.output.normalised else ""
+        return f"{self.base_name}{normalised}{'-per-draw' if self.per_draw else ''}"
 
     @property
     def is_influence(self) -> bool:

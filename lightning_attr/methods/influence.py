@@ -31,6 +31,7 @@ class Influence(GradientMethod):
 
     Args:
         curvature: A curvature file: diagonal, K-FAC or EK-FAC. For several checkpoints a file of each, in any order.
+            For weights that a fine-tuned model's base has as well, it may be the base's.
         damping: Added to the curvature before it is inverted.
         settings: The arguments of ``GradientMethod``.
     """
@@ -84,9 +85,10 @@ class Influence(GradientMethod):
         """Return the curvature that was fitted on the model; one alone may keep silent about that, as kronfluence's."""
         if len(self._fitted) == 1 and not (self._fitted[0].checkpoint and model.digest):
             return self._fitted[0].curvature
-        for each in self._fitted:
-            if each.checkpoint == model.digest:
-                return each.curvature
+        for digest in model.lineage:
+            for each in self._fitted:
+                if each.checkpoint == digest:
+                    return each.curvature
         found = ", ".join(f"{each.path} (fitted on {each.checkpoint})" for each in self._fitted)
         raise UserError(
             f"method.curvature: found {found}, expected one fitted on checkpoint {model.path} ({model.digest})"

@@ -157,6 +157,11 @@ class Model:
             )
         check_encoders(store, self.made_from.get("encoders"), f"the model {self.path}".rstrip())
 
+    @property
+    def lineage(self) -> tuple[str, ...]:
+        """Return its digest and that of its base: a curvature of the base's weights may stand for that of its own."""
+        return tuple(digest for digest in (self.digest, self.made_from.get("base")) if digest)
+
     def was_trained_on(self, store: Store) -> None:
         """Check that a store is the one that the model was trained on, as far as that is known.
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from datamodules.store import Store
 from lightning_attr.artifacts import save_tensors
 from lightning_attr.artifacts.inputs import InputPath
-from lightning_attr.artifacts.provenance import check_made_from
+from lightning_attr.artifacts.provenance import check_made_from, digest_of
 from lightning_attr.curvature import Damping, curvature_digest, load_curvature
 from lightning_attr.digests import file_digest
 from lightning_attr.errors import UserError, expect_within
@@ -70,7 +70,8 @@ class Unlearning(ChangedWeights):
         store: The store that it was trained on; N is how many showings of its samples an epoch has.
         queries: A query store.
         query: The id of the query to unlearn.
-        curvature: A ``curvature.safetensors`` of any kind; None is plain gradient ascent.
+        curvature: A ``curvature.safetensors`` of any kind, fitted on the checkpoint, or on its base for weights that
+            this has as well; None is plain gradient ascent.
         weights: ``adapter``, ``cross_kv``, ``cross_attention``, ``attention``, ``matrices``, ``all``, or a regular
             expression; None is the adapter's where there is one, else ``cross_kv``.
         step_size: The paper's alpha.
@@ -124,13 +125,9 @@ class Unlearning(ChangedWeights):
     def _check_curvature(self) -> None:
         if self.curvature is None:
             return
-        check_made_from(
-            f"curvature {self.curvature_path}",
-            self.curvature.settings,
-            "checkpoint",
-            self.model.digest,
-            self.checkpoint,
-        )
+        if digest_of(self.curvature.settings, "checkpoint") not in self.model.lineage:
+            what = f"curvature {self.curvature_path}"
+            check_made_from(what, self.curvature.settings, "checkpoint", self.model.digest, self.checkpoint)
         # Ask for the inverse now: a missing weight or a zero entry should not show only after the draws are done.
         self.curvature.inverse(self.original, self.damping)
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from lightning_attr.abc import AbcRanks, AbcSet, of_split
+from lightning_attr.abc import AbcRanks, AbcSet
 from lightning_attr.abc.ranks import ScoreRun, method_ranks
 from lightning_attr.abc.set import CustomModel
 from lightning_attr.artifacts.scores import Scores
@@ -26,7 +26,7 @@ def main(arguments: Sequence[str]) -> None:
     of.add_class_arguments(Scoring, "scores")
     scoring: Scoring = parsed(of, arguments).scores
     whole = AbcSet.load(scoring.set)
-    models = of_split(whole.models, scoring.split)
+    models = whole.of_split(scoring.split)
     check_scoring(scoring, whole)
     runs = [
         _score(scoring, whole, model, f"{model.name} ({place} of {len(models)})")

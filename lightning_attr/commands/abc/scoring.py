@@ -116,18 +116,17 @@ def stages(scoring: Scoring, of: AbcSet, model: CustomModel, progress: str) -> I
     known = {"run": str(run), "checkpoint": str(scoring.checkpoint_of(model)), "set": scoring.set}
     for step in scoring.steps:
         name = Path(step.configs[0]).stem
-        own: dict[str, Any] = {"vars": known}
+        own: dict[str, Any] = {}
         if _has_data(step):
             own["data"] = {"init_args": gallery(scoring, of, model)}
         if step.each_query:
             for query in model.query_ids:
-                with_query = {**own, "vars": {**known, "query": query}}
-                title = f"{progress}: {name} of query {query}"
-                yield Stage(title, step.verb, step.configs, run / name / str(query), with_query)
+                title, folder = f"{progress}: {name} of query {query}", run / name / str(query)
+                yield Stage(title, step.verb, step.configs, folder, own, {**known, "query": query})
         else:
             if step.verb == "predict":
                 own["model"] = {"init_args": {"query_ids": list(model.query_ids)}}
-            yield Stage(f"{progress}: {name}", step.verb, step.configs, run / name, own)
+            yield Stage(f"{progress}: {name}", step.verb, step.configs, run / name, own, known)
 
 
 def _has_data(step: Step) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,8 @@ class Stage:
         verb: ``fit`` or ``predict``.
         configs: The files of its config.
         folder: Where it runs.
-        own: What goes on top of the files; it is kept beside the folder, so that the stage can be run alone.
+        own: What goes on top of the files; it is kept beside the folder.
+        known: What the files may name as ``${vars.NAME}``; their own ``vars`` of other names stay.
     """
 
     name: str
@@ -32,12 +33,14 @@ class Stage:
     configs: Sequence[str]
     folder: Path
     own: Mapping[str, Any]
+    known: Mapping[str, object] = field(default_factory=dict)
 
     @property
     def words(self) -> list[str]:
         """Return the words of its command."""
         files = [*self.configs, str(self._kept)]
-        return [self.verb, *(word for file in files for word in ("-c", file))]
+        known = (word for name, value in self.known.items() for word in (f"--vars.{name}", str(value)))
+        return [self.verb, *(word for file in files for word in ("-c", file)), *known]
 
     @property
     def _kept(self) -> Path:

@@ -147,9 +147,13 @@ def interval_over_queries(
     estimate, count = kept.mean().item(), int(units.max()) + 1 if len(units) else 0
     if count < 2:
         return Interval(estimate, math.nan, math.nan)
-    counts = draw_counts(count, resamples, torch.Generator().manual_seed(seed))[:, units]  # of the queries
+    counts = draw_counts(count, resamples, torch.Generator().manual_seed(seed))
+    sums = torch.zeros(count, dtype=kept.dtype).index_add(0, units, kept)
+    means = resampled_means(sums, counts) / resampled_means(
+        torch.bincount(units), counts
+    )  # by how many queries each has
     tails = torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=counts.dtype)
-    low, high = resampled_means(kept, counts).quantile(tails).tolist()
+    low, high = means.quantile(tails).tolist()
     return Interval(estimate, low, high)
 
 

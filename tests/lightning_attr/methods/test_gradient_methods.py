@@ -98,6 +98,26 @@ def test_gradient_cosine(context: Context, per_draw: bool) -> None:
     assert_scores(found, torch.cosine_similarity(queries[:, None], samples[None], dim=2))
 
 
+def test_normalised_at_each_draw(context: Context) -> None:
+    """Compared draw by draw it is the sum of cosines; the sums of plain gradients are of other proportions."""
+    output = replace(TWO, normalised=True)
+    method = GradientSimilarity("dot", output=output, per_draw=True)
+    queries, samples = ([rows(one) for one in gradients(batch, TWO, True)] for batch in (APART, SAMPLES))
+    cosines = [torch.cosine_similarity(q[:, None], s[None], dim=2) for q, s in zip(queries, samples, strict=True)]
+    assert_scores(scores(method, context), torch.stack(cosines).sum(0))
+    assert method.name == "gradient-dot-normalised-per-draw"
+
+
+def test_trak_of_gradients_that_are_normalised_at_each_draw(context: Context) -> None:
+    method = Trak(None, 0.3, output=replace(TWO, normalised=True))
+    queries, samples = (
+        torch.stack([torch.nn.functional.normalize(rows(one), dim=1) for one in gradients(batch, TWO, True)]).mean(0)
+        for batch in (APART, SAMPLES)
+    )
+    assert_scores(scores(method, context), ridge([queries], [samples], 0.3))
+    assert method.name == "trak-normalised"
+
+
 @pytest.fixture
 def curvature(tmp_path: Path) -> Path:
     """A diagonal curvature of random entries."""
@@ -159,6 +179,16 @@ def test_influence_takes_the_curvature_of_its_checkpoint(context: Context, tmp_p
         Influence(str(one)).prepare(trained)
     with pytest.raises(UserError, match=r"method.curvature: found kinds \[\], expected at least one"):
         Influence([])
+
+
+def test_the_curvature_of_the_base_stands_for_a_models_own(context: Context, tmp_path: Path) -> None:
+    base, own = (fitted_on(name, scale, tmp_path / name) for name, scale in (("base", 1.0), ("own", 2.0)))
+    model = replace(context.trained(), path="run/last.ckpt", digest="own", made_from={"base": "base"})
+    tuned = replace(context, model=model)
+    found = scores(Influence(str(base), Damping(0.0), output=TWO), tuned)
+    assert_scores(found, scores(GradientSimilarity(output=TWO), tuned))
+    both = Influence([str(base), str(own)], Damping(0.0), output=TWO)
+    assert_scores(scores(both, tuned), found / 2)  # its own comes first
 
 
 def test_an_ensemble_gives_each_model_its_curvature(context: Context, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from damage import Refused, assert_says
 from miniature import Project
 from PIL import Image
 
-from lightning_attr.artifacts import load_tensors
+from lightning_attr.artifacts import load_tensors, save_tensors
 from lightning_attr.cli import run_stage
 from lightning_attr.curvature import Damping, load_curvature
 from lightning_attr.errors import UserError
@@ -43,6 +43,31 @@ def test_ekfac_preconditions_the_step(project: Project, ekfac: Path, tmp_path: P
     for name, step in found.items():
         assert (step - expected[name]).norm() < 1e-3 * expected[name].norm(), name
     assert "curvature" in settings["digests"]
+
+
+def test_the_fisher_of_the_base_serves_a_customised_model(project: Project, tmp_path: Path, refused: Refused) -> None:
+    base = f'{{"model": "{project.checkpoint}", "adapter": {{"kind": "custom_diffusion"}}}}'
+    settings = {"trainer__max_steps": 2, "trainer__callbacks": "[]", "trainer__val_check_interval": "null"}
+    tune = {**settings, "model__init_args__denoiser": "null", "model__init_args__scheduler": "null"}
+    tune |= {"model__init_args__base": base, "data__init_args__val_store": "null"}
+    run_stage(project.args("train", tmp_path / "tuned", **tune))
+    checkpoint = tmp_path / "tuned/checkpoints/last.ckpt"
+    of_tuned = {"model__init_args__checkpoint": checkpoint, "model__init_args__step_size": 100}
+    steps = []
+    for name, curvature in (("plain", "null"), ("fisher", project.curvature)):
+        run_stage(unlearning(project, tmp_path / name, model__init_args__curvature=curvature, **of_tuned))
+        changed, _ = load_tensors(tmp_path / name / "weights.safetensors")
+        original = torch.load(checkpoint, weights_only=True)["state_dict"]
+        steps.append({key: value - original[f"denoiser.{key}"] for key, value in changed.items()})
+    plain, found = steps
+    expected = load_curvature(project.curvature).inverse(plain, Damping(0.1, "mean"))
+    for name, step in found.items():
+        assert (step - expected[name]).norm() < 1e-2 * expected[name].norm(), name
+    other = {"model__init_args__curvature": tmp_path / "other.safetensors", **of_tuned}
+    tensors, kept = load_tensors(project.curvature)
+    kept["digests"]["checkpoint"] = "another"
+    save_tensors(tmp_path / "other.safetensors", "curvature", tensors, kept)
+    assert_says(refused(unlearning(project, tmp_path / "other", **other)), "checkpoint of digest another")
 
 
 def test_ekfac_of_other_weights_is_refused(project: Project, ekfac: Path, tmp_path: Path, refused: Refused) -> None:

@@ -197,6 +197,8 @@ def test_what_does_not_fit_is_refused(case: Case, tmp_path: Path) -> None:
     assert "found query 0, which another file of own has too" in refusal(case, *twice, *of)
     fewer = [case.per_model[0], saved("fewer", scores_of(case.set, "own", 1.0, MODELS[1:2], 11))]
     assert "found 11 distractors, expected the 12 of" in refusal(case, *fewer, *of)
+    alone = saved("alone", scores_of(case.set, "alone", 1.0, MODELS[:1], 0))
+    assert "found no distractor of the set" in refusal(case, alone, *of)
     top = TopScores(torch.tensor([[3, 0]]), torch.tensor([[2.0, 1.0]]), torch.tensor([0]), "top", good.settings)
     assert "found the top 2 of each query only" in refusal(case, saved("top", top), *of)
     assert "found 'tables', expected one of make, read, scores, table" in str(_raised(["tables"]))
