@@ -6,7 +6,8 @@ r"""Say whether generated drawings can be recognised: ``python -m tools.recognis
     python -m tools.recognise
 
 A small network learns to read the thing, the colour and the artist from the latents of real drawings. It then reads
-real drawings that it has not seen, and drawings that a model has made of captions that name all three.
+real drawings that it has not seen, and drawings that a model has made of captions that name all three. The first line
+is needed where there is no reader yet: one is kept in ``benchmarks/base``.
 
 Shapes: B drawings, C x h x w a latent, K classes.
 """
@@ -25,13 +26,15 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from datamodules.store import Store
-from lightning_attr.artifacts import write_json
+from lightning_attr.artifacts import load_tensors, save_tensors, write_json
 from lightning_attr.console import print_table, progress, run
 from lightning_attr.drawings.artists import artist_name
 from lightning_attr.drawings.drawing import COLOURS, PLURALS
 from lightning_attr.drawings.things import THINGS
+from lightning_attr.encoders.store import check_encoders, encoders_digest
 
 ARTISTS = 60
+KIND = "reader"
 CLASSES: Mapping[str, tuple[str, ...]] = {
     "thing": tuple(THINGS),
     "colour": tuple(COLOURS),
@@ -100,6 +103,18 @@ def train(latents: Tensor, classes: Mapping[str, Tensor], epochs: int, batch_siz
     return reader.eval()
 
 
+def kept(path: Path, store: Path, epochs: int) -> Reader:
+    """Read a reader, or train one on a store and keep it."""
+    if not path.exists():
+        made = train(*read_store(store), epochs)
+        settings = {"encoders": encoders_digest(Store(store)), "store": Store(store).digest, "epochs": epochs}
+        save_tensors(path, KIND, made.state_dict(), settings)
+    tensors, _ = load_tensors(path, KIND)
+    reader = Reader(tensors["body.0.weight"].shape[1])
+    reader.load_state_dict(tensors)
+    return reader.eval()
+
+
 def _batches(count: int, size: int) -> Iterator[Tensor]:
     """Yield the rows of full batches in a random order."""
     order = torch.randperm(count)
@@ -117,15 +132,19 @@ def accuracies(reader: Reader, latents: Tensor, classes: Mapping[str, Tensor]) -
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the tool."""
     parser = ArgumentParser(prog="python -m tools.recognise", description=__doc__)
+    parser.add_argument(
+        "--reader", type=Path, default=Path("benchmarks/base/reader.safetensors"), help="made if missing"
+    )
     parser.add_argument("--train", type=Path, default=Path("runs/base/reader.lmdb"), help="drawings to learn from")
     parser.add_argument("--real", type=Path, default=Path("runs/base/val.lmdb"), help="drawings to be read")
     parser.add_argument("--generated", type=Path, default=Path("runs/base/sample/queries.lmdb"), help="and these")
     parser.add_argument("--epochs", type=int, default=8, help="of training")
     parser.add_argument("--json", type=Path | None, default=None, help="write the accuracies to this file as well")
     args = parser.parse_args(arguments)
-    reader = train(*read_store(args.train), args.epochs)
-    real = accuracies(reader, *read_store(args.real))
-    generated = accuracies(reader, *read_store(args.generated))
+    reader = kept(args.reader, args.train, args.epochs)
+    for store in (args.real, args.generated):
+        check_encoders(Store(store), load_tensors(args.reader, KIND)[1]["encoders"], str(args.reader))
+    real, generated = (accuracies(reader, *read_store(store)) for store in (args.real, args.generated))
     table = Table("read", "real", "generated", "generated / real")
     for name in CLASSES:
         share = f"{generated[name] / real[name]:.3f}" if real[name] else "-"

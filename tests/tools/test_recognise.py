@@ -39,7 +39,10 @@ def test_a_reader_learns(store: Path) -> None:
 
 def test_the_same_drawings_are_read_alike(store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     same, table = [f"--{name}={store}" for name in ("train", "real", "generated")], tmp_path / "table.json"
-    recognise.main([*same, "--epochs", "1", "--json", str(table)])
+    reader = tmp_path / "reader.safetensors"
+    recognise.main([*same, "--reader", str(reader), "--epochs", "1", "--json", str(table)])
     assert "generated / real" in capsys.readouterr().out
     read = json.loads(table.read_text())
     assert read["real"] == read["generated"]
+    recognise.main([*same[1:], "--reader", str(reader), "--json", str(table)])  # the one that was kept
+    assert json.loads(table.read_text()) == read
