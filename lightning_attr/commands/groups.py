@@ -18,7 +18,7 @@ from datamodules.store import Store
 from lightning_attr.console import made, out, print_table, progress
 from lightning_attr.encoders import thumb_images
 from lightning_attr.errors import UserError, expect_within, shortened
-from lightning_attr.near_duplicates import BITS, DISTANCE, clusters
+from lightning_attr.near_duplicates import BITS, DISTANCE, TOLERANCE, clusters
 from lightning_attr.options import parsed, parser
 
 SHOWN = 10
@@ -42,7 +42,8 @@ def main(arguments: Sequence[str]) -> None:
     with Store(args.store) as store:
         found = clusters(_thumbs(store), store.ids.tolist(), args.distance)
         _show(store, found)
-        Clusters(store.digest, tuple(found), {"hash": "cosines of colours", "distance": args.distance}).save(args.out)
+        settings = {"distance": args.distance, "bits": BITS, "tolerance": TOLERANCE}
+        Clusters(store.digest, tuple(found), settings).save(args.out)
     made([args.out])
 
 

@@ -23,7 +23,7 @@ from lightning_attr.digests import file_digest
 from lightning_attr.errors import UserError
 from lightning_attr.ground_truth.metrics.functional import feature_similarity
 from lightning_attr.ground_truth.pack import UNATTRIBUTED, Model, Pack
-from lightning_attr.ground_truth.retrained import deviation_of, load_retrained
+from lightning_attr.ground_truth.retrained import deviation_of, load_retrained, removed_group
 from lightning_attr.models import load
 from lightning_attr.runs.folder import LIBRARIES
 
@@ -114,9 +114,8 @@ def _read_entry(folder: Path, digests: Mapping[str, str]) -> _Entry:
     if "original_latent" in tensors:
         kept["similarity"] = feature_similarity(tensors["original_latent"], tensors["retrained_latent"])
     name, method = _entry_name(folder), settings["method"]
-    query, grouping = _removed_query(name, settings), settings.get("grouping")
-    group = " + ".join(settings["groups"]) if grouping else None
-    model = Model(name, method, query, int(settings["k"]), int(settings["seed"]), group, grouping)
+    query, group = _removed_query(name, settings), removed_group(settings) or (None, None)
+    model = Model(name, method, query, int(settings["k"]), int(settings["seed"]), *group)
     return _Entry(model, path, kept, settings["draws"])
 
 

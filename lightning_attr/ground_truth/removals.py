@@ -70,8 +70,11 @@ def removals(pack: Pack) -> list[Removal]:
 
 
 def _ks(pack: Pack) -> list[int]:
-    methods = removal_methods(pack)
-    return sorted({model.k for model in pack.models if model.method in methods})
+    """Return the Ks that removals are compared at. Random ones of a group's size alone are the yardstick of that."""
+    by_method = {model.k for model in pack.models if model.method not in UNATTRIBUTED}
+    of_groups = {model.k for model in pack.models if model.method == "group"}
+    random = {model.k for model in pack.models if model.method == "random"}
+    return sorted(by_method | (random - of_groups))
 
 
 def _rows(pack: Pack, method: str, k: int) -> list[int]:
@@ -153,7 +156,7 @@ def loss_change_points(pack: Pack) -> list[LossChangePoint]:
     compared = {k: compared_queries(pack, changes, k) for k in _ks(pack)}
     points = []
     for row, model in enumerate(pack.models):
-        if model.method in ("subset", "group"):
+        if model.method in ("subset", "group") or (model.k and model.k not in compared):
             continue
         shown = changes[row].masked_fill(~compared[model.k], torch.nan) if model.k else changes[row]
         for query, change in zip(pack.query_id.tolist(), shown.tolist(), strict=True):

@@ -43,6 +43,18 @@ def load_retrained(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]
     return tensors, settings
 
 
+def removed_group(settings: Mapping[str, Any]) -> tuple[str, str] | None:
+    """Return the group that a retraining went without, and by what samples are grouped; None where none was named.
+
+    Raises:
+        UserError: The settings name it in another way.
+    """
+    if "grouping" not in settings:
+        return None
+    expect_settings("settings of a retraining", settings, {"grouping": str, "groups": list})
+    return " + ".join(map(str, settings["groups"])), settings["grouping"]
+
+
 def deviation_of(tensors: Mapping[str, Tensor]) -> Tensor:
     """Return Delta G of every query, float64 [Q]; NaN where none was made again."""
     if "original_latent" not in tensors:

@@ -36,7 +36,7 @@ from lightning_attr.ground_truth.metrics import (
 from lightning_attr.ground_truth.metrics.functional import loss_change
 from lightning_attr.ground_truth.pack import Pack
 from lightning_attr.ground_truth.records import LossChangePoint
-from lightning_attr.ground_truth.retrained import load_retrained
+from lightning_attr.ground_truth.retrained import load_retrained, removed_group
 from lightning_attr.ground_truth.right_groups import RankedGroups, RightGroups, ranked_groups
 from lightning_attr.tasks.analysis import require_one_rank
 
@@ -223,7 +223,9 @@ def read_retraining(folder: str) -> Item:
     top_of = settings.get("top_of")
     rows = row_indices(tensors["query_id"], [top_of] if isinstance(top_of, int) else top_of)
     tensors = {name: value if name == "removed_id" else value[rows] for name, value in tensors.items()}
-    return {**tensors, "method": settings["method"], "k": settings["k"]}
+    group = removed_group(settings)
+    method = settings["method"] if group is None else f"{group[1]} {group[0]}"  # groups may be of one size
+    return {**tensors, "method": method, "k": settings["k"]}
 
 
 def read_ranking(path: str, store: Store, relevant: Relevant) -> Item:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw, ImageEnhance
 
-from lightning_attr.near_duplicates import BITS, DISTANCE, clusters, linked, near_pairs, perceptual_hashes
+from lightning_attr.near_duplicates import BITS, DISTANCE, clusters, linked, near_pairs, perceptual_hash
 
 DRAWINGS, PLANTED = 300, 60
 
@@ -64,7 +64,7 @@ def test_planted_ones_are_found_and_others_are_not(drawings: list[Image.Image]) 
 
 
 def test_distances_are_those_of_the_bits(drawings: list[Image.Image]) -> None:
-    hashes = perceptual_hashes(drawings[:40])
+    hashes = np.stack([perceptual_hash(each) for each in drawings[:40]])
     bits = np.unpackbits(hashes.view(np.uint8), axis=1)
     assert bits.sum(1).max() <= BITS
     for distance in (DISTANCE, 60, 80):
@@ -78,13 +78,20 @@ def test_distances_are_those_of_the_bits(drawings: list[Image.Image]) -> None:
 def test_brightness_alone_changes_nothing() -> None:
     rng = np.random.default_rng(0)
     pixels = 2 * rng.integers(0, 100, (32, 32, 3), dtype=np.uint8)
-    one, half = perceptual_hashes([Image.fromarray(pixels), Image.fromarray(pixels // 2)])
-    assert np.bitwise_count(one ^ half).sum() == 0
+    assert clusters([Image.fromarray(pixels), Image.fromarray(pixels // 2)], [3, 4], distance=0) == [(3, 4)]
 
 
-def test_images_of_a_single_colour_are_alike_and_nothing_is_no_image() -> None:
-    white, red = (Image.new("RGB", (9, 7), colour) for colour in ("white", "red"))
-    assert clusters([white, red], [3, 4]) == [(3, 4)]
+def test_the_same_in_another_colour_is_not_alike() -> None:
+    figures = []
+    for colour in ("yellow", "blue", "blue"):
+        figures.append(Image.new("RGB", (64, 64), "black"))
+        ImageDraw.Draw(figures[-1]).ellipse((20, 10, 50, 40), fill=colour)
+    assert clusters(figures, [0, 1, 2], BITS) == [(1, 2)]
+    plain = [Image.new("RGB", (9, 7), colour) for colour in ("white", "red", "grey", "black")]
+    assert clusters(plain, [0, 1, 2, 3]) == [(0, 2)]  # black has no colour, and no brightness to measure it by
+
+
+def test_no_images_have_no_clusters() -> None:
     assert clusters([], []) == []
 
 

@@ -24,7 +24,7 @@ from lightning_attr.commands.report.stages import Stage, find_stages, find_store
 from lightning_attr.ground_truth import Evaluated
 from lightning_attr.ground_truth.metrics.functional import loss_change
 from lightning_attr.ground_truth.records import check_json
-from lightning_attr.ground_truth.retrained import deviation_of, load_retrained
+from lightning_attr.ground_truth.retrained import deviation_of, load_retrained, removed_group
 
 LOSS_DELTAS = "unlearning"
 """The method whose scores are loss deltas."""
@@ -239,7 +239,7 @@ def _retrained(tensors: Mapping[str, Tensor], settings: Mapping[str, Any]) -> Re
         deviation=deviation_of(tensors),
         original=tensors.get("original_image"),
         retrained=tensors.get("retrained_image"),
-        group=(" + ".join(settings["groups"]), settings["grouping"]) if "grouping" in settings else None,
+        group=removed_group(settings),
     )
 
 

@@ -72,10 +72,19 @@ def test_true_scores_foretell_the_loss_changes_and_others_do_not(world: World, p
     assert truth.loss_change.estimate > chance.loss_change.estimate
 
 
-def test_groups_do_not_enter_what_methods_are_compared_by(world: World, pack: Pack) -> None:
-    evaluated = evaluate(pack, {})
-    assert {each.method for each in evaluated.removals} == {"random"}
-    assert {point.method for point in evaluated.loss_changes} == {"random"}
+def test_groups_and_their_yardsticks_do_not_enter_what_methods_are_compared_by() -> None:
+    made = World()
+    made.groups("artist", {"a": [0, 1, 2], "b": [3, 4, 5, 6, 7, 8, 9, 10]})
+    assert evaluate(made.pack(), {}).removals == evaluate(made.pack(), {}).loss_changes == []
+    made.top("truth", made.influence)
+    made.random(1)
+    evaluated = evaluate(made.pack(), {})
+    assert {(each.method, each.k) for each in evaluated.removals} == {
+        (method, k) for method in ("truth", "random") for k in (2, 8)
+    }
+    assert {(point.method, point.k) for point in evaluated.loss_changes} == {
+        (method, k) for method in ("truth", "random") for k in (2, 8)
+    }
 
 
 def test_a_pack_keeps_its_groups_and_the_command_shows_them(

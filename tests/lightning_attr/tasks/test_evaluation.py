@@ -82,6 +82,18 @@ def test_a_retraining_counts_for_the_query_whose_top_it_went_without(project: Pr
     assert [point["query_id"] for point in content["loss_changes"]] == [0, 1]
 
 
+def test_groups_of_one_size_are_told_apart(project: Project, tmp_path: Path) -> None:
+    tensors, settings = load_tensors(project.root / "leave_k_out/retraining.safetensors")
+    for name in ("red", "blue"):
+        of_group = {**settings, "method": "group", "top_of": None, "grouping": "colour", "groups": [name]}
+        save_tensors(tmp_path / name / "retraining.safetensors", "retraining", tensors, of_group)
+    folders = str([str(tmp_path / name) for name in ("red", "blue")])
+    args = project.args("evaluate", run=tmp_path / "run", model__init_args__retrained=folders)
+    run_stage(args)
+    changes = {key for key in read_json(tmp_path / "run/metrics.json")["metrics"] if key.endswith("/loss_change")}
+    assert changes == {"colour red/k=4/loss_change", "colour blue/k=4/loss_change"}
+
+
 def test_a_retraining_of_before_its_file_had_this_name(project: Project, tmp_path: Path) -> None:
     ours = project.root / "leave_k_out/retraining.safetensors"
     shutil.copy(ours, tmp_path / "leave_k_out.safetensors")
