@@ -46,6 +46,9 @@ def unpack(file: Path, like: Path, out: Path) -> None:
     if find_spec("accelerate") is None:  # without it the converters draw at random what the file lacks
         raise UserError(f"{file}: accelerate is not installed; install it with: pip install 'lightning-attr[hf]'")
     diffusers: Any = import_module("diffusers")
+    if not hasattr(getattr(diffusers, kind.class_name), "from_single_file"):
+        found = f"{file}: found a model in one file for {kind.class_name}, which diffusers has no converter for"
+        raise UserError(f"{found}, expected the folder of a pipeline")
     with TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as scratch:
         configs, made = Path(scratch, "configs"), Path(scratch, "made")
         shutil.copytree(like, configs, ignore=shutil.ignore_patterns(*WEIGHTS))
