@@ -128,6 +128,18 @@ def read_json(path: str | Path) -> Any:
         raise UserError(f"{path}: not JSON ({one_line(error)})") from error
 
 
+def read_config(path: str | Path) -> dict[str, Any]:
+    """Read a JSON file that holds an object.
+
+    Raises:
+        UserError: It is missing, not JSON, or something else.
+    """
+    found = read_json(path)
+    if not isinstance(found, dict):
+        raise UserError(f"{path}: found a {type(found).__name__}, expected a config")
+    return found
+
+
 @dataclass(frozen=True)
 class Header:
     """What a file of tensors says of itself.

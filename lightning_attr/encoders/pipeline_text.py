@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_attr.adapters import read_adapter
-from lightning_attr.artifacts import read_json
+from lightning_attr.artifacts import read_config
 from lightning_attr.encoders.files import check_missing, checked_digest, here, loading_of, transformers_of
 from lightning_attr.errors import UserError, expect_within, quoted
 from lightning_attr.weight_files import check_config, check_finite, variant_of
@@ -81,7 +81,7 @@ class PipelineText:
         what = f"text encoders of {source}"
         self.source = source
         folder = Path(here("PipelineText", source, "text_encoder"))
-        index = read_json(folder / "model_index.json")
+        index = read_config(folder / "model_index.json")
         name = index.get("_class_name")
         if not isinstance(name, str) or name not in OUTPUTS:
             raise UserError(f"{what}: found a pipeline of class {quoted(name)}, expected one of {', '.join(OUTPUTS)}")
@@ -213,9 +213,9 @@ class PipelineText:
 
 def _network(folder: Path) -> tuple[str, dict[str, Any]]:
     """Return the class of a pipeline's network and its config."""
-    index = read_json(folder / "model_index.json")
+    index = read_config(folder / "model_index.json")
     part = "unet" if "unet" in index else "transformer"
-    config = read_json(folder / part / "config.json")
+    config = read_config(folder / part / "config.json")
     return str(config.get("_class_name")), config
 
 
@@ -238,7 +238,7 @@ def _load(folder: Path, part: str, listed: Any) -> Any:
     cls = getattr(transformers_of("text encoder", str(where)), name)
     if known is TOKENIZERS:
         return cls.from_pretrained(str(where), local_files_only=True, trust_remote_code=False)
-    check_config(where / "config.json", read_json(where / "config.json"))
+    check_config(where / "config.json", read_config(where / "config.json"))
     model, loading = cls.from_pretrained(
         str(where), use_safetensors=True, dtype=torch.float32, output_loading_info=True, local_files_only=True,
         trust_remote_code=False, variant=variant_of(where, "model"),

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from lightning_attr.artifacts import read_json
+from lightning_attr.artifacts import read_config
 from lightning_attr.encoders.files import check_missing, checked_digest, here, loading_of, transformers_of
 from lightning_attr.errors import UserError, one_line
 from lightning_attr.weight_files import check_config, check_finite, check_weights, variant_of
@@ -280,7 +280,7 @@ def _check_text_pipeline(folder: Path, what: str) -> None:
     index = folder / "model_index.json"
     if not index.is_file():
         return
-    parts = {name: part[1] for name, part in read_json(index).items() if isinstance(part, list) and len(part) == 2}
+    parts = {name: part[1] for name, part in read_config(index).items() if isinstance(part, list) and len(part) == 2}
     others = sorted(name for name in parts if name.startswith("text_encoder_") and parts[name])
     if others or parts.get("text_encoder", "CLIPTextModel") != "CLIPTextModel":
         found = ", ".join([str(parts.get("text_encoder")), *others])

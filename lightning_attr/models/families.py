@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import inspect
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import diffusers
 import torch
 from diffusers import ModelMixin
 
-from lightning_attr.errors import UserError, expect_within
+from lightning_attr.errors import UserError, expect_within, quoted
 from lightning_attr.models.build import build_class
 from lightning_attr.models.denoiser import Denoiser
 from lightning_attr.models.flux import Flux
@@ -83,4 +86,14 @@ def family(key: str, config: Mapping[str, Any]) -> type[Denoiser]:
         raise UserError(f"{key}: found a network of class {name!r}, expected one of {', '.join(FAMILIES)}")
     found = next(kind for kind in FAMILIES[name] if kind.takes(config))
     found.check_config(key, config)
+    _check_numbers(key, name, config)
     return found
+
+
+def _check_numbers(key: str, name: str, config: Mapping[str, Any]) -> None:
+    """Refuse what is no number where there must be one: a network takes anything, and fails when it is called."""
+    known = inspect.signature(getattr(diffusers, name).__init__).parameters
+    for argument, value in config.items():
+        must = argument in known and known[argument].annotation in (float, "float")
+        if must and (not isinstance(value, int | float) or not math.isfinite(value)):
+            raise UserError(f"{key}: {argument}: found {quoted(value)}, expected a number")

@@ -13,7 +13,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
-from lightning_attr.artifacts import read_json
+from lightning_attr.artifacts import read_config
 from lightning_attr.errors import UserError, one_line, shortened
 from lightning_attr.models.families import family
 from lightning_attr.models.load import load, network_of
@@ -37,8 +37,8 @@ def unpack(file: Path, like: Path, out: Path) -> None:
         UserError: The file is none, or holds other weights than the configs ask for, or only some of the other parts;
             or the pipeline is none that we load.
     """
-    config = read_json(network_of(like) / "config.json")
-    kind, index = family(str(network_of(like) / "config.json"), config), read_json(like / "model_index.json")
+    config = read_config(network_of(like) / "config.json")
+    kind, index = family(str(network_of(like) / "config.json"), config), read_config(like / "model_index.json")
     if index.get("_class_name") not in kind.pipelines:
         found = shortened(str(index.get("_class_name")), 80)
         raise UserError(f"{like}: found a pipeline of class {found}, expected {' or '.join(kind.pipelines)}")
@@ -46,6 +46,9 @@ def unpack(file: Path, like: Path, out: Path) -> None:
     if find_spec("accelerate") is None:  # without it the converters draw at random what the file lacks
         raise UserError(f"{file}: accelerate is not installed; install it with: pip install 'lightning-attr[hf]'")
     diffusers: Any = import_module("diffusers")
+    if not hasattr(getattr(diffusers, kind.class_name), "from_single_file"):
+        found = f"{file}: found a model in one file for {kind.class_name}, which diffusers has no converter for"
+        raise UserError(f"{found}, expected the folder of a pipeline")
     with TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as scratch:
         configs, made = Path(scratch, "configs"), Path(scratch, "made")
         shutil.copytree(like, configs, ignore=shutil.ignore_patterns(*WEIGHTS))

@@ -105,7 +105,7 @@ def write_spec(
     variant: str | None = None,
     objective: Objective = Objective(),
 ) -> None:
-    """Write a spec; paths in it are relative to its folder.
+    """Write a spec, unless it is there already; paths in it are relative to its folder.
 
     Args:
         path: Of the spec, such as ``model.yaml``.
@@ -132,7 +132,9 @@ def write_spec(
         **({"objective": given} if (given := objective.given) else {}),
         "digests": _digests(spec, path),
     }
-    write_atomically(path, yaml.safe_dump(content, sort_keys=False).encode())
+    text = yaml.safe_dump(content, sort_keys=False).encode()
+    if not path.is_file() or path.read_bytes() != text:
+        write_atomically(path, text)
 
 
 def _digests(spec: Spec, path: Path) -> dict[str, str | None]:

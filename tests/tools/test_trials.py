@@ -10,10 +10,11 @@ from random import Random
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from lightning_attr.artifacts import save_tensors
 from lightning_attr.console import print_table
-from tools.trials import flips, settings, words
+from tools.trials import flips, own, settings, words
 from tools.trials.command import read, table
 from tools.trials.contents import contents
 from tools.trials.process import Ended, Kill, forked
@@ -139,3 +140,17 @@ def test_outcomes_are_kept_and_counted(tmp_path: Path, capsys: pytest.CaptureFix
 def test_names_are_unique() -> None:
     names = [trial.name for trial in words.trials(Path())]
     assert len(names) == len(set(names)) > 500
+
+
+def test_what_a_user_brings_is_tried(tmp_path: Path) -> None:
+    """Every file that is left open in a command line is there to be given, and every reader is a stage."""
+    kinds = {kind for _, right in own.OPEN.values() for kind in right if kind != "*"}
+    assert kinds <= words.FILES.keys()
+    assert {reader.removesuffix(" anew") for *_, read_by, _ in own.inputs() for reader in read_by} <= stages().keys()
+    path = tmp_path / "lora.safetensors"
+    save_file({name: torch.ones(2, 2) for name in "abc"}, path)
+    tried = dict(own.tensors(path, str(path), {"missing": lambda tensor: None, "zero": torch.zeros_like}))
+    assert set(tried) == {f"{name} {how}" for name in "abc" for how in ("missing", "zero")}
+    tried["b missing"]()
+    tried["c zero"]()
+    assert {name: float(value.sum()) for name, value in load_file(path).items()} == {"a": 4.0, "c": 0.0}

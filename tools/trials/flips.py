@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from random import Random
 
-from tools.trials import halves
+from tools.trials import halves, own
 from tools.trials.contents import Digests
 from tools.trials.process import Ended
 from tools.trials.project import PACK, stages
@@ -57,6 +57,10 @@ class Kind:
     own: bool = False
 
 
+#: Where the commands over what a user brings put what they make in a trial.
+OWN = dict.fromkeys(own.COMMANDS, f"{TRIAL}.lmdb") | {"explain": TRIAL, "prepare_model": TRIAL}
+
+
 def readers() -> Mapping[str, Reader]:
     """Return what reads files."""
     every = stages()
@@ -82,6 +86,7 @@ def readers() -> Mapping[str, Reader]:
             (TRIAL,),
         ),
         "prepare_coco anew": Reader(every["prepare_coco"].args, ("runs/coco.lmdb",), ("runs/coco.lmdb",)),
+        **{f"{name} anew": Reader((*every[name].args, "--out", trial), (trial,)) for name, trial in OWN.items()},
         "encoders": Reader(
             (*every["prepare_coco"].args, "--text_encoder", "CLIPText", "--text_encoder.source", "others/text",
              "--image_encoder", "AutoencoderKLEncoder", "--image_encoder.source", "others/vae",

@@ -50,6 +50,6 @@ IMAGES: Mapping[str, Callable[[], bytes]] = {
 BROKEN = ("half", "half a JPEG", "nothing", "text", "zeros", "vector")
 
 
-def put(draw: Callable[[], bytes]) -> None:
-    """Put an image in the place of the first one."""
-    Path("coco/images/0001.png").write_bytes(draw())
+def put(draw: Callable[[], bytes], path: str = "coco/images/0001.png") -> None:
+    """Put an image in the place of another one."""
+    Path(path).write_bytes(draw())

@@ -19,6 +19,7 @@ from torch import Tensor
 from lightning_attr.artifacts import load_artifact, save_tensors
 from lightning_attr.artifacts.records import write_record
 from lightning_attr.digests import file_digest
+from tools.trials import own
 from tools.trials.flips import readers
 from tools.trials.images import BROKEN, IMAGES, put
 from tools.trials.process import forked
@@ -64,6 +65,7 @@ SETTINGS = {
     "others/text/config.json": ("encoders",),
     "others/vae/config.json": ("encoders",),
     PACK[0]: ("evaluate pack", "unpack"),
+    **own.SETTINGS,
 }
 
 #: What takes the place of a part.
@@ -97,6 +99,13 @@ def trials(whole: Path) -> Iterator[Trial]:
     for path, read_by in CHECKPOINTS.items():
         for name, make in _checkpoints(whole / path, path):
             yield _trial(f"inputs/{path}/{name}", make, read_by, "nan" not in name)
+    for path, read_by in own.TENSORS.items():
+        for name, make in own.tensors(whole / path, path, TENSORS):
+            yield _trial(f"inputs/{path}/{name}", make, read_by, True)
+        for name, foreign in FOREIGN.items():
+            yield _trial(f"inputs/{path}/in its place {name}", partial(_write, path, foreign), read_by, False)
+    for name, make, read_by, may in own.inputs():
+        yield _trial(f"inputs/{name}", make, read_by, may)
     for name, change in STORES.items():
         for reader in ("attribute/trak", "train", "inspect"):
             yield _trial(f"inputs/store/{name}, {reader}", partial(remake, change), (reader,), True)

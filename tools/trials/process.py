@@ -32,6 +32,9 @@ MODULES = (
     "lightning_attr.commands.sweep.command", "callbacks", "datamodules", "torch.utils.tensorboard",
     "torch._dynamo", "matplotlib.figure", "matplotlib.backends.backend_agg", "transformers.models.clip.modeling_clip",
     "transformers.models.clip.tokenization_clip", "diffusers.models.unets.unet_2d_condition", "diffusers.schedulers",
+    "lightning_attr.commands.explain.command", "lightning_attr.commands.prepare.any_source",
+    "lightning_attr.commands.prepare.model", "lightning_attr.commands.prepare.queries", "peft", "pyarrow.parquet",
+    "diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion", "diffusers.loaders.single_file",
 )  # fmt: skip
 
 #: Bytes of memory of a process: settings ask for more than there is.

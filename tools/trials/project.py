@@ -19,6 +19,7 @@ import yaml
 from PIL import Image
 
 from lightning_attr.curvature import KroneckerCurvature, load_curvature, save_factors
+from tools.trials import own
 from tools.trials.process import ROOT, Ended, command, forked
 
 CONFIGS = ROOT / "lightning_attr" / "configs"
@@ -135,6 +136,7 @@ COMMANDS: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "unpack": (f"evaluate {PACK[0]} --unpack runs/unpacked", ("runs/unpacked",)),
     "inspect": ("inspect runs/train.lmdb --verify --captions 24", ()),
     "report": ("report runs", ("runs/report.html",)),
+    **own.COMMANDS,
 }
 
 
@@ -166,7 +168,7 @@ def stages() -> dict[str, Stage]:
 
 
 def _stages() -> Iterator[Stage]:
-    for name in ("prepare_shapes", "prepare_coco"):
+    for name in ("prepare_shapes", "prepare_coco", *own.COMMANDS):
         yield _command(name)
     for name in ("train", "sample", "sample_store", "curvature", "curvature_kfac", "curvature_ekfac"):
         yield _of_config(name, name)
@@ -299,6 +301,7 @@ def make_others() -> None:
     vae = {"down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2}
     sizes = {"block_out_channels": (8, 8), "norm_num_groups": 4, "latent_channels": 4}
     diffusers.AutoencoderKL(**vae, **sizes).save_pretrained(folder / "vae")
+    own.make()
 
 
 def _make_text(folder: Path) -> None:

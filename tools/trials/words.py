@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from random import Random
 
+from tools.trials import own
 from tools.trials.project import COMMANDS, PACK, stages
 from tools.trials.trial import Bench, Trial, outcome
 from tools.trials.verdict import Outcome
@@ -46,6 +47,7 @@ FILES = {
     "escapes": "runs/\x1b[31mred",
     "home": "~/nothing",
     "newline": "runs/a\nb",
+    **own.FILES,
 }
 
 #: Commands with one file of theirs left open, and what it may be.
@@ -71,6 +73,7 @@ OPEN = {
     "validate --ckpt_path": ("validate -c configs/train.yaml --ckpt_path {}", ("checkpoint",)),
     "sweep -c": ("sweep -c {} --list", ("sweep",)),
     "default_root_dir": ("fit -c configs/train.yaml --trainer.default_root_dir {}", ("*",)),
+    **own.OPEN,
 }
 
 #: Kinds that a new file or folder may have the name of; what is there already must not be lost.
@@ -84,6 +87,7 @@ NUMBERS = {
     "inspect": ("captions",),
     "evaluate_pack": ("queries",),
     "sweep_list": ("workers", "threads", "group", "index", "gpus", "ray"),
+    **own.NUMBERS,
 }  # fmt: skip
 
 #: Of the options, which wrong values have a meaning.
@@ -93,7 +97,7 @@ MEANT = (
     ("prepare_coco", "workers", "0"), ("inspect", "captions", "*"), ("evaluate_pack", "queries", "0"),
     ("evaluate_pack", "queries", "null"), ("prepare_coco", "workers", "1000000000"),
     ("prepare_coco", "image_encoder", "null"), ("prepare_coco", "text_encoder", "null"),
-    ("sweep_list", "*", "*"), ("prepare_coco", "batch_size", "1000000000"),
+    ("sweep_list", "*", "*"), ("prepare_coco", "batch_size", "1000000000"), *own.MEANT,
 )  # fmt: skip
 
 VALUES = ("banana", "-1", "0", "1.5", "nan", "inf", "1000000000", str(10**30), "", "[]", "{no: thing}", "null", "1e400")
@@ -170,6 +174,7 @@ LINES: dict[str, tuple[str, bool]] = {
     ),
     "print_config": ("fit -c configs/train.yaml --print_config", True),
     "help": ("fit --help", True),
+    **own.LINES,
 }  # fmt: skip
 
 #: Configs as text.
@@ -271,6 +276,8 @@ def trials(whole: Path) -> Iterator[Trial]:
 
 def _base(command: str) -> Sequence[str]:
     words = stages()[command].args
+    if command in own.COMMANDS:
+        return [*words, "--out", "runs/t" if command == "explain" else "runs/t.lmdb"]
     if command.startswith("prepare"):
         return [
             word.replace("runs/train", "runs/t").replace("runs/val", "runs/v").replace("runs/coco", "runs/c")

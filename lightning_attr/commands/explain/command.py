@@ -36,6 +36,7 @@ from lightning_attr.commands.prepare.queries import read_queries
 from lightning_attr.commands.report.command import main as report
 from lightning_attr.console import Stopped, as_steps, command, made, note, out, summary
 from lightning_attr.contributors import own_grouping
+from lightning_attr.curvature.sums import linear_layers
 from lightning_attr.digests import file_digest
 from lightning_attr.errors import UserError
 from lightning_attr.models import Model, load
@@ -75,6 +76,7 @@ def main(arguments: Sequence[str]) -> None:
     asked, model = _model(args)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     weights = args.weights or (ADAPTER if model.denoiser.adapter else "attention")
+    linear_layers(model.network, model.select(weights), "ekfac")  # refuses others before anything is made
     speed = measured(model.to(device), weights, written_batch_size(args.out))
     estimate = estimated(speed, samples, showings, queries, args.draws, free_memory(device))
     store = args.images if is_store(args.images) else args.out / "train.lmdb"

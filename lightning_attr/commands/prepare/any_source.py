@@ -18,7 +18,7 @@ from typing import Literal
 
 from jsonargparse import ArgumentParser, Namespace
 
-from lightning_attr.artifacts import read_json
+from lightning_attr.artifacts import read_config
 from lightning_attr.commands.prepare.encode import Recipe, device, encoders_of_model, pipeline_of
 from lightning_attr.commands.prepare.images import AS_STORED, Reading
 from lightning_attr.commands.prepare.making import add_options, captioned, check_numbers, encoders, make_store
@@ -105,7 +105,7 @@ def _size_of(folder: Path, image: ImageEncoder) -> int:
     """Return the side of the images that a pipeline makes unless it is told otherwise."""
     for part in ("unet", "transformer"):
         if (config := folder / part / "config.json").is_file():
-            side = read_json(config).get("sample_size")
+            side = read_config(config).get("sample_size")
             if type(side) is int and 0 < side < 1 << 16:
                 pixels = 1 << 12
                 return side * pixels // image.latent_shape(pixels)[1]

@@ -120,6 +120,13 @@ def test_pipelines_that_are_none_of_ours(made: Make, tmp_path: Path, entries: di
     assert "\n" not in str(refused.value)
 
 
+def test_an_index_that_is_none(made: Make, tmp_path: Path) -> None:
+    shutil.copytree(made("sd1"), tmp_path / "other")
+    (tmp_path / "other/model_index.json").write_text('"banana"')
+    with pytest.raises(UserError, match=r"model_index\.json: found a str, expected a config"):
+        PipelineText(str(tmp_path / "other"))
+
+
 def test_missing_weights_are_not_drawn_at_random(made: Make, tmp_path: Path) -> None:
     shutil.copytree(made("sd3"), tmp_path / "other")
     path = tmp_path / "other/text_encoder_3/model.safetensors"

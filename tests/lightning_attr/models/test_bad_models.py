@@ -58,6 +58,8 @@ def weight(change: Callable[[Tensor], Any]) -> Change:
 
 
 CHANGES: dict[str, tuple[Change, str]] = {
+    "a list for a number": (denoiser(norm_eps=[]), r"norm_eps: found \[\], expected a number"),
+    "null for a number": (denoiser(mid_block_scale_factor=None), "mid_block_scale_factor: found None, expected"),
     "no weights": (lambda found: found.pop("state_dict"), "state_dict: found NoneType"),
     "no model": (lambda found: found.pop("trained_model"), "found no denoiser in it"),
     "a list of weights": (put([1], "state_dict"), "state_dict: found list"),

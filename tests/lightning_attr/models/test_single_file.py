@@ -2,75 +2,21 @@
 
 from __future__ import annotations
 
-import re
 import shutil
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from original_layouts import LAYOUTS, UNET, renamed, sd1
 from safetensors.torch import save_file
 from tiny_pipelines import make_pipeline
-from torch import Tensor, nn
+from torch import Tensor
 
 from lightning_attr.commands.prepare.model import main
 from lightning_attr.encoders import AutoencoderKLEncoder, PipelineText
 from lightning_attr.errors import UserError
 from lightning_attr.models import load
-
-#: What the layers of the tiny UNet are called, in order of what is tried first.
-UNET = {
-    r"^conv_in\.": "input_blocks.0.0.",
-    r"^time_embedding\.linear_1": "time_embed.0",
-    r"^time_embedding\.linear_2": "time_embed.2",
-    r"^conv_norm_out": "out.0",
-    r"^conv_out": "out.2",
-    r"^down_blocks\.0\.resnets\.0": "input_blocks.1.0",
-    r"^down_blocks\.0\.downsamplers\.0\.conv": "input_blocks.2.0.op",
-    r"^down_blocks\.1\.resnets\.0": "input_blocks.3.0",
-    r"^down_blocks\.1\.attentions\.0": "input_blocks.3.1",
-    r"^mid_block\.resnets\.0": "middle_block.0",
-    r"^mid_block\.attentions\.0": "middle_block.1",
-    r"^mid_block\.resnets\.1": "middle_block.2",
-    r"^up_blocks\.0\.resnets\.(\d)": r"output_blocks.\1.0",
-    r"^up_blocks\.0\.attentions\.(\d)": r"output_blocks.\1.1",
-    r"^up_blocks\.0\.upsamplers\.0\.conv": "output_blocks.1.2.conv",
-    r"^up_blocks\.1\.resnets\.0": "output_blocks.2.0",
-    r"^up_blocks\.1\.resnets\.1": "output_blocks.3.0",
-}
-RESNET = {"norm1": "in_layers.0", "conv1": "in_layers.2", "time_emb_proj": "emb_layers.1", "norm2": "out_layers.0"}
-RESNET |= {"conv2": "out_layers.3", "conv_shortcut": "skip_connection"}
-
-VAE = {
-    r"^encoder\.down_blocks\.(\d)\.resnets\.(\d)": r"encoder.down.\1.block.\2",
-    r"^encoder\.down_blocks\.(\d)\.downsamplers\.0": r"encoder.down.\1.downsample",
-    r"^decoder\.up_blocks\.0\.resnets\.(\d)": r"decoder.up.1.block.\1",
-    r"^decoder\.up_blocks\.1\.resnets\.(\d)": r"decoder.up.0.block.\1",
-    r"^decoder\.up_blocks\.0\.upsamplers\.0": "decoder.up.1.upsample",
-    r"mid_block\.resnets\.0": "mid.block_1",
-    r"mid_block\.resnets\.1": "mid.block_2",
-    r"mid_block\.attentions\.0\.group_norm": "mid.attn_1.norm",
-    r"mid_block\.attentions\.0\.to_([qkv])\.": r"mid.attn_1.\1.",
-    r"mid_block\.attentions\.0\.to_out\.0": "mid.attn_1.proj_out",
-    r"conv_norm_out": "norm_out",
-    r"conv_shortcut": "nin_shortcut",
-}
-
-
-def renamed(part: nn.Module, names: Mapping[str, str], prefix: str) -> dict[str, Tensor]:
-    result = {}
-    for name, value in part.state_dict().items():
-        new = name
-        for pattern, replacement in names.items():
-            new = re.sub(pattern, replacement, new)
-        if names is UNET and ".resnets." in name:
-            inner = name.split(".")[-2]
-            new = new.replace(inner, RESNET[inner])
-        if names is VAE and re.search(r"attn_1\.(q|k|v|proj_out)\.weight", new):
-            value = value[:, :, None, None]
-        result[prefix + new] = value.contiguous()
-    return result
 
 
 @pytest.fixture(scope="module")
@@ -81,14 +27,7 @@ def pipeline(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Path]:
 
 @pytest.fixture
 def weights(pipeline: tuple[Any, Path]) -> dict[str, Tensor]:
-    made, _ = pipeline
-    prefix = "cond_stage_model.transformer.text_model."
-    text = {prefix + name.removeprefix("text_model."): value for name, value in made.text_encoder.state_dict().items()}
-    return {
-        **renamed(made.unet, UNET, "model.diffusion_model."),
-        **renamed(made.vae, VAE, "first_stage_model."),
-        **text,
-    }
+    return sd1(pipeline[0])
 
 
 @pytest.fixture
@@ -157,3 +96,33 @@ def test_what_is_no_model_in_a_file(pipeline: tuple[Any, Path], tmp_path: Path) 
     out.mkdir()
     with pytest.raises(UserError, match="found something there, expected a new folder"):
         unpacked(tmp_path / "b.safetensors", like, out)
+
+
+@pytest.mark.parametrize("family", ["sd2", "sdxl", "sd3"])
+def test_other_families(family: str, tmp_path: Path) -> None:
+    made = make_pipeline(family, tmp_path / "pipeline")
+    with torch.no_grad():  # of CLIP's projection these files keep nothing
+        if family == "sd3":
+            made.text_encoder.text_projection.weight.copy_(torch.eye(8))
+            made.save_pretrained(tmp_path / "pipeline")
+    save_file(LAYOUTS[family](made), tmp_path / "model.safetensors")
+    shutil.copytree(tmp_path / "pipeline", tmp_path / "like", ignore=shutil.ignore_patterns("*.safetensors"))
+    out = unpacked(tmp_path / "model.safetensors", tmp_path / "like", tmp_path / "made")
+    found, expected = load(out).network.state_dict(), load(tmp_path / "pipeline").network.state_dict()
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], value) for name, value in expected.items())
+    source = str(tmp_path / "pipeline")
+    assert AutoencoderKLEncoder(str(out), pipeline=True).weights == AutoencoderKLEncoder(source, pipeline=True).weights
+    ours, theirs = (
+        PipelineText(each, 8 if family == "sd3" else None).encode(["red dog"]) for each in (str(out), source)
+    )
+    assert all(torch.equal(ours[name], value) for name, value in theirs.items())
+
+
+def test_a_family_without_a_converter(tmp_path: Path) -> None:
+    make_pipeline("pixart", tmp_path / "like")
+    save_file({"x_embedder.proj.weight": torch.ones(2)}, tmp_path / "a.safetensors")
+    with pytest.raises(
+        UserError, match=r"a\.safetensors: found a model in one file for PixArtTransformer2DModel, which"
+    ):
+        unpacked(tmp_path / "a.safetensors", tmp_path / "like", tmp_path / "made")

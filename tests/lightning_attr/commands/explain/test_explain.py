@@ -156,6 +156,7 @@ def test_a_lost_result_is_made_again(mine: Mine, tmp_path: Path) -> None:
         ({"images": "nothing"}, ["nothing", "no such file or folder"]),
         ({"model": "nothing"}, ["nothing"]),
         ({"draws": 0}, ["--draws", "at least 1"]),
+        ({"weights": "all"}, ["weights", "linear layers and convolutions alone"]),
         ({"lora": None, "alpha": 2}, ["--alpha", "nothing uses it"]),
         ({"train": "recipe.yaml"}, ["--train", "nothing uses it"]),
         ({"out": ""}, ["--out", "expected one for the answer"]),
