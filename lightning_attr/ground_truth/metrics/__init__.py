@@ -1,6 +1,12 @@
 """How good is an attribution? Pure functions (``functional``) and the torchmetrics shells around them."""
 
 from lightning_attr.ground_truth.metrics.bootstrap import Interval
+from lightning_attr.ground_truth.metrics.calibration import (
+    Calibration,
+    Reliability,
+    calibration_error,
+    reliability_bins,
+)
 from lightning_attr.ground_truth.metrics.intervals import (
     difference_interval,
     lds_difference_interval,
@@ -18,6 +24,7 @@ from lightning_attr.ground_truth.metrics.reliability import (
 from lightning_attr.ground_truth.metrics.retraining import GenerationDeviation, LinearDatamodellingScore, LossChange
 
 __all__ = [
+    "Calibration",
     "GenerationDeviation",
     "Interval",
     "LinearDatamodellingScore",
@@ -25,14 +32,17 @@ __all__ = [
     "MeanAveragePrecision",
     "PerQuery",
     "RecallAtK",
+    "Reliability",
     "Summary",
     "Variances",
     "attributability",
+    "calibration_error",
     "difference_interval",
     "lds_ceiling",
     "lds_difference_interval",
     "lds_interval",
     "mean_interval",
+    "reliability_bins",
     "summarise",
     "variance_components",
 ]
