@@ -14,13 +14,21 @@ from datamodules.store import Meta, Store
 from lightning_attr.artifacts.scores import SIGN, Scores
 from lightning_attr.console import out, print_table
 from lightning_attr.digests import file_digest
+from lightning_attr.encoders import encoders_digest
 from lightning_attr.ground_truth.retrained import load_retrained
+from lightning_attr.shares import Shares
 
 #: How many images are named in the answer, and how many are shown.
 NAMED, SHOWN = 100, 10
 
 
-def answer(queries: Store, store: Store, scores: Mapping[str, Path], check: Mapping[str, Path]) -> dict[str, Any]:
+def answer(
+    queries: Store,
+    store: Store,
+    scores: Mapping[str, Path],
+    check: Mapping[str, Path],
+    shares: Path | None = None,
+) -> dict[str, Any]:
     """Return the answer as JSON holds it.
 
     Args:
@@ -28,11 +36,23 @@ def answer(queries: Store, store: Store, scores: Mapping[str, Path], check: Mapp
         store: The training images.
         scores: The files of scores by method; the first is the answer.
         check: The files of the check's retrainings by what they went without; empty where there is none.
+        shares: The file that turns scores into shares; where it was fitted for other ones, the answer says why it has
+            none.
     """
     read = {name: Scores.load(path) for name, path in scores.items()}
     first = next(iter(read.values()))
+    fitted = None if shares is None else Shares.load(shares)
+    unfit = None if fitted is None else fitted.unfit(first, encoders_digest(store))
+    found = [_of_query(queries, store, query, read, check) for query in first.query_id.tolist()]
+    if fitted is not None and unfit is None:
+        for query, of_query in zip(found, fitted.soft.shares(first.scores), strict=True):
+            for each in query["top"]:
+                each["share"] = float(of_query[int((first.sample_id == each["id"]).nonzero())])
+            query["rest"] = float(of_query[-1])
+    about = {} if fitted is None else {"shares": {"unused": unfit} if unfit else _about(fitted)}
     return {
-        "queries": [_of_query(queries, store, query, read, check) for query in first.query_id.tolist()],
+        "queries": found,
+        **about,
         "method": first.method,
         "sign": SIGN,
         "settings": dict(first.settings),
@@ -41,6 +61,15 @@ def answer(queries: Store, store: Store, scores: Mapping[str, Path], check: Mapp
             "queries": queries.digest,
             "scores": file_digest(next(iter(scores.values()))),
         },
+    }
+
+
+def _about(shares: Shares) -> dict[str, Any]:
+    """Return what the shares were fitted on, which is not what they are shown of."""
+    return {
+        "calibration_error": shares.settings["calibration"]["error"],
+        "gallery": shares.settings["gallery"],
+        "digests": shares.settings["digests"],
     }
 
 
@@ -93,13 +122,29 @@ def show(found: Mapping[str, Any]) -> None:
     """Print the images of every query, and how far to trust the answer."""
     for query in found["queries"]:
         table = Table(title=Text(f"{query['key']}: {shorten(query['prompt'], 60)}"), title_justify="left")
-        for column in ("", "training image", "score", "caption"):
+        share = ["share"] if "rest" in query else []
+        for column in ("", "training image", "score", *share, "caption"):
             table.add_column(column)
         for place, each in enumerate(query["top"][:SHOWN], start=1):
-            table.add_row(str(place), Text(each["key"]), f"{each['score']:.3g}", Text(shorten(each["caption"], 40)))
+            own = [f"{each['share']:.1%}"] if share else []
+            caption = Text(shorten(each["caption"], 40))
+            table.add_row(str(place), Text(each["key"]), f"{each['score']:.3g}", *own, caption)
         print_table(table)
-        for sentence in trust(query):
+        for sentence in [*of_shares(query, found.get("shares")), *trust(query)]:
             out.print(f"  {sentence}", soft_wrap=True)
+
+
+def of_shares(query: Mapping[str, Any], about: Mapping[str, Any] | None) -> Sequence[str]:
+    """Return in words what the shares of a query leave, and what they were fitted on; or why there are none."""
+    if about is None:
+        return []
+    if "unused" in about:
+        return [f"No shares: {about['unused']}."]
+    return [
+        f"{query['rest']:.1%} is from none of these images.",
+        f"Shares were fitted on customised models and {about['gallery']:,} images, with an error of "
+        f"{about['calibration_error'][0]:.3f} there; on others nobody has measured it.",
+    ]
 
 
 def trust(query: Mapping[str, Any]) -> Sequence[str]:
@@ -110,7 +155,8 @@ def trust(query: Mapping[str, Any]) -> Sequence[str]:
         for each in query["agreement"].values()
     ]
     if "check" not in query:
-        return [*sentences, "Not checked by retraining: a ranking, not a share of the output."]
+        rank = "" if "rest" in query else ": a ranking, not a share of the output"
+        return [*sentences, f"Not checked by retraining{rank}."]
     change, removed = query["check"]["loss_change"], query["check"]["removed"]
     return [
         *sentences,

@@ -17,7 +17,7 @@ import torch
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from datamodules.store import Store
-from lightning_attr.artifacts import write_json
+from lightning_attr.artifacts import read_json, write_json
 from lightning_attr.cli import SAVED, FinishedError, run_stage
 from lightning_attr.commands.explain.answer import answer, show
 from lightning_attr.commands.explain.estimate import Estimate, check_fits, estimated, free_memory, measured
@@ -40,6 +40,7 @@ from lightning_attr.models import Model, load
 from lightning_attr.models.denoiser import ADAPTER
 from lightning_attr.models.spec import write_spec
 from lightning_attr.options import at_least, parsed, parser
+from lightning_attr.shares import Shares
 from lightning_attr.sources.auto import open_source
 from lightning_attr.sources.base import Faults
 from lightning_attr.sources.table import Columns
@@ -61,12 +62,15 @@ def main(arguments: Sequence[str]) -> None:
     of.add_argument("--draws", type=int, default=10, help="timesteps at which gradients are compared")
     of.add_argument("--check", type=int | None, default=None, help="retrain without so many images")
     of.add_argument("--train", type=Path | None, default=None, help="the config of the training, for --check")
+    of.add_argument("--shares", type=Path | None, default=None, help="show shares: a file of lightning-attr shares fit")
     of.add_argument("--dry_run", "--dry-run", action="store_true", help="print the configs and an estimate")
     args = parsed(of, arguments)
     at_least(args, size=1, draws=1, check=1)
     if args.out == Path():
         raise UserError("--out: found the folder where you are, expected one for the answer, such as runs/mine")
     _check_uses(args)
+    if args.shares is not None:
+        Shares.load(args.shares).expect_calibrated(args.shares)
     recipe = _recipe(args) if args.check is not None else None
     samples, queries = _counted(args)
     asked, model = _model(args)
@@ -88,10 +92,10 @@ def main(arguments: Sequence[str]) -> None:
         prepare([*words, *(["-q"] if out.quiet else [])])
     ids = [int(query) for query in Store(query_store).ids]
     write(configs(question, ids))
-    _answer(question, ids)
+    _answer(question, ids, args.shares)
 
 
-def _answer(question: Question, ids: Sequence[int]) -> None:
+def _answer(question: Question, ids: Sequence[int], shares: Path | None) -> None:
     """Run all stages, and write and show what came out."""
     finished = True
     for stage in stages(question, ids):
@@ -105,11 +109,12 @@ def _answer(question: Question, ids: Sequence[int]) -> None:
             raise Stopped(int(stopped.code or 143), SAVED) from None
     target = question.run / "answer.json"
     with Store(question.queries) as queries, Store(question.store) as store:
-        found = answer(queries, store, question.scores, check_files(question, ids))
-    finished = finished and target.exists()
+        found = answer(queries, store, question.scores, check_files(question, ids), shares)
+    finished = finished and target.exists() and read_json(target) == found
     if not finished:
         write_json(target, found)
-        report([str(question.run), *(["-q"] if out.quiet else [])])
+        with_shares = [] if shares is None else ["--shares", str(shares)]
+        report([str(question.run), *with_shares, *(["-q"] if out.quiet else [])])
     show(found)
     if finished:
         note(f"{question.run}: finished already, nothing to do")
