@@ -21,6 +21,7 @@ STAGES = {
 COMMANDS = {
     "explain": ("explain.command", "say which training images made an output, in one command"),
     "prepare": ("prepare", "make a store: prepare images, coco, drawings, shapes, queries, model"),
+    "shares": ("shares", "turn scores into calibrated shares, and check them"),
     "inspect": ("inspect", "say what a store holds, and whether it is undamaged"),
     "groups": ("groups", "find the near-duplicates among the images of a store"),
     "sweep": ("sweep.command", "retrain many models to check attributions against"),

@@ -21,7 +21,7 @@ def main(arguments: Sequence[str]) -> None:
     of.add_argument("folder", type=Path, help="the folder to make")
     options = parsed(of, arguments)
     shipped = Path(str(files("lightning_attr"))) / "configs"
-    known = sorted(path.name for path in shipped.iterdir() if path.is_dir() and path.name != METHODS)
+    known = sorted(path.name for path in shipped.iterdir() if (path / "train.yaml").is_file())
     if options.experiment not in known:
         raise UserError(f"experiment: found {options.experiment!r}, expected one of {', '.join(known)}")
     if options.folder.exists():

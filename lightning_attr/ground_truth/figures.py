@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from lightning_attr.ground_truth.metrics.bootstrap import Interval
+from lightning_attr.ground_truth.metrics.calibration import Reliability
 from lightning_attr.ground_truth.metrics.functional import expect, rank_correlation
 from lightning_attr.ground_truth.metrics.intervals import mean_interval
 from lightning_attr.ground_truth.records import Evaluated, LossChangePoint
@@ -133,6 +134,32 @@ def lds_figure(rows: Mapping[str, Interval], ceiling: Interval | None = None) ->
     axes.set_yticks(range(len(rows)), labels=list(rows))
     axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.set_xlabel("LDS (mean over queries, 95% interval)")
+    return figure
+
+
+def reliability_figure(bins: Reliability, title: str) -> Figure:
+    """Draw the reliability diagram of shares: what is due against what they say; the area of a dot is its mass.
+
+    Args:
+        bins: Of shares of like size; those without an entry are left out.
+        title: Such as the name of the method.
+
+    >>> bins = reliability_bins(torch.tensor([0.8, 0.2]), torch.tensor([1.0, 0.0]))
+    >>> reliability_figure(bins, "ekfac").axes[0].get_title()
+    'ekfac'
+
+    """
+    figure = Figure(figsize=(4.5, 4), layout="constrained")
+    axes = figure.subplots()
+    axes.axline((0, 0), slope=1, color="grey", linewidth=0.8)
+    axes.scatter(bins.share, bins.truth, 600 * bins.mass.clamp(min=0.01))
+    axes.set_xscale("symlog", linthresh=1e-3)
+    axes.set_yscale("symlog", linthresh=1e-3)
+    axes.set_xlim(0, 1.2)
+    axes.set_ylim(0, 1.2)
+    axes.set_xlabel("share (mean of a bin)")
+    axes.set_ylabel("share that is due")
+    axes.set_title(title)
     return figure
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from rich.table import Table
 from rich.text import Text
+from torch import Tensor
 
 from datamodules.grouping import read_groups
 from datamodules.store import Meta, Store
@@ -16,15 +17,22 @@ from lightning_attr.artifacts.scores import SIGN, Scores
 from lightning_attr.console import out, print_table
 from lightning_attr.contributors import as_json, contributors
 from lightning_attr.digests import file_digest
+from lightning_attr.encoders import encoders_digest
 from lightning_attr.ground_truth.retrained import load_retrained
 from lightning_attr.groups import reduction_of
+from lightning_attr.shares import Shares
 
 #: How many images are named in the answer, and how many are shown.
 NAMED, SHOWN = 100, 10
 
 
 def answer(
-    queries: Store, store: Store, scores: Mapping[str, Path], check: Mapping[str, Path], grouping: str | None = None
+    queries: Store,
+    store: Store,
+    scores: Mapping[str, Path],
+    check: Mapping[str, Path],
+    grouping: str | None = None,
+    shares: Path | None = None,
 ) -> dict[str, Any]:
     """Return the answer as JSON holds it.
 
@@ -34,11 +42,24 @@ def answer(
         scores: The files of scores by method; the first is the answer.
         check: The files of the check's retrainings by what they went without; empty where there is none.
         grouping: What names the groups of the training images; None is no groups.
+        shares: The file that turns scores into shares; where it was fitted for other ones, the answer says why it has
+            none.
     """
     read = {name: Scores.load(path) for name, path in scores.items()}
     first = next(iter(read.values()))
+    fitted = None if shares is None else Shares.load(shares)
+    unfit = None if fitted is None else fitted.unfit(first, encoders_digest(store))
+    parts = None if fitted is None or unfit is not None else fitted.soft.shares(first.scores)
+    of_queries = [_of_query(queries, store, query, read, check) for query in first.query_id.tolist()]
+    if parts is not None:
+        for query, of_query in zip(of_queries, parts, strict=True):
+            for each in query["top"]:
+                each["share"] = float(of_query[int((first.sample_id == each["id"]).nonzero())])
+            query["rest"] = float(of_query[-1])
+    about = {} if fitted is None else {"shares": {"unused": unfit} if unfit else _about(fitted)}
     found = {
-        "queries": [_of_query(queries, store, query, read, check) for query in first.query_id.tolist()],
+        "queries": of_queries,
+        **about,
         "method": first.method,
         "sign": SIGN,
         "settings": dict(first.settings),
@@ -48,26 +69,44 @@ def answer(
             "scores": file_digest(next(iter(scores.values()))),
         },
     }
-    return found if grouping is None else found | {"groups": _groups(store, grouping, read)}
+    own = None if parts is None else parts[:, :-1]
+    return found if grouping is None else found | {"groups": _groups(store, grouping, read, own)}
 
 
-def _groups(store: Store, grouping: str, scores: Mapping[str, Scores]) -> dict[str, Any]:
-    """Return the groups of the training images by what they did to all queries, and to each."""
+def _groups(store: Store, grouping: str, scores: Mapping[str, Scores], shares: Tensor | None = None) -> dict[str, Any]:
+    """Return the groups of the training images by what they did to all queries, and to each.
+
+    Args:
+        store: The training images.
+        grouping: What names the groups.
+        scores: By method; the first is the answer.
+        shares: The part of each image in each query, [Q, N].
+    """
     method, *others = scores
     groups = read_groups(store, grouping, scores[method].sample_id.numpy())
+    all_ids = scores[method].query_id.tolist()
 
     def of_queries(ids: Sequence[int]) -> list[dict[str, Any]]:
         of_others = {other: scores[other].of_queries(ids) for other in others}
-        found = contributors(groups, scores[method].of_queries(ids), of_others)
+        rows = None if shares is None else shares[[all_ids.index(query) for query in ids]]
+        found = contributors(groups, scores[method].of_queries(ids), of_others, rows)
         return [as_json(each) for each in found[:NAMED]]
 
-    ids = scores[method].query_id.tolist()
     return {
         "grouping": groups.grouping,
         "reduction": reduction_of(scores[method].method),
         "count": len(groups.names),
-        "contributors": of_queries(ids),
-        "queries": [{"id": query, "contributors": of_queries([query])} for query in ids],
+        "contributors": of_queries(all_ids),
+        "queries": [{"id": query, "contributors": of_queries([query])} for query in all_ids],
+    }
+
+
+def _about(shares: Shares) -> dict[str, Any]:
+    """Return what the shares were fitted on, which is not what they are shown of."""
+    return {
+        "calibration_error": shares.settings["calibration"]["error"],
+        "gallery": shares.settings["gallery"],
+        "digests": shares.settings["digests"],
     }
 
 
@@ -120,12 +159,15 @@ def show(found: Mapping[str, Any]) -> None:
     """Print the images of every query, and how far to trust the answer."""
     for query in found["queries"]:
         table = Table(title=Text(f"{query['key']}: {shorten(query['prompt'], 60)}"), title_justify="left")
-        for column in ("", "training image", "score", "caption"):
+        share = ["share"] if "rest" in query else []
+        for column in ("", "training image", "score", *share, "caption"):
             table.add_column(column)
         for place, each in enumerate(query["top"][:SHOWN], start=1):
-            table.add_row(str(place), Text(each["key"]), f"{each['score']:.3g}", Text(shorten(each["caption"], 40)))
+            own = [f"{each['share']:.1%}"] if share else []
+            caption = Text(shorten(each["caption"], 40))
+            table.add_row(str(place), Text(each["key"]), f"{each['score']:.3g}", *own, caption)
         print_table(table)
-        for sentence in trust(query):
+        for sentence in [*of_shares(query, found.get("shares")), *trust(query)]:
             out.print(f"  {sentence}", soft_wrap=True)
     if "groups" in found:
         _show_groups(found["groups"], len(found["queries"]))
@@ -139,17 +181,33 @@ def _show_groups(groups: Mapping[str, Any], queries: int) -> None:
     shown = groups["contributors"][:SHOWN]
     others = list(shown[0]["ranks"])
     first = ["first for"] if queries > 1 else []
+    part = ["share"] if "share" in shown[0] else []
     ranked = [f"rank by {other}" for other in others]
-    for column in ("group", "images", f"{groups['reduction']} of scores", "beyond chance", *first, *ranked):
+    for column in ("group", "images", f"{groups['reduction']} of scores", *part, "beyond chance", *first, *ranked):
         table.add_column(column)
     for each in shown:
         ends = "" if each["interval"] is None else " [{:.3g}, {:.3g}]".format(*each["interval"])
         chance = "unknown" if each["beyond_chance"] is None else f"{each['beyond_chance']:+.1f} sd"
         counts = [f"{each['first']} of {queries}"] if queries > 1 else []
         ranks = [str(each["ranks"].get(other, "")) for other in others]
-        table.add_row(Text(each["group"]), str(each["images"]), f"{each['score']:.3g}{ends}", chance, *counts, *ranks)
+        own = [f"{each['share']:.1%}"] if part else []
+        cells = [str(each["images"]), f"{each['score']:.3g}{ends}", *own, chance, *counts, *ranks]
+        table.add_row(Text(each["group"]), *cells)
     print_table(table)
     out.print("  Beyond chance: standard deviations above as many random images.", soft_wrap=True)
+
+
+def of_shares(query: Mapping[str, Any], about: Mapping[str, Any] | None) -> Sequence[str]:
+    """Return in words what the shares of a query leave, and what they were fitted on; or why there are none."""
+    if about is None:
+        return []
+    if "unused" in about:
+        return [f"No shares: {about['unused']}."]
+    return [
+        f"{query['rest']:.1%} is from none of these images.",
+        f"Shares were fitted on customised models and {about['gallery']:,} images, with an error of "
+        f"{about['calibration_error'][0]:.3f} there; on others nobody has measured it.",
+    ]
 
 
 def trust(query: Mapping[str, Any]) -> Sequence[str]:
@@ -160,7 +218,8 @@ def trust(query: Mapping[str, Any]) -> Sequence[str]:
         for each in query["agreement"].values()
     ]
     if "check" not in query:
-        return [*sentences, "Not checked by retraining: a ranking, not a share of the output."]
+        rank = "" if "rest" in query else ": a ranking, not a share of the output"
+        return [*sentences, f"Not checked by retraining{rank}."]
     change, removed = query["check"]["loss_change"], query["check"]["removed"]
     return [
         *sentences,

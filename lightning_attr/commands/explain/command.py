@@ -43,6 +43,7 @@ from lightning_attr.models import Model, load
 from lightning_attr.models.denoiser import ADAPTER
 from lightning_attr.models.spec import write_spec
 from lightning_attr.options import at_least, parsed, parser
+from lightning_attr.shares import Shares
 from lightning_attr.sources.auto import open_source
 from lightning_attr.sources.base import Faults
 from lightning_attr.sources.table import Columns
@@ -65,12 +66,15 @@ def main(arguments: Sequence[str]) -> None:
     of.add_argument("--check", type=int | None, default=None, help="retrain without so many images")
     of.add_argument("--train", type=Path | None, default=None, help="the config of the training, for --check")
     of.add_argument("--grouping", type=str | None, default=None, help="whose groups contribute: an attribute or a file")
+    of.add_argument("--shares", type=Path | None, default=None, help="show shares: a file of lightning-attr shares fit")
     of.add_argument("--dry_run", "--dry-run", action="store_true", help="print the configs and an estimate")
     args = parsed(of, arguments)
     at_least(args, size=1, draws=1, check=1)
     if args.out == Path():
         raise UserError("--out: found the folder where you are, expected one for the answer, such as runs/mine")
     _check_uses(args)
+    if args.shares is not None:
+        Shares.load(args.shares).expect_calibrated(args.shares)
     recipe = _recipe(args) if args.check is not None else None
     samples, showings, queries = _counted(args)
     asked, model = _model(args)
@@ -98,10 +102,10 @@ def main(arguments: Sequence[str]) -> None:
         grouping = args.grouping or own_grouping(images)
         if grouping is not None:
             read_groups(images, grouping)  # a mistake shows before anything is measured
-    _answer(question, ids, grouping)
+    _answer(question, ids, grouping, args.shares)
 
 
-def _answer(question: Question, ids: Sequence[int], grouping: str | None) -> None:
+def _answer(question: Question, ids: Sequence[int], grouping: str | None, shares: Path | None) -> None:
     """Run all stages, and write and show what came out."""
     finished = True
     for stage in stages(question, ids):
@@ -116,11 +120,12 @@ def _answer(question: Question, ids: Sequence[int], grouping: str | None) -> Non
             raise Stopped(int(stopped.code or 143), SAVED) from None
     target = question.run / "answer.json"
     with Store(question.queries) as queries, Store(question.store) as store:
-        found = answer(queries, store, question.scores, check_files(question, ids), grouping)
+        found = answer(queries, store, question.scores, check_files(question, ids), grouping, shares)
     finished = finished and target.exists() and read_json(target) == found
     if not finished:
         write_json(target, found)
-        words = [] if grouping is None else ["--grouping", grouping]
+        shown = {"--grouping": grouping, "--shares": shares}
+        words = [word for name, value in shown.items() if value is not None for word in (name, str(value))]
         with as_steps():
             report([str(question.run), *words, *(["-q"] if out.quiet else [])])
     show(found)

@@ -13,6 +13,7 @@ from lightning_attr.commands.report.page import render
 from lightning_attr.console import made
 from lightning_attr.errors import UserError
 from lightning_attr.options import parsed, parser
+from lightning_attr.shares import Shares
 
 #: What is near the beginning of every page.
 MARK = b"<title>Which training images made these?"
@@ -24,10 +25,14 @@ def main(arguments: Sequence[str]) -> None:
     of.add_argument("run", type=Path, help="the folder of a run")
     of.add_argument("--out", type=Path | None, default=None, help="the page to write, default RUN/report.html")
     of.add_argument("--grouping", type=str | None, default=None, help="whose groups contribute: an attribute or a file")
+    of.add_argument("--shares", type=Path | None, default=None, help="show shares: a file of lightning-attr shares fit")
     args = parsed(of, arguments)
     target = args.out or args.run / "report.html"
     if target.is_file() and MARK not in target.read_bytes()[:2000]:
         raise UserError(f"{target}: found another file, expected none or a report")
-    page = render(collect(args.run), args.grouping).encode()
+    shares = None if args.shares is None else Shares.load(args.shares)
+    if shares is not None:
+        shares.expect_calibrated(args.shares)
+    page = render(collect(args.run, shares), args.grouping).encode()
     write_atomically(target, page)
     made([target])

@@ -21,10 +21,12 @@ from lightning_attr.artifacts.records import read_record
 from lightning_attr.artifacts.score_table import ScoreFile, ScoreTable
 from lightning_attr.artifacts.scores import KINDS, Scores, TopScores, load_scores
 from lightning_attr.commands.report.stages import Stage, find_stages, find_stores, find_sweeps, without_entries
+from lightning_attr.encoders import encoders_digest
 from lightning_attr.ground_truth import Evaluated
 from lightning_attr.ground_truth.metrics.functional import loss_change
 from lightning_attr.ground_truth.records import check_json
 from lightning_attr.ground_truth.retrained import deviation_of, load_retrained, removed_group
+from lightning_attr.shares import Shares
 
 LOSS_DELTAS = "unlearning"
 """The method whose scores are loss deltas."""
@@ -38,17 +40,22 @@ class Row:
         sample_id: Int64 [N].
         score: Float32 [N].
         whole: Whether these are all samples, or the highest-scored only.
+        share: Shares, float64 [N]; None where nothing turns these scores into shares.
+        rest: The share of none of these.
     """
 
     sample_id: Tensor
     score: Tensor
     whole: bool
+    share: Tensor | None = None
+    rest: float | None = None
 
     def ranked(self) -> Row:
         """Return the samples that have a finite score, best first; of equal scores, the first sample first."""
         known = self.score.isfinite().nonzero().flatten()
         order = known[self.score[known].argsort(descending=True, stable=True)]
-        return Row(self.sample_id[order], self.score[order], self.whole)
+        share = None if self.share is None else self.share[order]
+        return Row(self.sample_id[order], self.score[order], self.whole, share, self.rest)
 
     def agrees(self, other: Row) -> bool:
         """Return whether both say the same."""
@@ -145,8 +152,12 @@ class _File:
     settings: Mapping[str, Any]
 
 
-def collect(path: Path) -> Run:
+def collect(path: Path, shares: Shares | None = None) -> Run:
     """Read what is there of a run.
+
+    Args:
+        path: Its folder.
+        shares: What turns the scores of a method into shares, where it is among those of the run.
 
     Raises:
         UserError: The folder holds no run, or a file in it is damaged.
@@ -157,7 +168,7 @@ def collect(path: Path) -> Run:
     run.queries, files = _choose_store(run, files, "queries")
     run.store, files = _choose_store(run, files, "store")
     kept = {file.path for file in files}
-    run.rankings = _rankings(run, [file for file in scores if file.path in kept])
+    run.rankings = _rankings(run, [file for file in scores if file.path in kept], shares)
     run.retrained = [_retrained(*file.content) for file in retrained if file.path in kept]
     # The method in question first, the baseline of random removal last.
     run.retrained.sort(key=lambda model: (model.method != "top", model.method == "random", model.method, model.k))
@@ -196,21 +207,23 @@ def _choose_store(run: Run, files: list[_File], role: str) -> tuple[Store | None
     return found.get(chosen or ""), [file for file in files if file not in others]
 
 
-def _rankings(run: Run, files: Sequence[_File]) -> list[Ranking]:
+def _rankings(run: Run, files: Sequence[_File], shares: Shares | None) -> list[Ranking]:
     """Bring rows of the same method and settings together; a row that is in several files counts once."""
     named = [ScoreFile(str(file.path.relative_to(run.path).with_suffix("")), file.content) for file in files]
-    rankings = [Ranking(label, group[0].scores.method, _rows(run, group)) for label, group in ScoreTable(named)]
+    rankings = [Ranking(label, group[0].scores.method, _rows(run, group, shares)) for label, group in ScoreTable(named)]
+    if shares is not None and not any(row.share is not None for each in rankings for row in each.rows.values()):
+        run.notes.append(f"No scores are those that the shares were fitted for: {shares.method}, with its settings.")
     return sorted(rankings, key=lambda ranking: (ranking.method != LOSS_DELTAS, ranking.method == "random"))
 
 
-def _rows(run: Run, group: Sequence[ScoreFile]) -> dict[int, Row]:
+def _rows(run: Run, group: Sequence[ScoreFile], shares: Shares | None) -> dict[int, Row]:
     rows: dict[int, Row] = {}
     first, scored = group[0].path, _scored(group[0].scores)
     for path, scores in group:
         if not torch.equal(_scored(scores), scored):
             run.notes.append(f"{run.path / path}.safetensors scores other images than {first} and is left out.")
             continue
-        for query, row in _rows_of(scores):
+        for query, row in _rows_of(run, scores, shares):
             if not rows.setdefault(query, row).agrees(row):
                 shown = f"{run.path / path}.safetensors"
                 run.notes.append(f"{shown} has other scores for query {query} than a file before it; not shown.")
@@ -222,12 +235,18 @@ def _scored(scores: Scores | TopScores) -> Tensor:
     return scores.sample_id if isinstance(scores, Scores) else torch.empty(0)
 
 
-def _rows_of(scores: Scores | TopScores) -> Iterator[tuple[int, Row]]:
-    for place, query in enumerate(scores.query_id.tolist()):
-        if isinstance(scores, Scores):
-            yield query, Row(scores.sample_id, scores.scores[place], whole=True)
-        else:
+def _rows_of(run: Run, scores: Scores | TopScores, shares: Shares | None) -> Iterator[tuple[int, Row]]:
+    if isinstance(scores, TopScores):
+        for place, query in enumerate(scores.query_id.tolist()):
             yield query, Row(scores.index[place], scores.value[place], whole=False)
+        return
+    found = None
+    if shares is not None and run.store is not None and bool(scores.scores.isfinite().all()):
+        unfit = shares.unfit(scores, encoders_digest(run.store))
+        found = None if unfit else shares.soft.shares(scores.scores)
+    for place, query in enumerate(scores.query_id.tolist()):
+        own = (None, None) if found is None else (found[place, :-1], float(found[place, -1]))
+        yield query, Row(scores.sample_id, scores.scores[place], True, *own)
 
 
 def _retrained(tensors: Mapping[str, Tensor], settings: Mapping[str, Any]) -> Retrained:

@@ -109,8 +109,12 @@ class Contributors:
         changes = loss_changes(run, grouping_name(grouping))
         ids = scores.query_id.tolist()
 
+        rows = next(ranking.rows for ranking in run.rankings if ranking.label == label)
+
         def table(queries: Sequence[int], most: int) -> ContributorTable:
-            return _table(groups, scores.of_queries(queries), whole, changes, most)
+            parts = [part for query in queries if (part := rows[query].share) is not None]
+            shares = torch.stack(parts) if len(parts) == len(queries) else None
+            return _table(groups, scores.of_queries(queries), whole, changes, most, shares)
 
         by_query = {query: table([query], OF_QUERY) for query in ids} if len(ids) > 1 else {}
         return cls(groups.grouping, label, reduction_of(scores.method), table(ids, MOST), by_query)
@@ -126,11 +130,16 @@ def _scores(ranking: Ranking) -> Scores | None:
 
 
 def _table(
-    groups: Groups, scores: Scores, others: Mapping[str, Scores], changes: Changes, most: int
+    groups: Groups,
+    scores: Scores,
+    others: Mapping[str, Scores],
+    changes: Changes,
+    most: int,
+    shares: torch.Tensor | None,
 ) -> ContributorTable:
     queries = scores.query_id.tolist()
     fitting = {label: fitted for label, other in others.items() if (fitted := _fitted(other, scores)) is not None}
-    everything = contributors(groups, scores, fitting)
+    everything = contributors(groups, scores, fitting, shares)
     found = everything[:most]
     removed = {each.group: _means(changes.get(each.group, {}), queries) for each in found}
     scale = Scale.of(torch.tensor([value for each in found for value in each.score]))

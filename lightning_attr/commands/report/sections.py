@@ -43,6 +43,7 @@ class Card:
     key: str | None
     caption: str
     credits: list[Credit]
+    share: float | None = None
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,7 @@ class RankingView:
     known: int
     unknown: int
     whole: bool
+    rest: float | None = None
 
     @property
     def word(self) -> str:
@@ -156,7 +158,12 @@ def _ranking(gallery: Gallery, ranking: Ranking, query: int) -> RankingView:
     most = range(min(MOST, known))
     least = range(known - 1, max(MOST, known - LEAST) - 1, -1) if row.whole else range(0)
     cards = {
-        place: gallery.card(place + 1, int(ranked.sample_id[place]), float(ranked.score[place]))
+        place: gallery.card(
+            place + 1,
+            int(ranked.sample_id[place]),
+            float(ranked.score[place]),
+            None if ranked.share is None else float(ranked.share[place]),
+        )
         for place in (*most, *least)
     }
     return RankingView(
@@ -169,6 +176,7 @@ def _ranking(gallery: Gallery, ranking: Ranking, query: int) -> RankingView:
         known=known,
         unknown=len(row.score) - known,
         whole=row.whole,
+        rest=row.rest,
     )
 
 
@@ -188,7 +196,7 @@ class Gallery:
             self._read[sample] = self._store.meta(position), Picture.of_file(self._store.thumb(position))
         return self._read[sample]
 
-    def card(self, rank: int, sample: int, score: float) -> Card:
+    def card(self, rank: int, sample: int, score: float, share: float | None = None) -> Card:
         """Return a training image as a ranking shows it."""
         meta, picture = self.read(sample)
         credits = []
@@ -197,7 +205,7 @@ class Gallery:
         if meta is not None and meta.source:
             credits.append(Credit.source(meta.source))
         key = shortened(meta.key, LONGEST) if meta is not None and meta.key else None
-        return Card(rank, sample, score, picture, key, shortened(meta.caption, LONGEST) if meta else "", credits)
+        return Card(rank, sample, score, picture, key, shortened(meta.caption, LONGEST) if meta else "", credits, share)
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,12 @@
 """How good is an attribution? Pure functions (``functional``) and the torchmetrics shells around them."""
 
 from lightning_attr.ground_truth.metrics.bootstrap import Interval
+from lightning_attr.ground_truth.metrics.calibration import (
+    Calibration,
+    Reliability,
+    calibration_error,
+    reliability_bins,
+)
 from lightning_attr.ground_truth.metrics.exemplars import (
     Ranks,
     all_tied,
@@ -26,6 +32,7 @@ from lightning_attr.ground_truth.metrics.reliability import (
 from lightning_attr.ground_truth.metrics.retraining import GenerationDeviation, LinearDatamodellingScore, LossChange
 
 __all__ = [
+    "Calibration",
     "GenerationDeviation",
     "Interval",
     "LinearDatamodellingScore",
@@ -34,11 +41,13 @@ __all__ = [
     "PerQuery",
     "Ranks",
     "RecallAtK",
+    "Reliability",
     "Summary",
     "Top1",
     "Variances",
     "all_tied",
     "attributability",
+    "calibration_error",
     "difference_interval",
     "exemplar_ranks",
     "expected_average_precision",
@@ -47,6 +56,7 @@ __all__ = [
     "lds_difference_interval",
     "lds_interval",
     "mean_interval",
+    "reliability_bins",
     "summarise",
     "variance_components",
 ]

@@ -31,6 +31,7 @@ from lightning_attr.commands.explain.estimate import Speed, check_fits, estimate
 from lightning_attr.commands.explain.plan import PASSES
 from lightning_attr.errors import UserError
 from lightning_attr.models import load
+from lightning_attr.shares import Shares, SoftAttribution, of_method
 
 IMAGES = 6
 
@@ -125,6 +126,60 @@ def test_contributors_may_be_asked_for_later(mine: Mine, capfd: pytest.CaptureFi
     main(mine.args())
     assert "groups" not in read_json(mine.root / "mine/answer.json")
     assert {path: path.stat().st_mtime_ns for path in before} == before
+
+
+def save_shares(path: Path, scores: Scores, error: float, method: str = "influence-ekfac-per-draw") -> Path:
+    """What turns these scores into shares, as if it had been fitted elsewhere for the same method and settings."""
+    settings = {
+        "of_method": of_method(scores.settings),
+        "gallery": 1000,
+        "digests": {"gallery": "another"},
+        "calibration": {"error": [error, error, error]},
+    }
+    Shares(SoftAttribution(kappa=1.0, b=1.0, slope=2.0, offset=-2.0), method, settings).save(path)
+    return path
+
+
+def test_shares_where_they_were_fitted_for_the_method(mine: Mine, tmp_path: Path, capfd: Any) -> None:
+    folder = mine.root / "mine"
+    scores = Scores.load(folder / "attribute/influence/scores.safetensors")
+    file = save_shares(tmp_path / "shares.safetensors", scores, error=0.03)
+    main(mine.args(shares=file))
+    printed, answer = capfd.readouterr().out, read_json(folder / "answer.json")
+    expected = Shares.load(file).soft.shares(scores.scores)[0]
+    (query,) = answer["queries"]
+    by_id = dict(zip(scores.sample_id.tolist(), expected.tolist(), strict=False))
+    assert [each["share"] for each in query["top"]] == [by_id[each["id"]] for each in query["top"]]
+    assert query["rest"] + sum(each["share"] for each in query["top"]) == pytest.approx(1)
+    assert answer["shares"]["gallery"] == 1000
+    assert f"{query['rest']:.1%} is from none of these images." in printed
+    assert "fitted on customised models and 1,000 images, with an error of 0.030 there" in printed
+    page = (folder / "report.html").read_text()
+    assert f"{query['top'][0]['share']:.1%}" in page
+    assert f"{query['rest']:.1%} of the output is from none of these images" in page
+    main([*mine.args(shares=file), "--grouping", "key"])
+    groups = read_json(folder / "answer.json")["groups"]["contributors"]
+    assert {each["group"]: each["share"] for each in groups} == {
+        each["key"]: pytest.approx(each["share"]) for each in query["top"]
+    }
+    assert f"{groups[0]['share']:.1%}" in capfd.readouterr().out
+    assert "<th>share" in (folder / "report.html").read_text()
+    main(mine.args(shares=save_shares(tmp_path / "b", scores, error=0.03, method="trak")))
+    assert "No shares: they are fitted for trak, not for influence-ekfac-per-draw." in capfd.readouterr().out
+    answer = read_json(folder / "answer.json")
+    assert answer["shares"]["unused"].startswith("they are fitted for trak")
+    assert "share" not in answer["queries"][0]["top"][0]
+    assert "No scores are those that the shares were fitted for: trak" in (folder / "report.html").read_text()
+    main(mine.args())
+    assert "shares" not in read_json(folder / "answer.json")
+
+
+def test_shares_that_are_not_calibrated_are_refused_at_once(mine: Mine, tmp_path: Path) -> None:
+    scores = Scores.load(mine.root / "mine/attribute/influence/scores.safetensors")
+    file = save_shares(tmp_path / "shares.safetensors", scores, error=0.2)
+    with pytest.raises(UserError, match=r"shares\.safetensors: found an error of 0\.200, expected a calibration error"):
+        main(mine.args(out=tmp_path / "new", shares=file))
+    assert not (tmp_path / "new").exists()
 
 
 @pytest.mark.parametrize("stage", ["curvature", "influence", "similarity"])
