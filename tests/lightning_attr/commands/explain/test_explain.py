@@ -163,7 +163,7 @@ def test_shares_where_they_were_fitted_for_the_method(mine: Mine, tmp_path: Path
         each["key"]: pytest.approx(each["share"]) for each in query["top"]
     }
     assert f"{groups[0]['share']:.1%}" in capfd.readouterr().out
-    assert "<th>share" in (folder / "report.html").read_text()
+    assert '<th scope="col" class="right">share</th>' in (folder / "report.html").read_text()
     main(mine.args(shares=save_shares(tmp_path / "b", scores, error=0.03, method="trak")))
     assert "No shares: they are fitted for trak, not for influence-ekfac-per-draw." in capfd.readouterr().out
     answer = read_json(folder / "answer.json")
