@@ -288,7 +288,7 @@ def _read_network(folder: Path, kind: type[Denoiser], variant: str | None) -> nn
         raise UserError(f"{folder}: expected safetensors weights of {kind.class_name}: {one_line(error)}") from error
     assert isinstance(network, nn.Module)
     check_weights(folder, network, loading)
-    return network.eval().requires_grad_(False)
+    return network.float().eval().requires_grad_(False)
 
 
 def load_weights(network: nn.Module, weights: Mapping[str, Tensor], source: str | Path) -> None:

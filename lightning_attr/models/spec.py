@@ -139,8 +139,8 @@ def write_spec(
 
 def _digests(spec: Spec, path: Path) -> dict[str, str | None]:
     for named in (spec.model, spec.adapter):
-        if named is not None and not named.exists():
-            raise UserError(f"{path}: found no {named}, expected what the spec names")
+        if named is not None and not (named.is_file() or named.is_dir()):  # a pipe would be waited for
+            raise UserError(f"{path}: found no file or folder {named}, expected what the spec names")
     return {
         "model": named_digest(spec.model),
         "adapter": None if spec.adapter is None else file_digest(spec.adapter),

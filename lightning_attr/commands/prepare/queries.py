@@ -146,6 +146,8 @@ def _listed(path: Path) -> Iterator[tuple[Path, Origin]]:
         if not files:
             raise UserError(f"{path}: found no images in this folder, expected some of {', '.join(ENDINGS)}")
         yield from ((file, Origin()) for file in files)
+    elif path.exists() and not path.is_file():  # a pipe would be waited for
+        raise UserError(f"{path}: found neither a file nor a folder, expected an image, a folder of them, or a .jsonl")
     elif path.suffix.lower() == ".jsonl":
         yield from _lines(path)
     else:

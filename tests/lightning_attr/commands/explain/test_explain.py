@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -198,6 +199,13 @@ def test_a_lost_result_is_made_again(mine: Mine, tmp_path: Path) -> None:
     main(mine.args())
     assert result.exists()
     assert (mine.root / "mine/answer.json").read_bytes() == before
+
+
+def test_a_pipe_is_not_waited_for(mine: Mine, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for option in ("lora", "query"):
+        with pytest.raises(UserError, match=r"file (or|nor a) folder"):
+            main(mine.args(out=tmp_path / "new", **{option: tmp_path / "pipe"}))
 
 
 @pytest.mark.parametrize(
