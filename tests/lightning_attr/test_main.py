@@ -46,7 +46,7 @@ def test_the_verbs_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
             "text_encoder: found 'PatchPCA', expected one of HashedWords, CLIPText",
         ),
         (["report", "none"], "none: no such folder"),
-        (["init", "nothing", "mine"], "experiment: found 'nothing', expected one of coco64, demo"),
+        (["init", "nothing", "mine"], "experiment: found 'nothing', expected one of base, coco64, demo"),
         (["evaluate", "none"], "none.json"),
     ],
 )
