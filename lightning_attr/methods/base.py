@@ -9,6 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, is_dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -79,8 +80,8 @@ class Method(ABC):
         return {name: plain(value) for name, value in vars(self).items() if not name.startswith("_")}
 
     def inputs(self) -> dict[str, str]:
-        """Return the files that settings name as such, by the names of the settings."""
-        return dict(input_paths(type(self), self.settings()))
+        """Return the files that settings name as such, by the names of the settings; a name of the hub is none."""
+        return {name: path for name, path in input_paths(type(self), self.settings()) if Path(path).exists()}
 
     def prepare(self, context: Context) -> None:  # noqa: B027 (some methods need no preparation)
         """Get ready for the queries; attributes that it sets begin with an underscore."""

@@ -1,6 +1,9 @@
 """Similarities against plain loops over views and captions."""
 
 import io
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -165,3 +168,27 @@ def test_a_model_that_is_not_there_is_refused(project: Project, refused: Refused
         model__init_args__method__init_args__model=tmp_path / "nothing",
     )
     assert f"vision model {tmp_path / 'nothing'}: expected a hub name or a local folder" in refused(args)
+
+
+@pytest.mark.slow
+def test_a_model_of_the_hub_that_was_fetched_before(project: Project, tmp_path: Path) -> None:
+    """Its name is no file of which a digest could be taken; that of its weights is among the settings."""
+    pytest.importorskip("transformers", reason="the extra `hf` is not installed")
+    cache = tmp_path / "hub" / "models--somebody--model"
+    snapshot = save_vision_model("dino", cache / "snapshots" / ("0" * 40))
+    (cache / "refs").mkdir()
+    (cache / "refs" / "main").write_text("0" * 40)
+    found = []
+    for run, model in (("hub-run", "somebody/model"), ("folder-run", str(snapshot))):
+        args = project.args(
+            "similarity",
+            run=tmp_path / run,
+            model__init_args__method="lightning_attr.methods.VisionSimilarity",
+            model__init_args__method__init_args__model=model,
+        )
+        offline = {**os.environ, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"}
+        subprocess.run([sys.executable, "-m", "lightning_attr.main", *args], env=offline, check=True)
+        found.append(Scores.load(tmp_path / run / "scores.safetensors"))
+    assert torch.equal(found[0].scores, found[1].scores)
+    assert found[0].settings["weights"] == found[1].settings["weights"]
+    assert found[0].settings["model"] == "somebody/model"
