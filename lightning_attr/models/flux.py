@@ -103,8 +103,11 @@ class Flux(Denoiser):
 
 
 def packed(latent: Tensor) -> Tensor:
-    """Return a latent [B, C, H, W] as tokens of its patches, [B, H/2 * W/2, 4 C]."""
-    return pixel_unshuffle(latent, PATCH).flatten(2).transpose(1, 2)
+    """Return a latent [B, C, H, W] as tokens of its patches, [B, H/2 * W/2, 4 C].
+
+    They lie in memory as the pipeline's do: on some processors the bits of a product depend on that.
+    """
+    return pixel_unshuffle(latent, PATCH).flatten(2).transpose(1, 2).contiguous()
 
 
 def unpacked(tokens: Tensor, height: int, width: int) -> Tensor:

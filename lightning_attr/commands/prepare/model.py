@@ -29,9 +29,9 @@ def main(arguments: Sequence[str]) -> None:
     args = parsed(_parser(), arguments)
     if args.out.exists():
         raise UserError(f"--out {args.out}: found something there, expected a new place")
-    of_checkpoint = args.file.suffix == ".ckpt"
-    if of_checkpoint != (args.like is None):
-        raise UserError(f"--like: found {args.like}, expected the folder of a pipeline for a .safetensors, else none")
+    of_checkpoint = args.file.suffix == ".ckpt" and args.like is None
+    if not of_checkpoint and args.like is None:
+        raise UserError(f"--like: found none, expected the folder of a pipeline that {args.file} is like")
     if of_checkpoint and args.out.suffix != ".ckpt":
         raise UserError(f"--out {args.out}: expected the name of a .ckpt, as {args.file} is one")
     if not of_checkpoint and args.half:

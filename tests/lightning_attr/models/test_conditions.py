@@ -95,7 +95,7 @@ def store(tmp_path: Path) -> Store:
 
 def test_batches_hold_what_has_a_role(store: Store) -> None:
     batch, positions = TrainBatches(store, 0)[0, np.arange(6)], np.arange(6)
-    assert batch.keys() == {"latent", "words", "mask", "size", "id", "view", "caption"}
+    assert batch.keys() == {"latent", "words", "mask", "size", "id", "showing", "view", "caption"}
     assert (batch["words"].dtype, batch["mask"].dtype) == (torch.float32, torch.int64)
     for name in ("words", "mask"):
         rows = store.read(name, positions, batch["caption"].numpy())

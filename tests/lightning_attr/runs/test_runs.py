@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from lightning_attr.artifacts import read_json, write_json
-from lightning_attr.artifacts.inputs import InputPath, input_paths
+from lightning_attr.artifacts.inputs import InputPath, OutputPath, input_paths
 from lightning_attr.errors import UserError
 from lightning_attr.runs.checkpoints import AtomicCheckpointIO
 from lightning_attr.runs.folder import RunFolder, read_manifest, run_seconds
@@ -337,8 +337,8 @@ def test_all_files_that_shipped_configs_read_are_declared() -> None:
         given = yaml.safe_load(path.read_text())
         for section in ("model", "data"):
             part = given.get(section) or {}
-            named = declared_paths({"class_path": "datamodules.LatentDataModule", **part})
-            found |= {value for _, value in named}
+            named = {"class_path": "datamodules.LatentDataModule", **part}
+            found |= {value for of in (InputPath, OutputPath) for _, value in declared_paths(named, of)}
             names = {key: value for key, value in flatten(part) if "runs/" in str(value) or "${vars.run}" in str(value)}
             expected |= set(names.values())
     assert len(configs) > 40

@@ -57,8 +57,7 @@ def test_mistakes_are_named(project: Project, tmp_path: Path) -> None:
     for arguments, message in (
         ([checkpoint, "--out", checkpoint], "expected a new place"),
         ([checkpoint, "--out", str(tmp_path / "x")], "expected the name of a .ckpt"),
-        ([checkpoint, "--out", out, "--like", str(tmp_path)], "--like: found"),
-        (["x.safetensors", "--out", str(tmp_path / "x")], "--like: found None"),
+        (["x.safetensors", "--out", str(tmp_path / "x")], "--like: found none"),
         (["x.safetensors", "--like", "y", "--out", str(tmp_path / "x"), "--half", "true"], "--half: expected"),
         (["none.ckpt", "--out", out], "none.ckpt: no such file"),
     ):
