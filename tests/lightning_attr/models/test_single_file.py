@@ -94,7 +94,7 @@ def test_what_is_no_model_in_a_file(pipeline: tuple[Any, Path], tmp_path: Path) 
     with pytest.raises(UserError, match=r"prepare model .*b\.safetensors --like FOLDER --out .*/b"):
         load(tmp_path / "b.safetensors")
     out.mkdir()
-    with pytest.raises(UserError, match="found something there, expected a new folder"):
+    with pytest.raises(UserError, match="found something there, expected a new place"):
         unpacked(tmp_path / "b.safetensors", like, out)
 
 
