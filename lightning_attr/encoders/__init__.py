@@ -1,7 +1,7 @@
 """Image and text encoders: built-in ones that need no download, and those of diffusers and transformers."""
 
 from lightning_attr.encoders.base import ImageEncoder, TextEncoder
-from lightning_attr.encoders.hashed_words import HashedWords
+from lightning_attr.encoders.hashed_words import HashedWords, is_word
 from lightning_attr.encoders.patch_pca import PatchPCA
 from lightning_attr.encoders.pipeline_text import PipelineText, time_ids
 from lightning_attr.encoders.pretrained import AutoencoderKLEncoder, CLIPText, VisionFeatures
@@ -30,6 +30,7 @@ __all__ = [
     "check_encoders",
     "encoders_digest",
     "image_encoder",
+    "is_word",
     "jpeg",
     "read_image",
     "store_image_encoder",

@@ -71,6 +71,14 @@ class HashedWords:
         """Return how many words each text has."""
         return [len(_WORD.findall(text.lower())) for text in texts]
 
+    def words(self, text: str) -> list[str]:
+        """Return the words of a text that are encoded, lower-cased."""
+        return _WORD.findall(text.lower())[: self.room]
+
+    def states_of(self, word: str) -> Tensor:
+        """Return the states of a word at each place of a text, float32 [tokens, dim]."""
+        return torch.from_numpy(_embedding(word.lower(), self.dim, self.seed)).to(self._positions) + self._positions
+
     def encode(self, texts: list[str]) -> dict[str, Tensor]:
         """Encode texts to float32 states, ``text`` [B, tokens, dim]."""
         if not texts:
@@ -84,9 +92,14 @@ class HashedWords:
 
     def _embed(self, text: str) -> np.ndarray[Any, np.dtype[np.float32]]:
         """Turn one text into embeddings [tokens, dim], without positions."""
-        words = [_BEGIN, *_WORD.findall(text.lower())[: self.room], _END]
+        words = [_BEGIN, *self.words(text), _END]
         words += [_PAD] * (self.tokens - len(words))
         return np.stack([_embedding(word, self.dim, self.seed) for word in words])
+
+
+def is_word(text: str) -> bool:
+    """Return whether a text is one word and nothing else."""
+    return _WORD.fullmatch(text.lower()) is not None
 
 
 @lru_cache(maxsize=65_536)

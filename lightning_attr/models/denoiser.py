@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from datamodules.store import Schema
 from lightning_attr.encoders import TextEncoder
 from lightning_attr.errors import UserError, one_line
+from lightning_attr.models.new_word import OFFSET
 from lightning_attr.models.objective import Objective
 from lightning_attr.models.process import Diffusion, Process
 
@@ -25,7 +26,7 @@ Conditions = Mapping[str, Tensor]
 
 
 #: What the names of parameters have in them that an adapter lays over others.
-LAID_OVER = (".lora_A.", ".lora_B.")
+LAID_OVER = (".lora_A.", ".lora_B.", OFFSET)
 
 #: The name of the pattern that selects an adapter's weights.
 ADAPTER = "adapter"
@@ -164,8 +165,9 @@ class Denoiser(ABC):
         """Return the parameters that ``pattern`` selects, by name.
 
         Args:
-            pattern: ``adapter``, a name of :attr:`patterns`, which but for ``all`` are of the base's weights, or a
-                regular expression, searched in parameter names as they are without an adapter.
+            pattern: ``adapter``, which leaves out the offset of a new word, as it is no matrix; a name of
+                :attr:`patterns`, which but for ``all`` are of the base's weights; or a regular expression, searched in
+                parameter names as they are without an adapter.
 
         Raises:
             UserError: The pattern is no regular expression, or it selects nothing.
@@ -180,7 +182,7 @@ class Denoiser(ABC):
             name: weight for name, weight in self.network.named_parameters() if not name.startswith(self.idle)
         }
         if pattern == ADAPTER:
-            selected = {name: weight for name, weight in parameters.items() if name in self.adapter}
+            selected = {name: weight for name, weight in parameters.items() if name in self.adapter and name != OFFSET}
         else:
             passed = LAID_OVER if self.patterns.get(pattern) else ()
             selected = {

@@ -19,8 +19,10 @@ from lightning_attr.adapters.custom_diffusion import keys_of
 from lightning_attr.adapters.lora import Low, check_fits, lay_over, lora_file
 from lightning_attr.artifacts import write_atomically
 from lightning_attr.artifacts.inputs import InputPath
+from lightning_attr.encoders import is_word, text_encoder
 from lightning_attr.errors import UserError, expect_within, one_line, quoted
 from lightning_attr.models.model import Model
+from lightning_attr.models.new_word import attach, encoder_of_words, tell
 
 Kind = Literal["lora", "custom_diffusion", "full"]
 
@@ -44,6 +46,8 @@ class Trained:
         alpha: Of a LoRA, whose part is scaled by alpha / rank; None is the rank.
         targets: The layers that get a LoRA: a regular expression, searched in their names.
         text_encoder: Whether the text encoder is trained as well: no, for stores hold texts that are encoded.
+        token: A word of the captions whose embedding is trained as well, beside an adapter; see
+            :mod:`lightning_attr.models.new_word`.
     """
 
     kind: Kind = "lora"
@@ -51,6 +55,7 @@ class Trained:
     alpha: float | None = None
     targets: str = r"\.to_(q|k|v|out\.0)$"
     text_encoder: bool = False
+    token: str | None = None
 
     def __post_init__(self) -> None:
         """Check the values."""
@@ -64,6 +69,10 @@ class Trained:
                 "model.base.adapter.text_encoder: found true, expected false: the store holds texts as the text "
                 "encoder was, and they would not change with it"
             )
+        if self.token is not None and not is_word(self.token):
+            raise UserError(f"model.base.adapter.token: found {quoted(self.token)}, expected one word")
+        if self.token is not None and self.kind == "full":
+            raise UserError("model.base.adapter.token: found a word with all weights, expected it beside an adapter")
 
 
 @dataclass(frozen=True)
@@ -99,10 +108,19 @@ def begun(base: Base, load: Callable[[str], Model], seed: int) -> Model:
         names = _keys_and_values(model)
     else:
         names = []
-    model = model.with_adapter(names)
+    model = model.with_adapter([*names, *_new_word(model, base.adapter)])
     for name, weight in model.network.named_parameters():
-        weight.requires_grad_(kind == "full" or name in names)
+        weight.requires_grad_(kind == "full" or name in model.denoiser.adapter)
     return model
+
+
+def _new_word(model: Model, adapter: Trained) -> list[str]:
+    """Attach an adapter's new word, where it has one; return its parameters' names."""
+    if adapter.token is None:
+        return []
+    width = model.denoiser.conditions["text"][-1]
+    assert width is not None
+    return [attach(model.network, width)]
 
 
 def _keys_and_values(model: Model) -> list[str]:
@@ -138,8 +156,11 @@ def _fresh(network: nn.Module, adapter: Trained, seed: int) -> dict[str, Low]:
 
 
 def of_base(base: Base, model: Model) -> dict[str, Any]:
-    """Return what a checkpoint says of the base, wherever that lies."""
-    return {"digest": model.digest, "adapter": asdict(base.adapter)}
+    """Return what a checkpoint says of the base, wherever that lies; of a new word it adds the ``texts``' encoder."""
+    adapter = asdict(base.adapter)
+    if base.adapter.token is None:  # as checkpoints said it before there were such
+        del adapter["token"]
+    return {"digest": model.digest, "adapter": adapter}
 
 
 def form(model: Model) -> dict[str, Any]:
@@ -172,6 +193,9 @@ def restored(record: Mapping[str, Any], weights: Mapping[str, Tensor], base: Mod
         names = _keys_and_values(base)
     else:
         raise UserError("found a checkpoint of all weights with a base, expected one of an adapter")
+    names = [*names, *_new_word(base, adapter)]
+    if adapter.token is not None:
+        tell(base.network, adapter.token, encoder_of_words(text_encoder(record["texts"], None)))
     own = dict(base.network.named_parameters())
     expected = {name: tuple(own[name].shape) for name in names}
     found = {name: tuple(value.shape) for name, value in weights.items()}
@@ -198,10 +222,13 @@ def export(folder: Path, adapter: Trained, network: nn.Module, weights: Mapping[
 
     Args:
         folder: Where to.
-        adapter: What was trained; of all weights there is no such file.
+        adapter: What was trained. Of all weights there is no such file, nor of an adapter with a new word: no pipeline
+            has its encoder, and the file would be another model without the word.
         network: What it lies over.
         weights: By their names in it.
     """
+    if adapter.token is not None:
+        return
     own = {name: value.detach().float().cpu().contiguous() for name, value in weights.items()}
     if adapter.kind == "lora":
         write_atomically(folder / FILES["lora"], lora_file(_lows(own, adapter), type(network).__name__))

@@ -104,6 +104,7 @@ class GroupedRetraining(LatentDiffusion):
         check_trainer(self.trainer)
         super().setup(stage)
         for member in self.members:
+            member.tell_word(self.store)
             member.check(self.store)
         config = yaml.safe_load((Path(self.trainer.default_root_dir) / "config.yaml").read_text())
         configs = [member_config(config, index, folder) for index, folder in enumerate(self.folders)]

@@ -21,6 +21,7 @@ from lightning_attr.losses import sample_losses
 from lightning_attr.models import Objective, build, load
 from lightning_attr.models.finetune import FILES, Base, begun, export, of_base
 from lightning_attr.models.load import null_entries
+from lightning_attr.models.new_word import check_said, encoder_of_words, tell
 from lightning_attr.noise import Draws, training_noise
 
 #: Where checkpoints hold weights: with an average the current ones are the second.
@@ -116,7 +117,20 @@ class LatentDiffusion(pl.LightningModule):
         for each in [store] if val_store is None else [store, Store(val_store)]:
             self.model.accepts(each)
         self.model.null = self.model.denoiser.null(store_text_encoder(store))
+        self.tell_word(store)
         self.model = self.model.to(self.trainer.strategy.root_device)
+
+    def tell_word(self, store: Store) -> None:
+        """Tell the network, and what checkpoints say of the base, how a store's texts have the word that is trained.
+
+        Raises:
+            UserError: They do not have it, or their encoder is of a kind where no word can be trained.
+        """
+        if self.base is not None and (word := self.base.adapter.token) is not None:
+            encoder = encoder_of_words(store_text_encoder(store))
+            check_said(word, encoder, store)
+            tell(self.model.network, word, encoder)
+            self.configs["base"] = {**self.configs["base"], "texts": encoder.config()}
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """Return the mean loss of a batch at random timesteps and noises."""

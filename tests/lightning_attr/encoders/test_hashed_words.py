@@ -6,14 +6,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from lightning_attr.encoders import HashedWords
+from lightning_attr.encoders import HashedWords, is_word
 from lightning_attr.errors import UserError
 
 ROOT = Path(__file__).parents[3]
 TEXTS = ["A cat on a mat.", "", "ein Bär läuft"]
 PROGRAM = f"""
 import sys
-from lightning_attr.encoders import HashedWords
+from lightning_attr.encoders import HashedWords, is_word
 sys.stdout.buffer.write(HashedWords(8, 12, seed=3).encode({TEXTS!r})["text"].numpy().tobytes())
 """
 
@@ -78,3 +78,18 @@ def test_no_texts() -> None:
 def test_impossible_shapes_are_refused(tokens: int, dim: int) -> None:
     with pytest.raises(UserError, match=f"found tokens={tokens}, dim={dim}"):
         HashedWords(tokens, dim)
+
+
+def test_states_of_a_word_are_those_that_texts_have() -> None:
+    encoder = HashedWords(tokens=5, dim=8, seed=3)
+    states = encoder.states_of("CAT")
+    text = encoder.encode(["Cat, cat cat"])["text"][0]
+    assert torch.equal(text[1:4], states[1:4])
+    assert encoder.words("A cat's hat, on top") == ["a", "cat's", "hat"]
+
+
+@pytest.mark.parametrize(
+    ("text", "one"), [("sks", True), ("cat's", True), ("two words", False), ("<sks>", False), ("", False)]
+)
+def test_one_word(text: str, one: bool) -> None:
+    assert is_word(text) == one

@@ -184,6 +184,9 @@ def test_all_weights(tuned: FineTune, tmp_path: Path) -> None:
         ({"base": {"adapter": {"rank": 0}}}, "rank: found 0"),
         ({"base": {"adapter": {"alpha": -1.0}}}, "alpha: found -1.0"),
         ({"base": {"adapter": {"text_encoder": True}}}, "the store holds texts as the text encoder was"),
+        ({"base": {"adapter": {"token": "cat"}}}, "token: found texts of CLIPText, expected those of HashedWords"),
+        ({"base": {"adapter": {"token": "a cat"}}}, "token: found 'a cat', expected one word"),
+        ({"base": {"adapter": {"kind": "full", "token": "cat"}}}, "token: found a word with all weights"),
         ({"base": {"model": "CHECKPOINT"}}, "with an adapter, expected a base without"),
     ],
 )
