@@ -14,6 +14,13 @@ from miniature import Project
 
 from lightning_attr.cli import main, run_stage
 from lightning_attr.commands.prepare.shapes import main as prepare_shapes
+from lightning_attr.console import out
+
+
+@pytest.fixture(autouse=True)
+def spoken() -> None:
+    """Let commands speak that another test's ``-q`` has silenced: it is set for the whole process."""
+    out.quiet = False
 
 
 @pytest.fixture(scope="session")
