@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from lightning_attr.commands.sweep.worker import Job, Outcome, given_up, run_logged
-from lightning_attr.console import warn
+from lightning_attr.console import signals, warn
 from lightning_attr.errors import UserError, one_line
 
 #: How often a job is started again whose worker or node died.
@@ -70,7 +70,7 @@ def _connected(address: str) -> Iterator[Any]:
     except ImportError as error:
         raise UserError("ray: found no such package, expected it: pip install -e '.[ray]'") from error
     settings = {"include_dashboard": False, "object_store_memory": OBJECT_STORE} if address == "local" else {}
-    previous = signal.getsignal(signal.SIGTERM)
+    previous = {number: signal.getsignal(number) for number in signals()}
     try:
         logging.getLogger("ray").setLevel(logging.ERROR)
         ray.init(address, log_to_driver=False, logging_level=logging.ERROR, **settings)
@@ -78,11 +78,17 @@ def _connected(address: str) -> Iterator[Any]:
         raise UserError(
             f"ray: found no cluster at {address} ({one_line(error)}), expected local, auto or HOST:PORT"
         ) from error
-    signal.signal(signal.SIGTERM, previous)  # Ray's own handler would kill the tasks before they save
+    # Ray's own handler of SIGTERM would kill the tasks before they save. Of what handlers raise it passes on
+    # KeyboardInterrupt and SystemExit, and swallows all else: then the command would not stop.
+    known = dict.fromkeys(previous, previous[signal.SIGTERM]) | {signal.SIGINT: signal.default_int_handler}
     try:
+        for number, handler in known.items():
+            signal.signal(number, handler)
         yield ray
     finally:
         ray.shutdown()
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 def _check_resources(ray: Any, needed: dict[str, float]) -> None:

@@ -58,11 +58,7 @@ def test_a_node_dies_in_the_middle_of_a_training(
         assert_same(sweep.entry(name), undisturbed.entry(name))
 
 
-#: In Ray 2.60, a task that ends while it is cancelled may abort the whole process of the command.
-ABORTS = pytest.mark.xfail(reason="an assertion within Ray (task_manager.cc, CompletePendingTask)", strict=False)
-
-
-@pytest.mark.parametrize(("sends", "status"), [(signal.SIGTERM, 143), pytest.param(signal.SIGINT, 130, marks=ABORTS)])
+@pytest.mark.parametrize(("sends", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_tasks_save_when_the_command_is_stopped(
     project: Project, undisturbed: Miniature, tmp_path: Path, sends: signal.Signals, status: int
 ) -> None:
