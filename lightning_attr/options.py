@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from importlib import import_module
 from itertools import pairwise
@@ -204,3 +204,18 @@ def _known_classes(key: str, about: str) -> str:
     classes = [each for name in module.__all__ if isinstance(each := getattr(module, name), type)]
     names = [each.__name__ for each in classes if base in [parent.__name__ for parent in each.__mro__[1:]]]
     return f"{', '.join(names)}, or the import path of another {base}"
+
+
+def first_word(name: str, arguments: Sequence[str], known: Collection[str]) -> str | None:
+    """Return which of a command's own commands the first word names; None where help was asked for, and given.
+
+    Raises:
+        UserError: It names none.
+    """
+    word = arguments[0] if arguments else "nothing"
+    if word in ("-h", "--help"):
+        print(f"usage: lightning-attr {name} {{{','.join(known)}}} ...; each has its own --help")
+        return None
+    if word not in known:
+        raise UserError(f"{name}: found {word!r}, expected one of {', '.join(known)}")
+    return word

@@ -21,7 +21,7 @@ from lightning_attr.encoders import encoders_digest
 from lightning_attr.errors import UserError
 from lightning_attr.ground_truth.figures import reliability_figure
 from lightning_attr.ground_truth.metrics import Reliability, calibration_error, reliability_bins
-from lightning_attr.options import parsed, parser
+from lightning_attr.options import first_word, parsed, parser
 from lightning_attr.shares import MOST_ERROR, Known, Shares, SoftAttribution, fitted, of_method
 
 VERBS = ("fit", "check")
@@ -29,12 +29,8 @@ VERBS = ("fit", "check")
 
 def main(arguments: Sequence[str]) -> None:
     """Run the verb that the first word names."""
-    verb = arguments[0] if arguments else "nothing"
-    if verb in ("-h", "--help"):
-        print(f"usage: lightning-attr shares {{{','.join(VERBS)}}} SET SCORES...; each has its own --help")
+    if (verb := first_word("shares", arguments, VERBS)) is None:
         return
-    if verb not in VERBS:
-        raise UserError(f"shares: found {verb!r}, expected one of {', '.join(VERBS)}")
     of = parser(f"shares {verb}", __doc__)
     of.add_argument("set", type=Path, help="the folder of an AbC set")
     of.add_argument("scores", nargs="+", help="scores.safetensors of one method over it")

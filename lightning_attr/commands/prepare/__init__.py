@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from importlib import import_module
 
-from lightning_attr.errors import UserError
+from lightning_attr.options import first_word
 
 SOURCES = {
     "coco": "coco",
@@ -19,10 +19,5 @@ SOURCES = {
 
 def main(arguments: Sequence[str]) -> None:
     """Run the command of the source that the first word names."""
-    source = arguments[0] if arguments else "nothing"
-    if source in ("-h", "--help"):
-        print(f"usage: lightning-attr prepare {{{','.join(SOURCES)}}} ...; each has its own --help")
-        return
-    if source not in SOURCES:
-        raise UserError(f"prepare: found {source!r}, expected one of {', '.join(SOURCES)}")
-    import_module(f"lightning_attr.commands.prepare.{SOURCES[source]}").main(arguments[1:])
+    if (source := first_word("prepare", arguments, SOURCES)) is not None:
+        import_module(f"lightning_attr.commands.prepare.{SOURCES[source]}").main(arguments[1:])
