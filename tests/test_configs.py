@@ -42,7 +42,7 @@ METHODS = sorted((CONFIGS / "methods").glob("*.yaml"))
 DEFAULT = CONFIGS / "methods/default.yaml"
 
 
-def command(config: Path, folder: str = "demo") -> list[str]:
+def command(config: Path, folder: str = "shapes") -> list[str]:
     """The command that a config is for; leave_k_out goes on top of train, a method and the default on attribute."""
     below = [CONFIGS / folder / "attribute.yaml"] if config in METHODS else []
     below += [config.with_name("train.yaml")] if config.stem == "leave_k_out" else []
@@ -52,7 +52,7 @@ def command(config: Path, folder: str = "demo") -> list[str]:
     return [verb, *(word for file in (*below, config, *above) for word in ("-c", str(file)))]
 
 
-def given(config: Path, folder: str = "demo") -> Any:
+def given(config: Path, folder: str = "shapes") -> Any:
     """What a config says; a method's values are those of the attribute.yaml that it goes on top of."""
     values = yaml.safe_load((CONFIGS / folder / "attribute.yaml" if config in METHODS else config).read_text())
     text = config.read_text()
@@ -73,7 +73,7 @@ def parsed(args: list[str], capsys: pytest.CaptureFixture[str]) -> dict[str, Any
 
 
 def test_every_folder_has_every_stage() -> None:
-    for folder in ("demo", "coco64", "mscoco"):
+    for folder in ("shapes", "coco64", "mscoco"):
         assert {path.stem for path in (CONFIGS / folder).glob("*.yaml")} >= {*STAGES, "sweep"} - {"mirrored"}
 
 
@@ -87,13 +87,11 @@ def test_the_default_method_is_one() -> None:
             "output"
         ]
     assert draws.keys() == {"demo", "coco64", "mscoco", "shapes", "finetune"}
-    assert all(
-        output == {"draws": {"timesteps": 20 if name in ("demo", "shapes") else 10}} for name, output in draws.items()
-    )
+    assert all(output == {"draws": {"timesteps": 20 if name == "shapes" else 10}} for name, output in draws.items())
 
 
 def test_a_method_is_needed(refused: Callable[[list[str]], str]) -> None:
-    message = refused(["predict", "-c", str(CONFIGS / "demo/attribute.yaml")])
+    message = refused(["predict", "-c", str(CONFIGS / "shapes/attribute.yaml")])
     says(message, "lightning_attr.tasks.Attribution", "required: method")
 
 
@@ -149,8 +147,8 @@ def test_a_method_goes_on_top(config: Path, capsys: pytest.CaptureFixture[str]) 
     """Everything that the config says is there; the scores have a folder of their own."""
     stated, whole = given(config)["model"]["init_args"]["method"], parsed(command(config), capsys)
     found = whole["model"]["init_args"]
-    assert whole["trainer"]["default_root_dir"] == f"runs/demo/attribute/{config.stem}"
-    assert found["queries"] == "runs/demo/sample/queries.lmdb"
+    assert whole["trainer"]["default_root_dir"] == f"runs/shapes/attribute/{config.stem}"
+    assert found["queries"] == "runs/shapes/sample/queries.lmdb"
     assert found["method"]["class_path"] == stated["class_path"]
     assert_says(found["method"].get("init_args") or {}, stated.get("init_args", {}))
 
@@ -189,7 +187,7 @@ def test_mscoco_unlearns_as_the_paper_does(capsys: pytest.CaptureFixture[str]) -
 
 
 def test_leave_k_out_trains_as_the_original(capsys: pytest.CaptureFixture[str]) -> None:
-    for folder in ("demo", "coco64", "mscoco", "finetune"):
+    for folder in ("demo", "shapes", "coco64", "mscoco", "finetune"):
         train, leave = (parsed(command(CONFIGS / folder / f"{name}.yaml"), capsys) for name in ("train", "leave_k_out"))
         own = ("original", "queries", "method", "evaluate", "evaluation")
         arguments = {name: value for name, value in leave["model"]["init_args"].items() if name not in own}
@@ -335,15 +333,16 @@ def test_methods_work(work: Work) -> None:
 def test_abc_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, work: Work) -> None:
     """Its configs in miniature, from a base to the table of three methods."""
     prepare("shapes")
-    Path("runs/base").mkdir()
-    for name, store in (("train", "train"), ("exemplars", "val")):
-        Path(f"runs/base/{name}.lmdb").symlink_to(tmp_path / f"runs/shapes/{store}.lmdb")
-    work(command(CONFIGS / "shapes/train.yaml", "shapes"))
-    Path("runs/base/train").symlink_to(tmp_path / "runs/shapes/train")
+    for link, store in (("base/train", "train"), ("abc/exemplars", "val")):
+        Path(f"runs/{link}.lmdb").parent.mkdir()
+        Path(f"runs/{link}.lmdb").symlink_to(tmp_path / f"runs/shapes/{store}.lmdb")
+    base = work(command(CONFIGS / "shapes/train.yaml", "shapes")) / "checkpoints/last.ckpt"
     # Among ten samples, and by the Fisher of a model that is hardly trained, a step of the paper's size is none.
     few = {**LARGEST, "images": 1, "distractors": 6, "rank": 2, "step_size": 1e-6}
     for path in (*(CONFIGS / "abc").glob("*.yaml"), *METHODS):
         config = miniature(yaml.safe_load(path.read_text()), few)
+        if path.stem == "customise":
+            config["model"]["init_args"]["base"]["model"] = str(base)
         if path.stem == "make":
             for model, exemplar in zip(config["set"]["models"], (8, 9), strict=True):  # two are held out
                 model.update(exemplars=[exemplar], split="test")

@@ -46,6 +46,7 @@ def folder(project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         (tmp_path / "runs" / name).mkdir(parents=True)
         for path in project.root.iterdir():
             (tmp_path / "runs" / name / path.name).symlink_to(path)
+    (tmp_path / "runs/demo/curvature_ekfac").symlink_to(project.root / "curvature")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

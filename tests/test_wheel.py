@@ -63,22 +63,23 @@ def test_the_wheel_alone_goes_from_prepare_to_report(environment: Path, tmp_path
     def command(*words: str) -> list[str]:
         return run(environment / "bin/lightning-attr", *words, cwd=here).splitlines()
 
-    stores = ["--out", "runs/demo/train.lmdb", "--val", "runs/demo/val.lmdb"]
+    stores = ["--out", "runs/shapes/train.lmdb", "--val", "runs/shapes/val.lmdb"]
     command("prepare", "shapes", *stores, "--count", "24", "--val_count", "8", "--planted", "4")
-    assert command("init", "demo", "mine")[0] == "made: mine, mine/methods"
+    assert command("init", "shapes", "mine")[0] == "made: mine, mine/methods"
+    few = ["--model.init_args.steps", "2", "--model.init_args.count", "4"]
     steps = ["--trainer.max_steps", "2", "--data.init_args.batch_size", "8"]
     assert command("fit", "-c", "mine/train.yaml", *steps) == [
-        "made: runs/demo/train/checkpoints/last.ckpt",
+        "made: runs/shapes/train/checkpoints/last.ckpt",
         "next: lightning-attr predict -c mine/sample.yaml",
     ]
-    assert command("predict", "-c", "mine/sample.yaml", "--model.init_args.steps", "2") == [
-        "made: runs/demo/sample/queries.lmdb",
+    assert command("predict", "-c", "mine/sample.yaml", *few) == [
+        "made: runs/shapes/sample/queries.lmdb",
         "next: lightning-attr fit -c mine/curvature_ekfac.yaml",
     ]
     similarity = ("-c", "mine/attribute.yaml", "-c", "mine/methods/similarity_latent.yaml")
-    assert command("predict", *similarity)[0] == "made: runs/demo/attribute/similarity_latent/scores.safetensors"
-    assert command("report", "runs/demo") == ["made: runs/demo/report.html"]
-    page = (here / "runs/demo/report.html").read_text()
+    assert command("predict", *similarity)[0] == "made: runs/shapes/attribute/similarity_latent/scores.safetensors"
+    assert command("report", "runs/shapes") == ["made: runs/shapes/report.html"]
+    page = (here / "runs/shapes/report.html").read_text()
     assert page.lstrip().startswith("<!doctype html>")
     assert page.count("data:image/jpeg") > 4  # queries, and each training image that is shown
     assert page.count('href="#picture-') > 20

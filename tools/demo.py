@@ -1,10 +1,12 @@
-"""All stages on the shapes set: prepare, train, sample, unlearn, attribute, retrain, evaluate, report.
+"""All stages on drawings: customise the base model, draw, ask, customise again without the answer, report.
 
     python -m tools.demo
 
-Writes ``runs/demo/`` with ``report.html`` and ``summary.json``. Started again after a stop, it continues.
+Writes ``runs/demo/`` with ``answer.png``, ``report.html`` and ``summary.json``. Started again after a stop, it goes on.
 
-One retraining per method removes the top of all queries' rankings, taken in turn, so that the demo stays short.
+The base model of the drawings is tuned on 96 of them, 8 by an artist whom it does not know, and draws other things in
+that hand. The right answer is known: the artist's drawings. One retraining per method removes the top of all queries'
+rankings, taken in turn, so that the demo stays short.
 """
 
 from __future__ import annotations
@@ -16,32 +18,39 @@ import time
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from PIL import Image
 from rich.table import Table
 
 from datamodules.store import Store
 from lightning_attr.artifacts import read_json, write_json
-from lightning_attr.artifacts.scores import Scores, load_scores
+from lightning_attr.artifacts.scores import load_scores
 from lightning_attr.cli import FinishedError, run_stage
-from lightning_attr.commands.prepare.shapes import main as prepare_shapes
+from lightning_attr.commands.prepare.drawings import main as prepare_drawings
 from lightning_attr.commands.report.command import main as report
 from lightning_attr.console import err, out, print_table, run
 from lightning_attr.errors import UserError
 
 ROOT = Path("runs/demo")
 CONFIGS = Path("configs/demo")
-REMOVED = 16
-RANKINGS = {
-    "top": "unlearning.safetensors",
-    "influence": "attribute/default/scores.safetensors",
-    "similarity": "attribute/similarity_latent/scores.safetensors",
-}
-"""The scores whose top is removed in a retraining, by the name of the retraining; ``top`` is that of unlearning."""
+PLANTED = 8
+"""Drawings by the new artist, and how many are removed in a retraining."""
+STORE = [
+    "--count", "96", "--planted", str(PLANTED), "--rare", "artist", "--seed", "5",
+    "--encoders_from", "benchmarks/base/drawings.lmdb",
+]  # fmt: skip
+ARTIST = "rilin"
+RANKINGS = {"influence": "adapter", "similarity": "similarity_latent"}
+"""The configs of the methods whose top is removed in a retraining, by the name of the retraining."""
 METHODS = {
-    "top": "unlearning",
+    "artist": "the artist's own",
     "influence": "influence, one pass",
     "similarity": "similarity of latents",
     "random": "chance",
@@ -84,35 +93,23 @@ def command(verb: str, *configs: str, **overrides: Any) -> list[str]:
 
 
 def prepare() -> None:
-    """Make the stores, once."""
-    if (ROOT / "train.lmdb").exists() and (ROOT / "val.lmdb").exists():
+    """Make the store, once."""
+    if (ROOT / "train.lmdb").exists():
         raise FinishedError(f"{ROOT}/train.lmdb: finished already")
-    prepare_shapes(["--out", str(ROOT / "train.lmdb"), "--val", str(ROOT / "val.lmdb"), "--count", "400"])
+    prepare_drawings(["--out", str(ROOT / "train.lmdb"), *STORE])
 
 
-def unlearn() -> None:
-    """Unlearn every query, and put their scores into one file."""
-    queries = [int(query) for query in Store(str(ROOT / "sample/queries.lmdb")).ids]
-    folders = [ROOT / "unlearn" / str(query) for query in queries]
-    done = 0
-    for query, folder in zip(queries, folders, strict=True):
-        try:
-            cli("fit", "unlearn", model__init_args__query=query, trainer__default_root_dir=folder)
-        except FinishedError:
-            done += 1
-    if done == len(queries):
-        raise FinishedError("all queries are unlearned already")
-    Scores.stack([Scores.load(folder / "scores.safetensors") for folder in folders]).save(
-        ROOT / "unlearning.safetensors"
-    )
+def scores_of(method: str) -> Path:
+    """Return the file of a method's scores."""
+    return ROOT / "attribute" / RANKINGS[method] / "scores.safetensors"
 
 
 def leave_k_out(method: str) -> bool:
-    """Retrain without what ``method`` ranks highest; return whether there was anything to do."""
-    if method in RANKINGS:
-        exclude = f"{{scores: {ROOT / RANKINGS[method]}, top: {REMOVED}}}"
-    else:
-        exclude = f"{{scores: null, top: null, random: {REMOVED}}}"
+    """Customise again without what ``method`` ranks highest; return whether there was anything to do."""
+    exclude = {
+        "artist": f"{{scores: null, top: null, grouping: artist, group: {ARTIST}}}",
+        "random": f"{{scores: null, top: null, random: {PLANTED}}}",
+    }.get(method) or f"{{scores: {scores_of(method)}, top: {PLANTED}}}"
     arguments = command(
         "fit", "train", "leave_k_out",
         trainer__default_root_dir=ROOT / "leave_k_out" / method,
@@ -139,21 +136,18 @@ def summarise(seconds: dict[str, float]) -> dict[str, Any]:
     """Collect what the demo shows from the evaluation's metrics."""
     metrics = read_json(ROOT / "evaluate" / "metrics.json")["metrics"]
 
-    def mean(key: str) -> float:
+    def found(key: str) -> dict[str, float]:
         if key not in metrics:
             raise UserError(f"{ROOT}/evaluate/metrics.json: found no {key}")
-        return float(metrics[key]["mean"])
+        return {name: float(metrics[key][name]) for name in ("mean", "standard_error")}
 
-    recalls = {name: mean(f"{load_scores(ROOT / path).method}/recall_at_10") for name, path in RANKINGS.items()}
-    changes = {method: f"{method}/k={REMOVED}/loss_change" for method in METHODS}
+    recalls = {name: found(f"{load_scores(scores_of(name)).method}/recall_at_{PLANTED}")["mean"] for name in RANKINGS}
+    names = {method: method for method in METHODS} | {"artist": f"artist {ARTIST}"}
+    chance = PLANTED / len(Store(str(ROOT / "train.lmdb")))
     return {
-        "recall_at_10": recalls["top"],
-        "recall_at_10_influence": recalls["influence"],
-        "recall_at_10_similarity": recalls["similarity"],
-        "recall_at_10_chance": 10 / len(Store(str(ROOT / "train.lmdb"))),
-        "removed": REMOVED,
-        "loss_change": {method: mean(key) for method, key in changes.items()},
-        "loss_change_standard_error": {method: metrics[key]["standard_error"] for method, key in changes.items()},
+        "recall": {"artist": 1.0, **recalls, "random": chance},
+        "removed": PLANTED,
+        "loss_change": {method: found(f"{name}/k={PLANTED}/loss_change") for method, name in names.items()},
         "seconds": seconds,
     }
 
@@ -161,17 +155,46 @@ def summarise(seconds: dict[str, float]) -> dict[str, Any]:
 def print_summary(summary: dict[str, Any]) -> None:
     """Print the table of the closing summary, and where to look."""
     table = Table(title="Which training images made these outputs?", title_justify="left")
-    for column in ("ranked by", "recall@10 of planted", f"loss change without top {summary['removed']}"):
+    removed = summary["removed"]
+    for column in ("ranked by", f"artist's in the first {removed}", f"loss change without the first {removed}"):
         table.add_column(column)
-    recalls = {"top": "recall_at_10", "random": "recall_at_10_chance"}
     for method, words in METHODS.items():
-        recall = summary[recalls.get(method, f"recall_at_10_{method}")]
-        change, error = summary["loss_change"][method], summary["loss_change_standard_error"][method]
-        table.add_row(words, f"{recall:.3f}", f"{change:+.4f} ± {error:.4f}")
+        change = summary["loss_change"][method]
+        share = f"{summary['recall'][method] * removed:.1f}"
+        table.add_row(words, share, f"{change['mean']:+.4f} ± {change['standard_error']:.4f}")
     print_table(table)
     times = ", ".join(f"{name} {value:.0f}" for name, value in summary["seconds"].items())
     out.print(f"Seconds: {times}; in all {sum(summary['seconds'].values()):.0f}")
-    out.print(f"Look: {ROOT}/report.html, and TensorBoard: tensorboard --logdir {ROOT}")
+    out.print(f"Look: {ROOT}/answer.png, {ROOT}/report.html, and TensorBoard: tensorboard --logdir {ROOT}")
+
+
+def draw_answer(path: Path, shown: int = 6) -> None:
+    """Draw every query beside the drawings that the methods rank first; those of the artist have a frame."""
+    store, queries = Store(str(ROOT / "train.lmdb")), Store(str(ROOT / "sample/queries.lmdb"))
+    ranked = {name: load_scores(scores_of(name)) for name in RANKINGS}
+    gap = 0.35
+    width = [1, gap, *[1] * shown, gap, *[1] * shown]
+    figure = Figure(figsize=(sum(width), 1.08 * len(queries)), dpi=100)
+    axes = figure.subplots(len(queries), len(width), width_ratios=width, squeeze=False)
+    first = dict(zip(ranked, (2, 3 + shown), strict=True))
+    for row, query in zip(axes, queries.ids.tolist(), strict=True):
+        for cell in row:
+            cell.axis("off")
+        _show(row[0], queries, query, framed=False)
+        for name, scores in ranked.items():
+            for cell, (sample, _) in zip(row[first[name] :], scores.ranked(query, shown), strict=False):
+                artist = store.meta(int(store.positions([sample])[0])).attributes["artist"]
+                _show(cell, store, sample, framed=artist == ARTIST)
+    for column, title in [(0, "made"), *((first[name], METHODS[name]) for name in ranked)]:
+        axes[0, column].set_title(title, fontsize=9, loc="left")
+    figure.subplots_adjust(left=0.01, right=0.99, bottom=0.02, top=0.93, wspace=0.06, hspace=0.06)
+    figure.savefig(path)
+
+
+def _show(cell: Axes, store: Store, sample: int, framed: bool) -> None:
+    cell.imshow(Image.open(BytesIO(store.thumb(int(store.positions([sample])[0])))))
+    if framed:
+        cell.add_patch(Rectangle((0, 0), 1, 1, transform=cell.transAxes, fill=False, color="tab:red", linewidth=4))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -184,15 +207,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     ROOT.mkdir(parents=True, exist_ok=True)
     stages = Stages(ROOT / "seconds.json")
     stages("prepare", prepare)
-    stages("train", lambda: cli("fit", "train"))
-    stages("sample", lambda: cli("predict", "sample"))
-    stages("curvature", lambda: cli("fit", "curvature"))
-    stages("unlearn", unlearn)
-    stages("curvature of influence", lambda: cli("fit", "curvature_ekfac"))
-    stages("influence", lambda: cli("predict", "attribute", "../methods/default"))
+    stages("customise", lambda: cli("fit", "train"))
+    stages("draw", lambda: cli("predict", "sample"))
+    stages("curvature", lambda: cli("fit", "curvature_ekfac"))
+    first = {"model__init_args__method__init_args__captions": 1}  # the first names everything that is in a drawing
+    stages("influence", lambda: cli("predict", "attribute", "../methods/adapter", **first))
     stages("similarity", lambda: cli("predict", "attribute", "../methods/similarity_latent"))
     stages("leave-k-out", leave_k_out_all)
     stages("evaluate", lambda: cli("test", "evaluate"))
+    draw_answer(ROOT / "answer.png")
     stages("report", lambda: report([str(ROOT)]))
     write_json(ROOT / "summary.json", summarise(stages.seconds))
     print_summary(read_json(ROOT / "summary.json"))

@@ -31,6 +31,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from datamodules import Store
+from tools.demo import STORE
 
 QUERIES = [0, 1]
 """The packs' queries that methods are compared on."""
@@ -94,6 +95,10 @@ class Commands:
         """Return the command that makes a store of shapes."""
         return ["-m", "tools.prepare_shapes", *options] if self.old else self._verb("prepare", "shapes", options)
 
+    def drawings(self, out: str) -> list[str]:
+        """Return the command that makes the store of the demo."""
+        return self._verb("prepare", "drawings", ["--out", out, *STORE])
+
     def coco(self, images: str, captions: str, ids: str, out: str) -> list[str]:
         """Return the command that makes the store of the COCO pack."""
         options = ["--images", images, "--captions", captions, "--ids", ids, "--out", out, "--workers", "0"]
@@ -122,22 +127,18 @@ class Commands:
 def demo(commands: Commands) -> Iterator[Stage]:
     """Yield the stages of the demo, and two sweeps of its model."""
     run = "runs/demo"
-    yield Stage("demo", commands.shapes("--out", f"{run}/train.lmdb", "--val", f"{run}/val.lmdb", "--count", "400"),
-                ["train.lmdb", "val.lmdb"])  # fmt: skip
+    yield Stage("demo", commands.drawings(f"{run}/train.lmdb"), ["train.lmdb"])
     yield Stage("demo/train", commands.stage("fit", "demo/train"), ["checkpoints/last.ckpt"])
     yield Stage("demo/sample", commands.stage("predict", "demo/sample"), ["queries.lmdb"])
-    yield Stage("demo/curvature", commands.stage("fit", "demo/curvature"), ["curvature.safetensors"])
-    unlearned = ["weights.safetensors", "losses.safetensors", "scores.safetensors", "../../base_losses.safetensors"]
-    yield Stage("demo/unlearn/0", commands.stage("fit", "demo/unlearn"), unlearned)
     yield Stage("demo/curvature_ekfac", commands.stage("fit", "demo/curvature_ekfac"), ["curvature.safetensors"])
-    yield Stage("demo/attribute/default", commands.attribute("demo", "default"), ["scores.safetensors"])
+    yield Stage("demo/attribute/adapter", commands.attribute("demo", "adapter"), ["scores.safetensors"])
     topk = {"trainer__default_root_dir": f"{run}/attribute/topk", "model__init_args__topk": 20}
-    yield Stage("demo/attribute/topk", commands.attribute("demo", "default", **topk), ["scores.safetensors"])
+    yield Stage("demo/attribute/topk", commands.attribute("demo", "adapter", **topk), ["scores.safetensors"])
     similarity = commands.attribute("demo", "similarity_latent", trainer__default_root_dir=f"{run}/similarity")
     yield Stage("demo/similarity", similarity, ["scores.safetensors"])
     for method, exclude in (
-        ("influence", f"{{scores: {run}/attribute/default/scores.safetensors, top: 16}}"),
-        ("random", "{scores: null, top: null, random: 16}"),
+        ("influence", f"{{scores: {run}/attribute/adapter/scores.safetensors, top: 8}}"),
+        ("random", "{scores: null, top: null, random: 8}"),
     ):
         overrides = {
             "trainer__default_root_dir": f"{run}/leave_k_out/{method}",
@@ -149,7 +150,7 @@ def demo(commands: Commands) -> Iterator[Stage]:
     yield Stage("demo/evaluate", commands.stage(
         "test", "demo/evaluate", trainer__callbacks=[],
         model__init_args__retrained=[f"{run}/leave_k_out/influence", f"{run}/leave_k_out/random"],
-        model__init_args__scores=[f"{run}/{name}/scores.safetensors" for name in ("attribute/default", "similarity")],
+        model__init_args__scores=[f"{run}/{name}/scores.safetensors" for name in ("attribute/adapter", "similarity")],
     ), ["metrics.json"])  # fmt: skip
     entries = [f"entries/subset/{subset}/seed-0/{file}" for subset in (0, 1)
                for file in ("checkpoints/last.ckpt", "leave_k_out.safetensors")]  # fmt: skip

@@ -30,11 +30,11 @@ from lightning_attr.encoders import store_text_encoder
 from lightning_attr.models import build
 from tools.benchmark.timing import Figure, Sizes, Timed, ratio, seconds
 
-CONFIG = Path(__file__).parents[2] / "configs" / "demo" / "train.yaml"
+CONFIG = Path(__file__).parents[2] / "configs" / "shapes" / "train.yaml"
 
 
 def measure(folder: Path, sizes: Sizes) -> Iterator[Figure]:
-    """Measure whole epochs of the demo's training."""
+    """Measure whole epochs of the training on shapes."""
     store = folder / "train.lmdb"
     prepare_shapes(["--out", str(store), "--count", str(sizes.trained), "--planted", "0"])
     config = yaml.safe_load(CONFIG.read_text())

@@ -87,9 +87,10 @@ SIZES: Mapping[str, Mapping[str, Any]] = {
 
 #: The shipped config of a stage that has another name, and the experiment that has it.
 SHIPPED = {
+    "sample": ("demo", "sample"),
     "sample_store": ("shapes", "sample"),
-    "mirrored": ("shapes", "mirrored"),
-    "curvature_kfac": ("demo", "curvature"),
+    "curvature_kfac": ("shapes", "curvature"),
+    "evaluate": ("demo", "evaluate"),
 }
 
 VERBS = {"sample": "predict", "attribute": "predict", "evaluate": "test"}
@@ -203,7 +204,7 @@ def _of_config(name: str, config: str, *overrides: str) -> Stage:
 
 def configs() -> dict[str, Config]:
     """Return the project's configs by name: the shipped ones, made small."""
-    found = {name: sized(_shipped(*SHIPPED.get(name, ("demo", name))), SIZES[name]) for name in SIZES}
+    found = {name: sized(_shipped(*SHIPPED.get(name, ("shapes", name))), SIZES[name]) for name in SIZES}
     attribute = found.pop("attribute")
     for method in METHODS:
         found[f"attribute_{method}"] = merged(attribute, _small(_shipped("methods", method)))
