@@ -4,7 +4,7 @@
 
 Writes ``runs/demo/`` with ``answer.png``, ``report.html`` and ``summary.json``. Started again after a stop, it goes on.
 
-The base model of the drawings is tuned on 96 of them, 8 by an artist whom it does not know, and draws other things in
+The base model of the drawings is tuned on 64 of them, 8 by an artist whom it does not know, and draws other things in
 that hand. The right answer is known: the artist's drawings. One retraining per method removes the top of all queries'
 rankings, taken in turn, so that the demo stays short.
 """
@@ -43,7 +43,7 @@ CONFIGS = Path("configs/demo")
 PLANTED = 8
 """Drawings by the new artist, and how many are removed in a retraining."""
 STORE = [
-    "--count", "96", "--planted", str(PLANTED), "--rare", "artist", "--seed", "5",
+    "--count", "64", "--planted", str(PLANTED), "--rare", "artist", "--seed", "5",
     "--encoders_from", "benchmarks/base/drawings.lmdb",
 ]  # fmt: skip
 ARTIST = "rilin"
