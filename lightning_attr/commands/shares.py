@@ -22,7 +22,7 @@ from lightning_attr.errors import UserError
 from lightning_attr.ground_truth.figures import reliability_figure
 from lightning_attr.ground_truth.metrics import Reliability, calibration_error, reliability_bins
 from lightning_attr.options import first_word, parsed, parser
-from lightning_attr.shares import MOST_ERROR, Known, Shares, SoftAttribution, fitted, of_method
+from lightning_attr.shares import MOST_ERROR, Known, Shares, SoftAttribution, fitted
 
 VERBS = ("fit", "check")
 
@@ -67,7 +67,7 @@ def _fit(args: Any, abc: AbcSet, scores: dict[str, Scores]) -> None:
     encoders = encoders_digest(abc.gallery)
     digests = {"gallery": abc.gallery.digest, "queries": abc.queries.digest}
     settings = {
-        "of_method": of_method(first.settings),
+        "of_method": first.of_method,
         "gallery": len(first.sample_id),
         "digests": digests if encoders is None else {**digests, "encoders": encoders},
         "calibration": calibration,
