@@ -116,9 +116,8 @@ def test_the_check_goes_without_the_first_group_and_as_many_random_images(
     assert files[removals[2].name] == tuple(
         tmp_path / "check" / name / "retraining.safetensors" for name in (removals[2].name, "random-3")
     )
-    assert [config["data"]["init_args"]["exclude"]["random"] for config in list(configs(asked, removals).values())[3:]] == [
-        None, check, None, *([3] if names else [])
-    ]  # fmt: skip
+    excluded = [config["data"]["init_args"]["exclude"] for config in list(configs(asked, removals).values())[3:]]
+    assert [each["random"] for each in excluded] == [None, check, None, *([3] if names else [])]
     assert len(retrainings(removals, asked)) == len(removals)
 
 

@@ -32,6 +32,7 @@ from lightning_attr.commands.explain import command
 from lightning_attr.commands.explain.command import main
 from lightning_attr.commands.explain.estimate import Speed, check_fits, estimated, measured
 from lightning_attr.commands.explain.plan import PASSES
+from lightning_attr.encoders import thumb_images
 from lightning_attr.errors import UserError
 from lightning_attr.ground_truth.retrained import load_retrained
 from lightning_attr.models import load
@@ -278,11 +279,13 @@ def test_a_batch_size_is_measured(mine: Mine) -> None:
 
 @pytest.mark.slow
 def test_a_model_of_ours_is_checked_by_retraining(project: Project, tmp_path: Path, capfd: Any) -> None:
-    """Without the first images of each query, and without the first contributor where a grouping is asked for."""
+    """Without the first images, and without the first contributor where a grouping is asked for."""
     folder = tmp_path / "mine"
+    with Store(project.store) as store:
+        thumb_images(store, [7])[0].save(tmp_path / "out.png")
     args = [
-        "--model", str(project.checkpoint), "--images", str(project.root / "train.lmdb"), "--query",
-        str(project.queries), "--out", str(folder), "--draws", "2", "--check", "3",
+        "--model", str(project.checkpoint), "--images", str(project.store), "--query", str(tmp_path / "out.png"),
+        "--prompt", "a red circle", "--out", str(folder), "--draws", "2", "--check", "3",
     ]  # fmt: skip
     main(args)
     answer = json.loads((folder / "answer.json").read_text())
@@ -300,13 +303,13 @@ def test_a_model_of_ours_is_checked_by_retraining(project: Project, tmp_path: Pa
     random, as_many = load_retrained(folder / f"check/random-{first['images']}/retraining.safetensors")
     assert (settings["grouping"], settings["groups"], settings["k"]) == ("colour", [first["group"]], first["images"])
     assert (as_many["method"], as_many["k"]) == ("random", first["images"])
-    with Store(project.root / "train.lmdb") as store:
+    with Store(project.store) as store:
         members = read_groups(store, "colour").members(first["group"])
         assert tensors["removed_id"].tolist() == store.ids[members].tolist()
     for name, each in (("group", tensors), ("random", random)):
         change = (each["retrained_losses"] - each["original_losses"]).mean()
         assert first["check"]["loss_change"][name] == pytest.approx(float(change))
-    assert f"Trained again without {first['group']}, the model's loss at these" in printed
+    assert f"Trained again without {first['group']}, the model's loss at this output" in printed
     assert not any("check" in each for each in others)
     assert "ΔL, as many random" in (folder / "report.html").read_text()
     assert {path: path.stat().st_mtime_ns for path in before} == before
