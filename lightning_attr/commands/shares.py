@@ -44,6 +44,8 @@ def main(arguments: Sequence[str]) -> None:
     args = parsed(of, arguments[1:])
     if args.json is not None and args.json.exists():
         _expect_numbers(args.json)
+    if args.figure is not None and args.figure.exists():
+        _expect_figure(args.figure)
     abc = AbcSet.load(args.set)
     scores = read_scores(abc, args.scores)
     if verb == "fit":
@@ -122,6 +124,12 @@ def _expect_numbers(path: Path) -> None:
     found = read_json(path)
     if not isinstance(found, dict) or "by_chance" not in found:
         raise UserError(f"--json {path}: found another file, expected none or the numbers of a calibration")
+
+
+def _expect_figure(path: Path) -> None:
+    """Refuse to write over anything but a figure of ours, whose beginning names what has drawn it."""
+    if not path.is_file() or b"Matplotlib" not in path.read_bytes()[:2000]:
+        raise UserError(f"--figure {path}: found another file, expected none or a reliability diagram")
 
 
 def _write(args: Any, calibration: dict[str, Any], bins: Reliability, method: str) -> None:
