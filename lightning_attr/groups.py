@@ -21,7 +21,7 @@ Reduction = Literal["sum", "mean"]
 def reduction_of(method: str) -> Reduction:
     """Return what suits a method: the mean of similarities, tuned ones and cosines, and of random scores.
 
-    Of these a sum tells the size of a group alone. The name is what every file of scores and every pack has of a method.
+    Of these a sum tells the size of a group alone. The name is what every file and pack has of a method.
     """
     return "mean" if re.search("similarity|cosine|^tuned-|^random$", method) else "sum"
 
