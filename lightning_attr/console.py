@@ -54,6 +54,9 @@ _CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u2
 #: The signals to stop that interrupted what this process was doing.
 noticed: list[int] = []
 
+#: The warnings that this process has printed.
+warned: set[str] = set()
+
 
 class Stopped(BaseException):
     """A signal to stop was received.
@@ -169,7 +172,10 @@ def note(message: str) -> None:
 
 
 def warn(message: str) -> None:
-    """Print one warning line on stderr."""
+    """Print one warning line on stderr; once in a process, where several stages come upon the same."""
+    if message in warned:
+        return
+    warned.add(message)
     err.print(f"warning: {message}", style="yellow", soft_wrap=True)
 
 

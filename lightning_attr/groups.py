@@ -19,8 +19,11 @@ Reduction = Literal["sum", "mean"]
 
 
 def reduction_of(method: str) -> Reduction:
-    """Return what suits a method: the mean of what is a similarity or a cosine, of which a sum tells the size alone."""
-    return "mean" if re.search("similarity|cosine", method) else "sum"
+    """Return what suits a method: the mean of similarities, tuned ones and cosines, and of random scores.
+
+    Of these a sum tells the size of a group alone. The name is what every file and pack has of a method.
+    """
+    return "mean" if re.search("similarity|cosine|^tuned-|^random$", method) else "sum"
 
 
 def group_scores(scores: Tensor, groups: Groups, reduction: Reduction = "sum") -> Tensor:

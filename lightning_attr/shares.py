@@ -240,27 +240,10 @@ class Shares:
         """
         if scores.method != self.method:
             return f"they are fitted for {self.method}, not for {scores.method}"
-        found, expected = of_method(scores.settings), self.settings["of_method"]
+        found, expected = scores.of_method, self.settings["of_method"]
         for name in sorted(found.keys() | expected.keys()):
             if found.get(name) != expected.get(name):
                 return f"they are fitted for {name} {quoted(expected.get(name))}, not for {quoted(found.get(name))}"
         if differs(encoders, digest_of(self.settings, "encoders")):
             return "they are fitted on a gallery of other encoders"
         return None
-
-
-def of_method(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what of the settings of scores is the method's: no digests, samples, or paths of files."""
-    files = settings.get("digests", {})
-    own = {name: value for name, value in settings.items() if name not in ("digests", "samples")}
-    return {name: _without(value, name, files) for name, value in own.items() if name not in files}
-
-
-def _without(value: Any, place: str, files: Mapping[str, str]) -> Any:
-    """Return a setting without what names files, whose dotted names have digests."""
-    if isinstance(value, Mapping):
-        named = {name: f"{place}.{name}" for name in value}
-        return {name: _without(value[name], each, files) for name, each in named.items() if each not in files}
-    if isinstance(value, list):
-        return [_without(each, f"{place}.{index}", files) for index, each in enumerate(value)]
-    return value

@@ -14,13 +14,14 @@ from miniature import Project
 
 from lightning_attr.cli import main, run_stage
 from lightning_attr.commands.prepare.shapes import main as prepare_shapes
-from lightning_attr.console import out
+from lightning_attr.console import out, warned
 
 
 @pytest.fixture(autouse=True)
 def spoken() -> None:
-    """Let commands speak that another test's ``-q`` has silenced: it is set for the whole process."""
+    """Let commands speak that another test's ``-q`` has silenced, and warn of what another one was warned of."""
     out.quiet = False
+    warned.clear()
 
 
 @pytest.fixture(scope="session")

@@ -33,7 +33,8 @@ from datamodules.store.layout import (
     unseal,
 )
 from datamodules.store.records import Meta, Schema
-from datamodules.store.weights import WEIGHT, check_field, checked_weights
+from datamodules.store.weights import WEIGHT, check_field, checked_weights, lost_weight
+from lightning_attr.console import warn
 from lightning_attr.errors import StoreError
 
 Ints = NDArray[np.int64]
@@ -98,6 +99,11 @@ class Store:
         """
         field = self.schema.fields.get(WEIGHT)
         if field is None:
+            if (meta := lost_weight(map(self.meta, range(len(self))))) is not None:
+                warn(
+                    f"{self.path}: of kohya's folders, and made before stores kept weights: sample {meta.id}, of "
+                    f"weight {meta.attributes[WEIGHT]}, and all others count once; prepare the images again for weights"
+                )
             return np.ones(len(self), np.int64)
         check_field(self.path, field)
         return checked_weights(self.path, self.read(WEIGHT, np.arange(len(self))))

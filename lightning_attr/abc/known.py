@@ -14,7 +14,7 @@ from lightning_attr.abc.set import AbcSet, CustomModel
 from lightning_attr.artifacts.provenance import check_made_from
 from lightning_attr.artifacts.scores import Scores
 from lightning_attr.errors import UserError
-from lightning_attr.shares import Known, SoftAttribution, of_method
+from lightning_attr.shares import Known, SoftAttribution
 
 
 def read_scores(abc: AbcSet, paths: Sequence[str]) -> dict[str, Scores]:
@@ -30,7 +30,7 @@ def read_scores(abc: AbcSet, paths: Sequence[str]) -> dict[str, Scores]:
     for path, scores in found.items():
         check_made_from(path, scores.settings, "store", abc.gallery.digest, abc.gallery.path)
         check_made_from(path, scores.settings, "queries", abc.queries.digest, abc.queries.path)
-        if (scores.method, of_method(scores.settings)) != (first.method, of_method(first.settings)):
+        if (scores.method, scores.of_method) != (first.method, first.of_method):
             raise UserError(f"{path}: found another method or other settings than in {first_path}, expected the same")
     return found
 

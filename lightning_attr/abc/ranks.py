@@ -25,9 +25,6 @@ from lightning_attr.runs.folder import run_seconds
 
 KIND = "abc"
 
-#: What differs from one customised model to the next though the method is the same.
-OF_A_MODEL = ("digests", "digest", "samples", "changed")
-
 
 @dataclass(frozen=True, eq=False)
 class MethodRanks:
@@ -138,7 +135,7 @@ def ranks_of(of: AbcSet, paths: Sequence[str]) -> tuple[MethodRanks, ...]:
         scores = Scores.load(path)
         for role, store in (("queries", of.queries), ("store", of.gallery)):
             check_made_from(path, scores.settings, role, store.digest, store.path)
-        key = json.dumps([scores.method, shared_settings(scores.settings)], sort_keys=True)
+        key = json.dumps([scores.method, scores.of_method], sort_keys=True)
         groups.setdefault(key, []).append(ScoreRun(path, scores, run_seconds(path)))
     names = [files[0].scores.method for files in groups.values()]
     labels = [
@@ -146,13 +143,6 @@ def ranks_of(of: AbcSet, paths: Sequence[str]) -> tuple[MethodRanks, ...]:
         for name, files in zip(names, groups.values(), strict=True)
     ]
     return tuple(method_ranks(of, label, files) for label, files in zip(labels, groups.values(), strict=True))
-
-
-def shared_settings(settings: Any) -> Any:
-    """Return settings without what differs between customised models."""
-    if isinstance(settings, dict):
-        return {name: shared_settings(value) for name, value in settings.items() if name not in OF_A_MODEL}
-    return [shared_settings(value) for value in settings] if isinstance(settings, list) else settings
 
 
 def method_ranks(of: AbcSet, method: str, files: Sequence[ScoreRun]) -> MethodRanks:
@@ -192,7 +182,7 @@ def method_ranks(of: AbcSet, method: str, files: Sequence[ScoreRun]) -> MethodRa
     padded = Ranks(*(torch.stack([_padded(rows[query][part], most) for query in ordered]) for part in (0, 1)))
     seconds = [file.seconds for file in files]
     total = None if None in seconds else sum(each for each in seconds if each is not None)
-    settings = shared_settings(dict(files[0].scores.settings))
+    settings = files[0].scores.of_method
     return MethodRanks(method, torch.tensor(ordered), padded, len(first), total, settings)
 
 

@@ -21,6 +21,9 @@ from lightning_attr.errors import UserError
 SIGN = "higher = more influential = removing it makes the model worse at the output"
 """What the sign of scores means, in every file and wherever they are shown."""
 
+OF_A_MODEL = ("digests", "digest", "samples", "changed")
+"""Settings, nested ones included, that differ from one model to the next though the method is the same."""
+
 
 @dataclass(frozen=True)
 class Scores:
@@ -52,6 +55,15 @@ class Scores:
         for name in ("query_id", "sample_id"):
             if len(getattr(self, name).unique()) != len(getattr(self, name)):
                 raise UserError(f"scores.{name}: found an id twice, expected each once")
+
+    @property
+    def of_method(self) -> dict[str, Any]:
+        """Return the settings that are the method's, and the same for other models, stores and samples.
+
+        A file that it reads is named by its digest, wherever it lies; what is made anew for each model is left out.
+        """
+        files = self.settings.get("digests", {})
+        return {name: _own(value, name, files) for name, value in self.settings.items() if name not in OF_A_MODEL}
 
     @property
     def depth(self) -> int:
@@ -233,3 +245,20 @@ def _row(scores: Scores | TopScores, query_id: int, k: int) -> int:
 def _shown(ids: Tensor, most: int = 10) -> str:
     values = ids[:most].tolist()
     return f"{values}" if len(ids) <= most else f"{values} and {len(ids) - most} more"
+
+
+def _own(value: Any, place: str, files: Mapping[str, str]) -> Any:
+    """Return a setting without what differs between models, and with digests in the place of files.
+
+    Args:
+        value: The setting.
+        place: Its dotted name.
+        files: Digests of files by dotted names.
+    """
+    if place in files:
+        return files[place]
+    if isinstance(value, Mapping):
+        return {name: _own(each, f"{place}.{name}", files) for name, each in value.items() if name not in OF_A_MODEL}
+    if isinstance(value, list):
+        return [_own(each, f"{place}.{index}", files) for index, each in enumerate(value)]
+    return value

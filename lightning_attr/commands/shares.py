@@ -22,7 +22,7 @@ from lightning_attr.errors import UserError
 from lightning_attr.ground_truth.figures import reliability_figure
 from lightning_attr.ground_truth.metrics import Reliability, calibration_error, reliability_bins
 from lightning_attr.options import first_word, parsed, parser
-from lightning_attr.shares import MOST_ERROR, Known, Shares, SoftAttribution, fitted, of_method
+from lightning_attr.shares import MOST_ERROR, Known, Shares, SoftAttribution, fitted
 
 VERBS = ("fit", "check")
 
@@ -44,6 +44,8 @@ def main(arguments: Sequence[str]) -> None:
     args = parsed(of, arguments[1:])
     if args.json is not None and args.json.exists():
         _expect_numbers(args.json)
+    if args.figure is not None and args.figure.exists():
+        _expect_figure(args.figure)
     abc = AbcSet.load(args.set)
     scores = read_scores(abc, args.scores)
     if verb == "fit":
@@ -67,7 +69,7 @@ def _fit(args: Any, abc: AbcSet, scores: dict[str, Scores]) -> None:
     encoders = encoders_digest(abc.gallery)
     digests = {"gallery": abc.gallery.digest, "queries": abc.queries.digest}
     settings = {
-        "of_method": of_method(first.settings),
+        "of_method": first.of_method,
         "gallery": len(first.sample_id),
         "digests": digests if encoders is None else {**digests, "encoders": encoders},
         "calibration": calibration,
@@ -122,6 +124,12 @@ def _expect_numbers(path: Path) -> None:
     found = read_json(path)
     if not isinstance(found, dict) or "by_chance" not in found:
         raise UserError(f"--json {path}: found another file, expected none or the numbers of a calibration")
+
+
+def _expect_figure(path: Path) -> None:
+    """Refuse to write over anything but a figure of ours, whose beginning names what has drawn it."""
+    if not path.is_file() or b"Matplotlib" not in path.read_bytes()[:2000]:
+        raise UserError(f"--figure {path}: found another file, expected none or a reliability diagram")
 
 
 def _write(args: Any, calibration: dict[str, Any], bins: Reliability, method: str) -> None:

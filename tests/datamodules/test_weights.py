@@ -10,7 +10,7 @@ import pytest
 import torch
 from small_stores import FIELDS, SCHEMA, samples, write_store
 
-from datamodules import Field, Sample, Schema, StoreWriter
+from datamodules import Field, Meta, Sample, Schema, StoreWriter
 from datamodules.latents import LatentDataModule
 from datamodules.loading import Keys, LatentLoader, Share, TrainBatches
 from datamodules.selection import Exclude
@@ -108,3 +108,26 @@ def test_what_is_no_weight(tmp_path: Path, field: Field, weight: int, message: s
     store = Store(write_weighted(tmp_path / "a.lmdb", field, [weight] * 3))
     with pytest.raises(StoreError, match=message):
         _ = store.weights
+
+
+@pytest.mark.parametrize(
+    ("attributes", "told"),
+    [
+        ([{"groups": ["1_plain"]}, {"groups": ["10_style"], "weight": 10}], True),
+        ([{"groups": ["plain"]}, {"groups": ["plain"], "weight": 10}], False),  # of somebody's own meaning
+        ([{"groups": ["10_style"]}, {"groups": ["10_style"]}], False),
+    ],
+)
+def test_weights_of_kohyas_folders_that_a_store_has_lost_are_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], attributes: list[dict[str, object]], told: bool
+) -> None:
+    """Once where it is trained on; all count once."""
+    with StoreWriter(tmp_path / "old.lmdb", SCHEMA) as writer:
+        for one, own in zip(samples(2), attributes, strict=True):
+            writer.write(Sample(Meta(one.meta.id, one.meta.captions, None, None, own), one.arrays, one.thumb))
+        writer.finish()
+    assert len(showings(tmp_path / "old.lmdb")) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    expected = "made before stores kept weights: sample 3, of weight 10, and all others count once; prepare the images"
+    assert said.count(expected) == (1 if told else 0)
+    assert told or not said

@@ -31,7 +31,14 @@ def test_sums_and_means() -> None:
 
 @pytest.mark.parametrize(
     ("method", "reduction"),
-    [("similarity-latent", "mean"), ("gradient-cosine", "mean"), ("influence-ekfac-per-draw", "sum"), ("trak", "sum")],
+    [
+        ("similarity-latent", "mean"),
+        ("tuned-latent", "mean"),
+        ("gradient-cosine-per-draw", "mean"),
+        ("random", "mean"),
+        ("influence-ekfac-per-draw", "sum"),
+        ("trak", "sum"),
+    ],
 )
 def test_what_suits_a_method(method: str, reduction: str) -> None:
     assert reduction_of(method) == reduction

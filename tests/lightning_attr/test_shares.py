@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,7 +24,6 @@ from lightning_attr.shares import (
     gate,
     masses,
     negative_log_share,
-    of_method,
     standardised,
 )
 
@@ -157,7 +157,7 @@ def scores_of(settings: dict[str, object], method: str = "influence") -> Scores:
     return Scores(torch.zeros(1, 2), torch.tensor([0]), torch.tensor([0, 1]), method, settings)
 
 
-SETTINGS = {
+SETTINGS: dict[str, Any] = {
     "curvature": "runs/a/curvature.safetensors",
     "damping": {"value": 0.1, "rule": "mean"},
     "parts": [{"method": "x", "features": "some/file"}],
@@ -166,13 +166,9 @@ SETTINGS = {
 }
 
 
-def test_what_of_the_settings_is_the_methods() -> None:
-    assert of_method(SETTINGS) == {"damping": {"value": 0.1, "rule": "mean"}, "parts": [{"method": "x"}]}
-
-
 def test_shares_are_of_one_method_with_its_settings(tmp_path: Path) -> None:
     settings = {
-        "of_method": of_method(SETTINGS),
+        "of_method": scores_of(SETTINGS).of_method,
         "gallery": 10,
         "digests": {"gallery": "9", "encoders": "e"},
         "calibration": {"error": [0.03, 0.02, 0.05]},
@@ -189,6 +185,8 @@ def test_shares_are_of_one_method_with_its_settings(tmp_path: Path) -> None:
     assert "they are fitted for damping {'rule': 'mean', 'value': 0.1}, not for" in str(
         shares.unfit(scores_of(other), "e")
     )
+    features = {**SETTINGS, "digests": {**SETTINGS["digests"], "parts.0.features": "4"}}
+    assert "they are fitted for parts" in str(shares.unfit(scores_of(features), "e"))  # by other tuned features
     assert shares.unfit(scores_of(SETTINGS), "f") == "they are fitted on a gallery of other encoders"
 
 

@@ -12,9 +12,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from lightning_attr.abc.layout import read_layout
 from lightning_attr.artifacts import save_tensors
 from lightning_attr.console import print_table
-from tools.trials import flips, own, settings, words
+from tools.trials import flips, known, own, settings, words
 from tools.trials.command import read, table
 from tools.trials.contents import contents
 from tools.trials.process import Ended, Kill, forked
@@ -154,3 +155,19 @@ def test_what_a_user_brings_is_tried(tmp_path: Path) -> None:
     tried["b missing"]()
     tried["c zero"]()
     assert {name: float(value.sum()) for name, value in load_file(path).items()} == {"a": 4.0, "c": 0.0}
+
+
+def test_what_is_known_is_tried() -> None:
+    """Every file that is left open in a command line is there to be given, and every reader is known."""
+    kinds = {kind for _, right in known.OPEN.values() for kind in right if kind != "*"}
+    assert kinds <= words.FILES.keys()
+    read_by = [*known.SETTINGS.values(), *known.ARTEFACTS.values(), *(names for _, _, names, _ in known.inputs())]
+    assert {name for names in read_by for name in names} <= flips.readers().keys()
+    assert known.NUMBERS.keys() <= known.ANEW.keys()
+
+
+def test_the_published_layout_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    known.make()
+    tuned = read_layout(Path(known.LAYOUT), Path(known.ENTRIES))
+    assert [(len(each.exemplars), len(each.queries["object"])) for each in tuned] == [(2, 2), (2, 2)]

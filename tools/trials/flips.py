@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from random import Random
 
-from tools.trials import halves, own
+from tools.trials import halves, known, own
 from tools.trials.contents import Digests
 from tools.trials.process import Ended
 from tools.trials.project import PACK, stages
@@ -60,6 +60,9 @@ class Kind:
 #: Where the commands over what a user brings put what they make in a trial.
 OWN = dict.fromkeys(own.COMMANDS, f"{TRIAL}.lmdb") | {"explain": TRIAL, "prepare_model": TRIAL}
 
+#: What commands over customised models make in a trial.
+KNOWN = {"abc_make": ("runs/t/set",), "abc_read": ("runs/t",), "shares_fit": ("runs/t.safetensors",)}
+
 
 def readers() -> Mapping[str, Reader]:
     """Return what reads files."""
@@ -87,6 +90,7 @@ def readers() -> Mapping[str, Reader]:
         ),
         "prepare_coco anew": Reader(every["prepare_coco"].args, ("runs/coco.lmdb",), ("runs/coco.lmdb",)),
         **{f"{name} anew": Reader((*every[name].args, "--out", trial), (trial,)) for name, trial in OWN.items()},
+        **{f"{name} anew": Reader(tuple(known.ANEW[name].split()), made) for name, made in KNOWN.items()},
         "encoders": Reader(
             (*every["prepare_coco"].args, "--text_encoder", "CLIPText", "--text_encoder.source", "others/text",
              "--image_encoder", "AutoencoderKLEncoder", "--image_encoder.source", "others/vae",
@@ -123,6 +127,14 @@ KINDS: Mapping[str, Kind] = {
         ("pack", "list"), 6,
     ),
     "sweep.json": Kind(("runs/sweep/sweep.json",), ("pack", "list", "report"), 2),
+    "AbC set": Kind((f"{known.SET}/*",), ("abc_table again", "shares_check again"), 3),
+    "customised model": Kind((f"{known.MODELS}/*/train/checkpoints/last.ckpt",), ("abc_make again", "abc_scores again"),
+                             1, own=True),
+    "scores of a set": Kind((known.SCORES,), ("abc_table again", "shares_fit anew"), 2),
+    "ranks": Kind((known.RANKS,), ("abc_kept again",), 2),
+    "shares": Kind((known.SHARES,), ("shares_check again",), 1),
+    "clusters": Kind((known.CLUSTERS,), ("near again",), 1),
+    "published layout": Kind((f"{known.LAYOUT}/**/*.*",), ("abc_read anew",), 2, sealed=False),
     "pack": Kind(PACK, ("evaluate pack", "unpack"), 6),
     "manifest": Kind(("runs/*/manifest.json", "runs/attribute/*/manifest.json"), ("report",), 5),
     "own manifest": Kind(

@@ -19,7 +19,7 @@ from torch import Tensor
 from lightning_attr.artifacts import load_artifact, save_tensors
 from lightning_attr.artifacts.records import write_record
 from lightning_attr.digests import file_digest
-from tools.trials import own
+from tools.trials import known, own
 from tools.trials.flips import readers
 from tools.trials.images import BROKEN, IMAGES, put
 from tools.trials.process import forked
@@ -44,6 +44,7 @@ ARTEFACTS = {
     "runs/leave_k_out/retraining.safetensors": ("evaluate", "report"),
     "runs/sweep/entries/full/seed-1/retraining.safetensors": ("pack",),
     PACK[1]: ("evaluate pack", "unpack"),
+    **known.ARTEFACTS,
 }
 
 #: Files of settings, and what reads each.
@@ -66,6 +67,7 @@ SETTINGS = {
     "others/vae/config.json": ("encoders",),
     PACK[0]: ("evaluate pack", "unpack"),
     **own.SETTINGS,
+    **known.SETTINGS,
 }
 
 #: What takes the place of a part.
@@ -104,7 +106,7 @@ def trials(whole: Path) -> Iterator[Trial]:
             yield _trial(f"inputs/{path}/{name}", make, read_by, True)
         for name, foreign in FOREIGN.items():
             yield _trial(f"inputs/{path}/in its place {name}", partial(_write, path, foreign), read_by, False)
-    for name, make, read_by, may in own.inputs():
+    for name, make, read_by, may in (*own.inputs(), *known.inputs()):
         yield _trial(f"inputs/{name}", make, read_by, may)
     for name, change in STORES.items():
         for reader in ("attribute/trak", "train", "inspect"):

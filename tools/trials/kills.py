@@ -29,7 +29,7 @@ STOPPED = {signal.SIGTERM: 143, signal.SIGINT: 130}
 STAGES = (
     "prepare_shapes", "prepare_coco", "train", "sample", "curvature", "curvature_ekfac", "unlearn/0", "mirrored/0",
     "attribute/trak", "attribute/default", "attribute/unlearning", "leave_k_out", "evaluate", "evaluate_run", "unpack",
-    "report",
+    "report", "abc_make", "abc_scores", "abc_read", "shares_fit", "groups",
 )  # fmt: skip
 
 #: Trials of each stage.

@@ -19,7 +19,7 @@ import yaml
 from PIL import Image
 
 from lightning_attr.curvature import KroneckerCurvature, load_curvature, save_factors
-from tools.trials import own
+from tools.trials import known, own
 from tools.trials.process import ROOT, Ended, command, forked
 
 CONFIGS = ROOT / "lightning_attr" / "configs"
@@ -138,6 +138,7 @@ COMMANDS: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "inspect": ("inspect runs/train.lmdb --verify --captions 24", ()),
     "report": ("report runs", ("runs/report.html",)),
     **own.COMMANDS,
+    **known.COMMANDS,
 }
 
 
@@ -173,6 +174,8 @@ def _stages() -> Iterator[Stage]:
         yield _command(name)
     for name in ("train", "sample", "sample_store", "curvature", "curvature_kfac", "curvature_ekfac"):
         yield _of_config(name, name)
+    for name in known.COMMANDS:
+        yield _command(name)
     for query in map(str, QUERIES):
         yield _of_config(f"unlearn/{query}", "unlearn", "--model.init_args.query", query)
         yield _of_config(f"mirrored/{query}", "mirrored", "--model.init_args.query", query)
@@ -212,6 +215,12 @@ def configs() -> dict[str, Config]:
         found[f"attribute_{method}"] = merged(attribute, {"model": {"init_args": {"method": settings}}})
     found["leave_k_out"] = merged(found["train"], found["leave_k_out"])
     return found
+
+
+def _known_configs() -> dict[str, Config]:
+    """Return the configs of customised models by name; commands read them that are no stages."""
+    found = {f"abc_{name}": sized(_shipped("abc", name), values) for name, values in known.SIZES.items()}
+    return found | {"cosine": dict(known.COSINE), "similarity_latent": _shipped("methods", "similarity_latent")}
 
 
 def _shipped(experiment: str, name: str) -> Config:
@@ -272,6 +281,8 @@ def make(folder: Path, only: Collection[str] | None = None) -> None:
     (folder / "configs").mkdir(parents=True, exist_ok=True)
     for name, config in configs().items():
         (folder / f"configs/{name}.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
+    for name, config in _known_configs().items():
+        (folder / f"configs/{name}.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
     if not (folder / "others").exists():
         _check(forked(make_others, folder, 120), "others")
     for stage in stages().values():
@@ -303,6 +314,7 @@ def make_others() -> None:
     sizes = {"block_out_channels": (8, 8), "norm_num_groups": 4, "latent_channels": 4}
     diffusers.AutoencoderKL(**vae, **sizes).save_pretrained(folder / "vae")
     own.make()
+    known.make()
 
 
 def _make_text(folder: Path) -> None:

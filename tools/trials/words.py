@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from random import Random
 
-from tools.trials import own
+from tools.trials import known, own
 from tools.trials.project import COMMANDS, PACK, stages
 from tools.trials.trial import Bench, Trial, outcome
 from tools.trials.verdict import Outcome
@@ -48,6 +48,7 @@ FILES = {
     "home": "~/nothing",
     "newline": "runs/a\nb",
     **own.FILES,
+    **known.FILES,
 }
 
 #: Commands with one file of theirs left open, and what it may be.
@@ -74,6 +75,7 @@ OPEN = {
     "sweep -c": ("sweep -c {} --list", ("sweep",)),
     "default_root_dir": ("fit -c configs/train.yaml --trainer.default_root_dir {}", ("*",)),
     **own.OPEN,
+    **known.OPEN,
 }
 
 #: Kinds that a new file or folder may have the name of; what is there already must not be lost.
@@ -88,6 +90,7 @@ NUMBERS = {
     "evaluate_pack": ("queries",),
     "sweep_list": ("workers", "threads", "group", "index", "gpus", "ray"),
     **own.NUMBERS,
+    **known.NUMBERS,
 }  # fmt: skip
 
 #: Of the options, which wrong values have a meaning.
@@ -98,6 +101,7 @@ MEANT = (
     ("evaluate_pack", "queries", "null"), ("prepare_coco", "workers", "1000000000"),
     ("prepare_coco", "image_encoder", "null"), ("prepare_coco", "text_encoder", "null"),
     ("sweep_list", "*", "*"), ("prepare_coco", "batch_size", "1000000000"), *own.MEANT,
+    *known.MEANT,
 )  # fmt: skip
 
 VALUES = ("banana", "-1", "0", "1.5", "nan", "inf", "1000000000", str(10**30), "", "[]", "{no: thing}", "null", "1e400")
@@ -175,6 +179,7 @@ LINES: dict[str, tuple[str, bool]] = {
     "print_config": ("fit -c configs/train.yaml --print_config", True),
     "help": ("fit --help", True),
     **own.LINES,
+    **known.LINES,
 }  # fmt: skip
 
 #: Configs as text.
@@ -275,6 +280,8 @@ def trials(whole: Path) -> Iterator[Trial]:
 
 
 def _base(command: str) -> Sequence[str]:
+    if command in known.ANEW:
+        return known.ANEW[command].split()
     words = stages()[command].args
     if command in own.COMMANDS:
         return [*words, "--out", "runs/t" if command == "explain" else "runs/t.lmdb"]

@@ -14,6 +14,9 @@ from lightning_attr.commands.abc.stores import check_alike
 from lightning_attr.digests import file_digest
 from lightning_attr.errors import UserError, expect_within, quoted
 
+#: Images of one prompt, at most: all are planned before any is made.
+MOST_IMAGES = 10_000
+
 
 @dataclass(frozen=True)
 class PlannedModel:
@@ -84,7 +87,7 @@ def planned(plan: Plan) -> tuple[CustomModel, ...]:
     Raises:
         UserError: The plan makes no sense.
     """
-    expect_within("set.images", plan.images, 1)
+    expect_within("set.images", plan.images, 1, MOST_IMAGES)
     expect_within("set.seed", plan.seed, 0, 2**62)
     distractors, exemplars = Store(plan.distractors), Store(plan.exemplars)
     check_alike([distractors, exemplars])

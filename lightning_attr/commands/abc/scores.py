@@ -25,6 +25,8 @@ def main(arguments: Sequence[str]) -> None:
     of = parser("abc scores", __doc__)
     of.add_class_arguments(Scoring, "scores")
     scoring: Scoring = parsed(of, arguments).scores
+    if Path(scoring.out).exists():
+        AbcRanks.load(scoring.out)  # nothing else is written over
     whole = AbcSet.load(scoring.set)
     models = whole.of_split(scoring.split)
     check_scoring(scoring, whole)

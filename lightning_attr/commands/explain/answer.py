@@ -14,6 +14,7 @@ from torch import Tensor
 from datamodules.grouping import read_groups
 from datamodules.store import Meta, Store
 from lightning_attr.artifacts.scores import SIGN, Scores
+from lightning_attr.commands.sweep.left_groups import folder_of
 from lightning_attr.console import out, print_table
 from lightning_attr.contributors import as_json, contributors
 from lightning_attr.digests import file_digest
@@ -30,7 +31,7 @@ def answer(
     queries: Store,
     store: Store,
     scores: Mapping[str, Path],
-    check: Mapping[str, Path],
+    check: Mapping[str, tuple[Path, Path]],
     grouping: str | None = None,
     shares: Path | None = None,
 ) -> dict[str, Any]:
@@ -40,7 +41,8 @@ def answer(
         queries: The query store.
         store: The training images.
         scores: The files of scores by method; the first is the answer.
-        check: The files of the check's retrainings by what they went without; empty where there is none.
+        check: The files of the check's retrainings by what they went without, and of those without as many random
+            images; empty where there is none.
         grouping: What names the groups of the training images; None is no groups.
         shares: The file that turns scores into shares; where it was fitted for other ones, the answer says why it has
             none.
@@ -70,16 +72,23 @@ def answer(
         },
     }
     own = None if parts is None else parts[:, :-1]
-    return found if grouping is None else found | {"groups": _groups(store, grouping, read, own)}
+    return found if grouping is None else found | {"groups": _groups(store, grouping, read, check, own)}
 
 
-def _groups(store: Store, grouping: str, scores: Mapping[str, Scores], shares: Tensor | None = None) -> dict[str, Any]:
+def _groups(
+    store: Store,
+    grouping: str,
+    scores: Mapping[str, Scores],
+    check: Mapping[str, tuple[Path, Path]],
+    shares: Tensor | None = None,
+) -> dict[str, Any]:
     """Return the groups of the training images by what they did to all queries, and to each.
 
     Args:
         store: The training images.
         grouping: What names the groups.
         scores: By method; the first is the answer.
+        check: The files of the check's retrainings.
         shares: The part of each image in each query, [Q, N].
     """
     method, *others = scores
@@ -90,7 +99,9 @@ def _groups(store: Store, grouping: str, scores: Mapping[str, Scores], shares: T
         of_others = {other: scores[other].of_queries(ids) for other in others}
         rows = None if shares is None else shares[[all_ids.index(query) for query in ids]]
         found = contributors(groups, scores[method].of_queries(ids), of_others, rows)
-        return [as_json(each) for each in found[:NAMED]]
+        return [
+            as_json(each) | _check("group", ids, check.get(folder_of(grouping, each.group))) for each in found[:NAMED]
+        ]
 
     return {
         "grouping": groups.grouping,
@@ -116,7 +127,7 @@ def name_of(meta: Meta) -> str:
 
 
 def _of_query(
-    queries: Store, store: Store, query: int, scores: Mapping[str, Scores], check: Mapping[str, Path]
+    queries: Store, store: Store, query: int, scores: Mapping[str, Scores], check: Mapping[str, tuple[Path, Path]]
 ) -> dict[str, Any]:
     meta = queries.meta(int(queries.positions([query])[0]))
     method, *others = scores
@@ -140,19 +151,21 @@ def _of_query(
             for other in others
         },
     }
-    return found | ({"check": _checked(query, check)} if check else {})
+    return found | _check("top", [query], check.get(f"top-of-{query}"))
 
 
-def _checked(query: int, check: Mapping[str, Path]) -> dict[str, Any]:
-    """Return by how much the query's loss rose without its top, and without as many random images."""
-    changes = {}
-    for name, file in (("top", f"top-of-{query}"), ("random", "random")):
-        tensors, _ = load_retrained(check[file])
-        row = tensors["query_id"].tolist().index(query)
-        change = tensors["retrained_losses"][row] - tensors["original_losses"][row]
-        changes[name] = float(change.mean())
+def _check(what: str, query_ids: Sequence[int], files: tuple[Path, Path] | None) -> dict[str, Any]:
+    """Return by how much the loss of queries rose on average without something, and without as many random images."""
+    if files is None:
+        return {}
+    changes, removed = {}, 0
+    for name, file in ((what, files[0]), ("random", files[1])):
+        tensors, _ = load_retrained(file)
+        known = tensors["query_id"].tolist()
+        rows = [known.index(query) for query in query_ids]
+        changes[name] = float((tensors["retrained_losses"][rows] - tensors["original_losses"][rows]).mean())
         removed = len(tensors["removed_id"])
-    return {"removed": removed, "loss_change": changes}
+    return {"check": {"removed": removed, "loss_change": changes}}
 
 
 def show(found: Mapping[str, Any]) -> None:
@@ -195,6 +208,10 @@ def _show_groups(groups: Mapping[str, Any], queries: int) -> None:
         table.add_row(Text(each["group"]), *cells)
     print_table(table)
     out.print("  Beyond chance: standard deviations above as many random images.", soft_wrap=True)
+    for each in shown:
+        if "check" in each:
+            where = f"these {queries} outputs, on average," if queries > 1 else "this output"
+            out.print(Text(f"  {_in_words(each['check'], 'group', each['group'], where)}"), soft_wrap=True)
 
 
 def of_shares(query: Mapping[str, Any], about: Mapping[str, Any] | None) -> Sequence[str]:
@@ -220,9 +237,14 @@ def trust(query: Mapping[str, Any]) -> Sequence[str]:
     if "check" not in query:
         rank = "" if "rest" in query else ": a ranking, not a share of the output"
         return [*sentences, f"Not checked by retraining{rank}."]
-    change, removed = query["check"]["loss_change"], query["check"]["removed"]
-    return [
-        *sentences,
-        f"Trained again without the first {removed}, the model's loss at this output changed by {change['top']:+.4f}; "
-        f"without {removed} random images by {change['random']:+.4f}.",
-    ]
+    removed = query["check"]["removed"]
+    return [*sentences, _in_words(query["check"], "top", f"the first {removed}")]
+
+
+def _in_words(check: Mapping[str, Any], what: str, name: str, where: str = "this output") -> str:
+    """Return what a check found without something."""
+    change, removed = check["loss_change"], check["removed"]
+    return (
+        f"Trained again without {name}, the model's loss at {where} changed by {change[what]:+.4f}; "
+        f"without {removed} random images by {change['random']:+.4f}."
+    )

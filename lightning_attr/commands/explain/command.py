@@ -8,7 +8,7 @@ stage, the scores, report.html and answer.json. Started again after a stop, the 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -16,17 +16,24 @@ from typing import Any
 import torch
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from datamodules.grouping import read_groups
+from datamodules.grouping import NONE, read_groups
 from datamodules.store import Store
 from lightning_attr.artifacts import read_json, write_json
+from lightning_attr.artifacts.scores import Scores
 from lightning_attr.cli import SAVED, FinishedError, run_stage
 from lightning_attr.commands.explain.answer import answer, show
 from lightning_attr.commands.explain.estimate import Estimate, check_fits, estimated, free_memory, measured
 from lightning_attr.commands.explain.plan import (
     Question,
+    Removal,
+    Stage,
     check_files,
     configs,
-    stages,
+    group_removal,
+    measurements,
+    random_removal,
+    removals_of,
+    retrainings,
     text,
     write,
     written_batch_size,
@@ -35,7 +42,7 @@ from lightning_attr.commands.prepare import main as prepare
 from lightning_attr.commands.prepare.queries import read_queries
 from lightning_attr.commands.report.command import main as report
 from lightning_attr.console import Stopped, as_steps, command, made, note, out, summary
-from lightning_attr.contributors import own_grouping
+from lightning_attr.contributors import contributors, own_grouping
 from lightning_attr.curvature.sums import linear_layers
 from lightning_attr.digests import file_digest
 from lightning_attr.errors import UserError
@@ -96,19 +103,24 @@ def main(arguments: Sequence[str]) -> None:
     with as_steps():
         for words in preparations:
             prepare([*words, *(["-q"] if out.quiet else [])])
-    ids = [int(query) for query in Store(query_store).ids]
-    write(configs(question, ids))
+    removals = removals_of(question, [int(query) for query in Store(query_store).ids])
+    write(configs(question, removals))
     with Store(store) as images:
         grouping = args.grouping or own_grouping(images)
         if grouping is not None:
             read_groups(images, grouping)  # a mistake shows before anything is measured
-    _answer(question, ids, grouping, args.shares)
+    finished = _run(measurements(question))
+    if args.check is not None and args.grouping is not None:
+        removals += first_group(question, args.grouping)
+        write(configs(question, removals))
+    finished = _run(retrainings(removals, question)) and finished
+    _answer(question, check_files(question, removals), grouping, args.shares, finished)
 
 
-def _answer(question: Question, ids: Sequence[int], grouping: str | None, shares: Path | None) -> None:
-    """Run all stages, and write and show what came out."""
+def _run(stages: Sequence[Stage]) -> bool:
+    """Run stages, and return whether all had been finished before."""
     finished = True
-    for stage in stages(question, ids):
+    for stage in stages:
         note(stage.name)
         try:
             with as_steps():
@@ -118,9 +130,32 @@ def _answer(question: Question, ids: Sequence[int], grouping: str | None, shares
             continue
         except SIGTERMException as stopped:
             raise Stopped(int(stopped.code or 143), SAVED) from None
+    return finished
+
+
+def first_group(question: Question, grouping: str) -> list[Removal]:
+    """Return the removals of the first contributor and of as many random images; none where nothing would be left."""
+    with Store(question.store) as store:
+        scores = Scores.load(question.scores["influence"])
+        first = contributors(read_groups(store, grouping, scores.sample_id.numpy()), scores)[0]
+        if first.group == NONE or first.images == len(store):
+            note(f"not checked without {first.group!r}: no other group has images to train on")
+            return []
+    own = group_removal(grouping, first.group, first.images)
+    return [own] if first.images == question.check else [own, random_removal(first.images)]
+
+
+def _answer(
+    question: Question,
+    check: Mapping[str, tuple[Path, Path]],
+    grouping: str | None,
+    shares: Path | None,
+    finished: bool,
+) -> None:
+    """Write and show what came out of all stages; nothing is written where it is there."""
     target = question.run / "answer.json"
     with Store(question.queries) as queries, Store(question.store) as store:
-        found = answer(queries, store, question.scores, check_files(question, ids), grouping, shares)
+        found = answer(queries, store, question.scores, check, grouping, shares)
     finished = finished and target.exists() and read_json(target) == found
     if not finished:
         write_json(target, found)
@@ -233,10 +268,12 @@ def _show_plan(
     question: Question, ids: Sequence[int], preparations: Sequence[Sequence[str]], estimate: Estimate
 ) -> None:
     """Print the configs, the commands and the estimate."""
-    for path, config in configs(question, ids).items():
+    removals = removals_of(question, ids)
+    for path, config in configs(question, removals).items():
         out.print(f"# {path}", soft_wrap=True)
         out.print(text(config), soft_wrap=True)
-    for words in [*(["prepare", *words] for words in preparations), *(stage.words for stage in stages(question, ids))]:
+    stages = [*measurements(question), *retrainings(removals, question)]
+    for words in [*(["prepare", *words] for words in preparations), *(stage.words for stage in stages)]:
         out.print(command(*words), soft_wrap=True)
     rows: list[tuple[str, object]] = [(name, f"{seconds:,.0f} s") for name, seconds in estimate.seconds.items()]
     rows += [

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from lightning_attr.artifacts import write_atomically
+from lightning_attr.commands.sweep.left_groups import folder_of
 from lightning_attr.errors import UserError
 
 #: Where the configs are, below the folder of the answer.
@@ -17,6 +18,9 @@ CONFIGS = "configs"
 
 #: Samples drawn for each part of the curvature: passes over the store.
 PASSES = 5
+
+#: What ``data.exclude`` has of other ways than the one that is taken: the recipe may have named one.
+NOTHING: Mapping[str, Any] = dict.fromkeys(("ids", "scores", "query", "top", "random", "grouping", "group"))
 
 
 @dataclass(frozen=True)
@@ -52,6 +56,23 @@ class Question:
 
 
 @dataclass(frozen=True)
+class Removal:
+    """What a retraining of the check goes without.
+
+    Args:
+        name: Of its config and its folder.
+        method: What chose it.
+        exclude: The same as ``data.exclude`` has it.
+        images: How many images that are.
+    """
+
+    name: str
+    method: str
+    exclude: Mapping[str, Any]
+    images: int
+
+
+@dataclass(frozen=True)
 class Stage:
     """A stage: a verb and its configs, the later ones on top."""
 
@@ -65,33 +86,59 @@ class Stage:
         return [self.verb, *(word for path in self.configs for word in ("-c", str(path)))]
 
 
-def stages(question: Question, query_ids: Sequence[int] = ()) -> list[Stage]:
-    """Return the stages in their order; those of the check need the ids of the queries."""
+def measurements(question: Question) -> list[Stage]:
+    """Return the stages that rank the images, in their order."""
     folder = question.run / CONFIGS
-    found = [
+    return [
         Stage("curvature", "fit", [folder / "curvature.yaml"]),
         Stage("influence", "predict", [folder / "influence.yaml"]),
         Stage("similarity", "predict", [folder / "similarity.yaml"]),
     ]
-    if question.check is not None:
-        assert question.recipe is not None
-        for name in removals(query_ids):
-            found.append(Stage(f"without {name}", "fit", [question.recipe, folder / "without" / f"{name}.yaml"]))
-    return found
 
 
-def removals(query_ids: Sequence[int]) -> dict[str, int | None]:
-    """Return what the check's retrainings go without, by name: the top of each query, and as many random images."""
-    return {f"top-of-{query}": query for query in query_ids} | {"random": None}
+def retrainings(removals: Iterable[Removal], question: Question) -> list[Stage]:
+    """Return the stages of the check, in their order."""
+    folder = question.run / CONFIGS / "without"
+    return [
+        Stage(f"without {each.name}", "fit", [_recipe(question), folder / f"{each.name}.yaml"]) for each in removals
+    ]
 
 
-def check_files(question: Question, query_ids: Sequence[int]) -> dict[str, Path]:
-    """Return what the check's retrainings write, by their names; nothing where there is no check."""
-    names = removals(query_ids) if question.check is not None else {}
-    return {name: question.run / "check" / name / "retraining.safetensors" for name in names}
+def _recipe(question: Question) -> Path:
+    assert question.recipe is not None
+    return question.recipe
 
 
-def configs(question: Question, query_ids: Sequence[int] = ()) -> dict[Path, dict[str, Any]]:
+def removals_of(question: Question, query_ids: Sequence[int]) -> list[Removal]:
+    """Return what the check goes without: the top of each query, and as many random images; nothing without a check."""
+    if question.check is None:
+        return []
+    ranked = {"scores": str(question.scores["influence"]), "top": question.check}
+    tops = [Removal(f"top-of-{query}", "influence", ranked | {"query": query}, question.check) for query in query_ids]
+    return [*tops, random_removal(question.check)]
+
+
+def random_removal(images: int) -> Removal:
+    """Return the removal of so many random images."""
+    return Removal(f"random-{images}", "random", {"random": images}, images)
+
+
+def group_removal(grouping: str, group: str, images: int) -> Removal:
+    """Return the removal of a group of so many images."""
+    return Removal(folder_of(grouping, group), "group", {"grouping": grouping, "group": group}, images)
+
+
+def check_files(question: Question, removals: Iterable[Removal]) -> dict[str, tuple[Path, Path]]:
+    """Return what the check's retrainings write: without something, by its name, and without as many random images."""
+
+    def file(name: str) -> Path:
+        return question.run / "check" / name / "retraining.safetensors"
+
+    chosen = [each for each in removals if each.method != "random"]
+    return {each.name: (file(each.name), file(random_removal(each.images).name)) for each in chosen}
+
+
+def configs(question: Question, removals: Iterable[Removal] = ()) -> dict[Path, dict[str, Any]]:
     """Return the config of every stage by the file that it belongs into."""
     folder = question.run / CONFIGS
     weights = {} if question.weights is None else {"weights": question.weights}
@@ -120,10 +167,7 @@ def configs(question: Question, query_ids: Sequence[int] = ()) -> dict[Path, dic
         folder / "influence.yaml": _attribution(question, "influence", method),
         folder / "similarity.yaml": _attribution(question, "similarity", similarity),
     }
-    if question.check is not None:
-        for name, query in removals(query_ids).items():
-            found[folder / "without" / f"{name}.yaml"] = _retraining(question, name, query)
-    return found
+    return found | {folder / "without" / f"{each.name}.yaml": _retraining(question, each) for each in removals}
 
 
 def _data(question: Question, settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -146,21 +190,18 @@ def _attribution(question: Question, name: str, method: Mapping[str, Any]) -> di
     }
 
 
-def _retraining(question: Question, name: str, query: int | None) -> dict[str, Any]:
-    chosen: dict[str, Any] = {"random": question.check, "scores": None, "top": None}
-    if query is not None:
-        chosen = {"scores": str(question.scores["influence"]), "query": query, "top": question.check}
+def _retraining(question: Question, removal: Removal) -> dict[str, Any]:
     return {
-        "trainer": {"default_root_dir": str(question.run / "check" / name), "devices": 1},
+        "trainer": {"default_root_dir": str(question.run / "check" / removal.name), "devices": 1},
         "model": {
             "class_path": "lightning_attr.tasks.Retraining",
             "init_args": {
                 "original": str(question.model),
                 "queries": str(question.queries),
-                "method": "random" if query is None else "influence",
+                "method": removal.method,
             },
         },
-        "data": {"init_args": {"store": str(question.store), "exclude": chosen}},
+        "data": {"init_args": {"store": str(question.store), "exclude": {**NOTHING, **removal.exclude}}},
     }
 
 

@@ -177,3 +177,22 @@ def test_what_are_no_scores(tmp_path: Path) -> None:
     (tmp_path / "text").write_text("text")
     with pytest.raises(UserError, match="not a safetensors file"):
         Scores.load(tmp_path / "text")
+
+
+def test_what_of_the_settings_is_the_methods() -> None:
+    """The same wherever a file lies, and for models of which each has a curvature and changed weights of its own."""
+    settings = {
+        "features": "runs/a/features.safetensors",
+        "damping": {"value": 0.1, "rule": "mean"},
+        "curvature": [{"kind": "ekfac", "digest": "5", "samples": {"count": 2}}],
+        "methods": [{"method": "x", "changed": {"runs/a/changed": "6"}, "model": "some/file"}],
+        "samples": {"count": 2},
+        "digests": {"features": "1", "store": "2", "methods.0.model": "3"},
+    }
+    of_method = {
+        "features": "1",
+        "damping": {"value": 0.1, "rule": "mean"},
+        "curvature": [{"kind": "ekfac"}],
+        "methods": [{"method": "x", "model": "3"}],
+    }
+    assert Scores(torch.zeros(1, 1), torch.tensor([0]), torch.tensor([0]), "x", settings).of_method == of_method

@@ -116,6 +116,17 @@ def test_scores_of_each_model_in_a_file_of_its_own(coded: Path, file: Path, tmp_
     np.testing.assert_allclose(a, b)
 
 
+def test_a_figure_is_written_over_a_figure_alone(coded: Path, file: Path, tmp_path: Path) -> None:
+    words = ["check", str(coded), str(coded / "latent.safetensors"), "--shares", str(file), "-q", "--figure"]
+    for _ in range(2):
+        shares_command([*words, str(tmp_path / "a.png")])
+    (tmp_path / "photo.png").write_bytes(b"\x89PNG of somebody")
+    for other in (tmp_path / "photo.png", tmp_path):
+        with pytest.raises(UserError, match="found another file, expected none or a reliability diagram"):
+            shares_command([*words, str(other)])
+    assert (tmp_path / "photo.png").read_bytes() == b"\x89PNG of somebody"
+
+
 def test_wrong_words(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         main(["shares", "guess"])

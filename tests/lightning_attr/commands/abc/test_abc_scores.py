@@ -133,6 +133,7 @@ def test_what_makes_no_sense_is_refused(made: Planned) -> None:
     assert "found no predict at their end" in refusal({**step, "each_query": True})
     assert "found no file none.yaml" in refusal({**step, "configs": ["none.yaml"]})
     assert "without configs" in refusal({**step, "configs": []})
+    assert "score.yaml: " in refusal(step, out=str(made.root / "score.yaml"))  # written over nothing else
     assert "scores.method: found 'train'" in refusal(method="train")
     assert "scores.distractors: found 41, expected 1 to 40" in refusal(distractors=41)
     assert "scores.models: found no nowhere/a-2/train" in refusal(models="nowhere")

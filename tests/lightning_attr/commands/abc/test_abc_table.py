@@ -232,3 +232,13 @@ def test_damaged_ranks_are_refused(case: Case, tmp_path: Path) -> None:
     settings = {"digests": {}, "models": [], "methods": []}
     save_tensors(wrong, "abc", {"x": torch.zeros(1)}, settings)
     assert "models: found none" in refusal(case, str(wrong))
+
+
+@pytest.mark.parametrize("option", ["keep", "json"])
+def test_other_files_are_not_written_over(case: Case, tmp_path: Path, option: str) -> None:
+    other = tmp_path / "other"
+    other.write_bytes(Path(case.files[0]).read_bytes())
+    before = other.read_bytes()
+    message = refusal(case, case.files[0], "--set", str(case.root / "set"), f"--{option}", str(other))
+    assert str(other) in message
+    assert other.read_bytes() == before

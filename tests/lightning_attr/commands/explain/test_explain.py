@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import redirect_stdout
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
@@ -23,6 +23,8 @@ from PIL import Image
 from tiny_adapters import keys, lay_over, save_diffusers
 from tiny_pipelines import WORDS, make_pipeline
 
+from datamodules.grouping import read_groups
+from datamodules.store import Store
 from lightning_attr.artifacts import read_json
 from lightning_attr.artifacts.scores import Scores
 from lightning_attr.cli import FinishedError, run_stage
@@ -30,9 +32,11 @@ from lightning_attr.commands.explain import command
 from lightning_attr.commands.explain.command import main
 from lightning_attr.commands.explain.estimate import Speed, check_fits, estimated, measured
 from lightning_attr.commands.explain.plan import PASSES
+from lightning_attr.encoders import thumb_images
 from lightning_attr.errors import UserError
+from lightning_attr.ground_truth.retrained import load_retrained
 from lightning_attr.models import load
-from lightning_attr.shares import Shares, SoftAttribution, of_method
+from lightning_attr.shares import Shares, SoftAttribution
 
 IMAGES = 6
 
@@ -66,10 +70,11 @@ def mine(tmp_path_factory: pytest.TempPathFactory) -> Mine:
         path.with_suffix(".txt").write_text("the red house" if number == 3 else " ".join(rng.choice(WORDS, 3)))
     shutil.copy(root / "images/picture 3.png", root / "out.png")
     made = Mine(root)
-    said = StringIO()
-    with redirect_stdout(said):
+    said, beside = StringIO(), StringIO()
+    with redirect_stdout(said), redirect_stderr(beside):
         main(made.args())
     (root / "said.txt").write_text(said.getvalue())
+    (root / "beside.txt").write_text(beside.getvalue())
     return made
 
 
@@ -83,6 +88,11 @@ def test_only_the_answer_is_printed(mine: Mine) -> None:
     ]
     assert lines[-1].startswith("made:")
     assert not any("samples" in line or "inspect" in line for line in lines)
+
+
+def test_what_a_file_has_lost_is_told_once(mine: Mine) -> None:
+    """Though every stage reads it."""
+    assert (mine.root / "beside.txt").read_text().count("found no alpha in it") == 1
 
 
 def test_the_answer_names_files_the_one_that_it_was_first(mine: Mine) -> None:
@@ -132,7 +142,7 @@ def test_contributors_may_be_asked_for_later(mine: Mine, capfd: pytest.CaptureFi
 def save_shares(path: Path, scores: Scores, error: float, method: str = "influence-ekfac-per-draw") -> Path:
     """What turns these scores into shares, as if it had been fitted elsewhere for the same method and settings."""
     settings = {
-        "of_method": of_method(scores.settings),
+        "of_method": scores.of_method,
         "gallery": 1000,
         "digests": {"gallery": "another"},
         "calibration": {"error": [error, error, error]},
@@ -268,17 +278,41 @@ def test_a_batch_size_is_measured(mine: Mine) -> None:
 
 
 @pytest.mark.slow
-def test_a_model_of_ours_is_checked_by_retraining(project: Project, tmp_path: Path) -> None:
+def test_a_model_of_ours_is_checked_by_retraining(project: Project, tmp_path: Path, capfd: Any) -> None:
+    """Without the first images, and without the first contributor where a grouping is asked for."""
+    folder = tmp_path / "mine"
+    with Store(project.store) as store:
+        thumb_images(store, [7])[0].save(tmp_path / "out.png")
     args = [
-        "--model", str(project.checkpoint), "--images", str(project.root / "train.lmdb"), "--query",
-        str(project.queries), "--out", str(tmp_path / "mine"), "--draws", "2", "--check", "3",
+        "--model", str(project.checkpoint), "--images", str(project.store), "--query", str(tmp_path / "out.png"),
+        "--prompt", "a red circle", "--out", str(folder), "--draws", "2", "--check", "3",
     ]  # fmt: skip
     main(args)
-    answer = json.loads((tmp_path / "mine/answer.json").read_text())
+    answer = json.loads((folder / "answer.json").read_text())
     for query in answer["queries"]:
         assert query["check"]["removed"] == 3
         assert set(query["check"]["loss_change"]) == {"top", "random"}
         assert query["check"]["loss_change"]["top"] != query["check"]["loss_change"]["random"]
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*.safetensors")}
+    capfd.readouterr()
+    main([*args, "--grouping", "colour"])
+    printed = capfd.readouterr().out
+    first, *others = json.loads((folder / "answer.json").read_text())["groups"]["contributors"]
+    without = folder / "check/group/colour" / first["group"]
+    tensors, settings = load_retrained(without / "retraining.safetensors")
+    random, as_many = load_retrained(folder / f"check/random-{first['images']}/retraining.safetensors")
+    assert (settings["grouping"], settings["groups"], settings["k"]) == ("colour", [first["group"]], first["images"])
+    assert (as_many["method"], as_many["k"]) == ("random", first["images"])
+    with Store(project.store) as store:
+        members = read_groups(store, "colour").members(first["group"])
+        assert tensors["removed_id"].tolist() == store.ids[members].tolist()
+    for name, each in (("group", tensors), ("random", random)):
+        change = (each["retrained_losses"] - each["original_losses"]).mean()
+        assert first["check"]["loss_change"][name] == pytest.approx(float(change))
+    assert f"Trained again without {first['group']}, the model's loss at this output" in printed
+    assert not any("check" in each for each in others)
+    assert "ΔL, as many random" in (folder / "report.html").read_text()
+    assert {path: path.stat().st_mtime_ns for path in before} == before
 
 
 @pytest.mark.slow
