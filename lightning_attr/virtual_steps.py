@@ -19,7 +19,7 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from lightning_attr.gradients import with_weights
@@ -105,12 +105,12 @@ def differentiable() -> AbstractContextManager[None]:
     return sdpa_kernel(SDPBackend.MATH)
 
 
-def held_by_backward(outputs: Outputs, weights: Weights) -> int:
-    """Return how many bytes the backward pass of outputs holds besides the weights.
+def held_by_backward(outputs: Outputs, weights: Weights, network: nn.Module) -> int:
+    """Return how many bytes the backward pass of outputs holds besides the weights, selected ones and a network's.
 
     The changes of all these are about what one vector of :func:`gauss_newton` takes.
     """
-    own = {weight.untyped_storage().data_ptr() for weight in weights.values()}
+    own = {weight.untyped_storage().data_ptr() for weight in (*weights.values(), *network.parameters())}
     held: dict[int, int] = {}
 
     def note(tensor: Tensor) -> Tensor:

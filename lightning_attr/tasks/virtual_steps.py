@@ -119,7 +119,8 @@ class VirtualSteps(AnalysisTask):
         self.diagonal: Tensor
         self.begun: Tensor
         own = {name: rows.clone() for name in ("adjoint", "momentum", "direction")}
-        own |= {"first_norms": rows[:, 0].clone(), "diagonal": rows[0].clone(), "begun": torch.tensor(False)}
+        own |= {"first_norms": torch.zeros(len(rows)), "diagonal": torch.zeros(rows.shape[1])}
+        own |= {"begun": torch.tensor(False)}
         for name, buffer in own.items():
             self.register_buffer(name, buffer)
         self.sum_over_ranks(list(own))
@@ -252,8 +253,8 @@ class VirtualSteps(AnalysisTask):
         """Return how many queries go together: as many as fit. What one takes is seen from a single sample."""
         conditions = {name: value[:1] for name, value in inputs.conditions.items()}
         single = Inputs(inputs.latent[:1], conditions, inputs.timesteps[:1], inputs.noise[:1])
-        each = held_by_backward(scaled_predictions(self.model, single, 1), self.selected) * self.data.batch_size
-        each += 4 * self.diagonal.nbytes
+        of_sample = held_by_backward(scaled_predictions(self.model, single, 1), self.selected, self.denoiser)
+        each = of_sample * self.data.batch_size + 4 * self.diagonal.nbytes
         free = torch.cuda.mem_get_info(self.device)[0] // 2 if self.device.type == "cuda" else QUERY_BYTES
         return max(1, min(len(self.query_ids), free // each))
 
