@@ -23,8 +23,10 @@ from datamodules import LatentDataModule, Store
 from lightning_attr.artifacts import load_tensors, read_header, save_tensors
 from lightning_attr.artifacts.scores import Scores
 from lightning_attr.cli import run_stage
+from lightning_attr.curvature import Damping, load_curvature
 from lightning_attr.models import Model, load
 from lightning_attr.noise import Draws, draw_timesteps, shared_noise, training_noise
+from lightning_attr.second_moments import adam_diagonal, adam_of
 from lightning_attr.tasks import virtual_steps as module
 
 STEP = f"{TASKS}VirtualSteps.training_step"
@@ -276,8 +278,9 @@ def test_a_checkpoint_of_weights_alone(
             errors = predicted(model, asked_for, noisy, times, text) - target.flatten(1)
             gradients = torch.autograd.grad(errors.square().mean(), list(asked_for.values()))
             squares.append(torch.cat([gradient.flatten() for gradient in gradients]).square())
-    state = torch.load(tmp_path / "run/checkpoints/last.ckpt", weights_only=True)["state_dict"]
-    parts = dict(zip(model.select("cross_kv"), state["diagonal"].split([w.numel() for w in model.select("cross_kv").values()]), strict=True))  # fmt: skip # noqa: E501
+    diagonal = torch.load(tmp_path / "run/checkpoints/last.ckpt", weights_only=True)["state_dict"]["diagonal"]
+    selected = model.select("cross_kv")
+    parts = dict(zip(selected, diagonal.split([weight.numel() for weight in selected.values()]), strict=True))
     found = torch.cat([parts[name] for name in weights]).double()
     torch.testing.assert_close(found, 1 / (torch.stack(squares).mean(0).sqrt() + 1e-8), rtol=1e-4, atol=0)
 
@@ -302,9 +305,6 @@ def test_ekfac_may_precondition(project: Project, ekfac: Path, tmp_path: Path) -
     run_stage(virtual(project, tmp_path / "plain", **plain))
     tensors, settings = load_tensors(tmp_path / "plain/directions.safetensors")
     assert settings["preconditioner"] == "optimizer"
-    from lightning_attr.curvature import Damping, load_curvature
-    from lightning_attr.second_moments import adam_diagonal, adam_of
-
     adam = adam_of(load(project.checkpoint))
     assert adam is not None
     gradients = {
@@ -443,8 +443,6 @@ def test_models_of_others(tune: FineTune, tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_the_optimizer_of_a_lora(tune: FineTune) -> None:
     """Its weights are in the checkpoint in the order of training's optimizer."""
-    from lightning_attr.second_moments import adam_of
-
     path = tune.root / "train/checkpoints/last.ckpt"
     checkpoint, adam = torch.load(path, weights_only=True), adam_of(load(path))
     assert adam is not None
