@@ -5,10 +5,10 @@ gradient depends on the weights by the batch's Hessian. Reversed, the query's gr
 
     m <- beta m + (1 - beta) adjoint,    u = lr P m,    adjoint <- adjoint - G u
 
-with the Gauss-Newton matrix ``G`` of a batch in the place of its Hessian, with which adjoints could grow without bounds.
-The sum of ``u`` over the steps is the query's *direction*: its product with a sample's gradient says how much the query's
-loss would rise, had training gone on from here for so many steps without that sample. It is a Neumann series that is
-stopped early and preconditioned by the optimizer; there is no damping.
+with the Gauss-Newton matrix ``G`` of a batch in the place of its Hessian, with which adjoints could grow without
+bounds. The sum of ``u`` over the steps is the query's *direction*: its product with a sample's gradient says how much
+the query's loss would rise, had training gone on from here for so many steps without that sample. It is a Neumann
+series that is stopped early and preconditioned by the optimizer; there is no damping.
 
 Shapes: Q queries, P numbers of all selected weights, B samples.
 """

@@ -236,7 +236,7 @@ def test_some_queries_from_several_files(project: Project, straight: Path, tmp_p
 
 def test_unlearned_weights_are_directions(project: Project, tmp_path: Path) -> None:
     """Where the step is small, the products are the loss deltas that a sweep measures."""
-    step = {"trainer__callbacks": "[]", "trainer__max_steps": 1, "model__init_args__step_size": 1e-3}
+    step = {"trainer__callbacks": "[]", "trainer__max_steps": 1, "model__init_args__step_size": 2e-4}
     run_stage(project.args("unlearn", tmp_path / "unlearn", **step))
     path = str(tmp_path / "unlearn/weights.safetensors")
     one = {"model__init_args__query_ids": "[0]"}
