@@ -279,22 +279,25 @@ def functional_gradients(
         inputs: Of the loss.
     """
     chosen = {name: parameter.detach() for name, parameter in names.items()}
-    rest = {
-        name: value.detach()
-        for name, value in [*network.named_parameters(), *network.named_buffers()]
-        if name not in chosen
-    }
 
     def one_loss(weights: dict[str, Tensor], sample: Inputs) -> Tensor:
-        def call(*positional: Tensor, **named: Tensor) -> Tensor:
-            return torch.func.functional_call(network, {**weights, **rest}, positional, named)  # type: ignore[no-any-return]
-
         latent, conditions, timestep, noise = sample
         alone = {name: value[None] for name, value in conditions.items()}
-        return loss(_Called(call, network), Inputs(latent[None], alone, timestep[None], noise[None])).squeeze(0)
+        return loss(with_weights(network, weights), Inputs(latent[None], alone, timestep[None], noise[None])).squeeze(0)
 
     gradients: PerSampleGradients = torch.func.vmap(torch.func.grad(one_loss), in_dims=(None, 0))(chosen, inputs)
     return gradients
+
+
+def with_weights(network: nn.Module, weights: Mapping[str, Tensor]) -> nn.Module:
+    """Return what looks like a network and computes with some other weights; its own others are constants."""
+    own = [*network.named_parameters(), *network.named_buffers()]
+    rest = {name: value.detach() for name, value in own if name not in weights}
+
+    def call(*positional: Tensor, **named: Tensor) -> Tensor:
+        return torch.func.functional_call(network, {**weights, **rest}, positional, named)  # type: ignore[no-any-return]
+
+    return _Called(call, network)
 
 
 class _Called(nn.Module):

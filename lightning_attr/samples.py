@@ -1,4 +1,4 @@
-"""Whole samples as a model takes them: one view, one caption and one draw at a time.
+"""Samples as a model takes them: as training shows them, or whole ones, one view, one caption and one draw at a time.
 
 Shapes: B samples, V views, K captions, C x H x W a latent.
 """
@@ -12,7 +12,28 @@ import torch
 from torch import Tensor
 
 from lightning_attr.models import Inputs, Model
-from lightning_attr.noise import Draws, batch_noise, draw_timesteps
+from lightning_attr.noise import Draws, batch_noise, draw_timesteps, training_noise
+
+
+def as_trained(
+    model: Model, batch: Mapping[str, Tensor], seed: int, epoch: int, caption_dropout: float = 0.0
+) -> Inputs:
+    """Return a batch as training shows it: at random timesteps and noises, some captions dropped.
+
+    Args:
+        model: The model.
+        batch: One view and caption of each sample, as ``LatentDataModule`` gives them to ``fit``.
+        seed: Of the timesteps, the noises and the dropped captions, with the epoch and the showing.
+        epoch: Its number.
+        caption_dropout: Share of captions that are replaced by the null conditions.
+    """
+    latent, levels = batch["latent"], model.process.levels
+    added = training_noise(seed, epoch, batch["showing"].tolist(), latent.shape[1:], levels, model.sampling)
+    noise, timesteps, uniform = (part.to(latent.device) for part in added)
+    conditions = model.conditions_of(batch)
+    if caption_dropout > 0:
+        conditions = model.with_null(conditions, uniform < caption_dropout)
+    return Inputs(latent, conditions, timesteps, noise)
 
 
 @dataclass(frozen=True)

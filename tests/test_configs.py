@@ -36,7 +36,8 @@ VERBS = dict.fromkeys(("sample", "attribute", "methods", "score", "similarity"),
 #: Those that go below a method.
 BELOW = ("attribute", "score", "similarity")
 STAGES = (
-    "train", "sample", "curvature", "curvature_ekfac", "unlearn", "mirrored", "attribute", "leave_k_out", "evaluate",
+    "train", "sample", "curvature", "curvature_ekfac", "unlearn", "mirrored", "virtual_steps", "attribute",
+    "leave_k_out", "evaluate",
 )  # fmt: skip
 METHODS = sorted((CONFIGS / "methods").glob("*.yaml"))
 DEFAULT = CONFIGS / "methods/default.yaml"

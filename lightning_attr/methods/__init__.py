@@ -4,6 +4,7 @@ from lightning_attr.methods.attribute import attribute
 from lightning_attr.methods.base import Context, Method
 from lightning_attr.methods.combined import Combined
 from lightning_attr.methods.d_trak import DTrak
+from lightning_attr.methods.directed import Directed
 from lightning_attr.methods.exact_influence import ExactInfluence
 from lightning_attr.methods.gradient_similarity import GradientSimilarity
 from lightning_attr.methods.influence import Influence
@@ -18,6 +19,7 @@ __all__ = [
     "Combined",
     "Context",
     "DTrak",
+    "Directed",
     "ExactInfluence",
     "GradientSimilarity",
     "Influence",

@@ -7,20 +7,17 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping
-from glob import glob
-from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from lightning_attr.artifacts import load_tensors, read_header
+from lightning_attr.artifacts import load_tensors
 from lightning_attr.artifacts.inputs import InputPath
-from lightning_attr.artifacts.provenance import check_made_from, differs, digest_of
 from lightning_attr.digests import file_digest
-from lightning_attr.errors import UserError
 from lightning_attr.losses import sample_losses
 from lightning_attr.methods.base import Batch, Context, Method, expect_counts
+from lightning_attr.methods.files_of_queries import check_shapes, files_of_queries, matching
 from lightning_attr.noise import Draws
 from lightning_attr.precision import outside_autocast
 
@@ -57,10 +54,7 @@ class Unlearned(Method):
 
     def settings(self) -> dict[str, Any]:
         """Return the settings, with the digests of the changed weights in the place of the pattern."""
-        return {**super().settings(), "changed": {path: file_digest(path) for path in self._paths()}}
-
-    def _paths(self) -> list[str]:
-        return [path for path in sorted(glob(self.changed)) if Path(path).is_file()]
+        return {**super().settings(), "changed": {path: file_digest(path) for path in matching(self.changed)}}
 
     def prepare(self, context: Context) -> None:
         """Read the changed weights of every query, those of the context's model where there are some of several.
@@ -70,42 +64,13 @@ class Unlearned(Method):
         """
         self._model = context.trained()
         self._parameters = dict(self._model.network.named_parameters())
-        by_query = self._find(context)
+        by_query = files_of_queries("method.changed", self.changed, [self.kind], context)
         self._changed = [self._read(by_query[query]) for query in context.queries["id"].tolist()]
-
-    def _find(self, context: Context) -> dict[int, str]:
-        """Return the file of every query."""
-        queries, model = context.queries["id"].tolist(), context.trained()
-        result: dict[int, str] = {}
-        others: list[str] = []
-        if not (paths := self._paths()):
-            raise UserError(f"method.changed {self.changed}: found no file, expected one of every query")
-        for path in paths:
-            header = read_header(path)
-            if header.kind != self.kind:
-                raise UserError(f"{path}: found {header.kind}, expected {self.kind}")
-            settings, query = header.settings, header.settings.get("query", -1)
-            if query not in queries:
-                continue
-            if differs(made_from := digest_of(settings, "checkpoint"), model.digest):
-                others.append(f"{path} was made from checkpoint {made_from}, not {model.path} ({model.digest})")
-                continue
-            if query in result:
-                raise UserError(f"method.changed {self.changed}: found query {query} twice, the second time in {path}")
-            check_made_from(path, settings, "queries", context.query_store.digest, context.query_store.path)
-            result[query] = path
-        if missing := [query for query in queries if query not in result]:
-            found = f"method.changed {self.changed}: found none of query {missing[0]}, expected all {len(queries)}"
-            raise UserError("; ".join([found, *others[:1]]))
-        return result
 
     def _read(self, path: str) -> dict[str, Tensor]:
         """Return the changed weights in a file, on the CPU: all queries' may not fit the device."""
         weights, _ = load_tensors(path, self.kind)
-        for name, value in weights.items():
-            expected = tuple(self._parameters[name].shape) if name in self._parameters else "no such weight"
-            if tuple(value.shape) != expected:
-                raise UserError(f"{path}: found {name} {tuple(value.shape)}, expected {expected}")
+        check_shapes(path, {name: tuple(value.shape) for name, value in weights.items()}, self._parameters)
         return weights
 
     # In low precision a small change of the weights would be rounded away.

@@ -13,6 +13,7 @@ from lightning_attr.tasks.retraining import Retraining
 from lightning_attr.tasks.sampler import Sampler
 from lightning_attr.tasks.tuned_features import TunedFeatures
 from lightning_attr.tasks.unlearning import Unlearning
+from lightning_attr.tasks.virtual_steps import VirtualSteps
 
 __all__ = [
     "Attribution",
@@ -25,6 +26,7 @@ __all__ = [
     "Sampler",
     "TunedFeatures",
     "Unlearning",
+    "VirtualSteps",
 ]
 
 

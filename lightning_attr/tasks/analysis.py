@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from lightning_attr.artifacts.inputs import InputPath
+from lightning_attr.artifacts.provenance import check_made_from, digest_of
+from lightning_attr.curvature import AnyCurvature, Damping, load_curvature
 from lightning_attr.errors import UserError
 from lightning_attr.models import load
 
@@ -55,6 +58,19 @@ class AnalysisTask(pl.LightningModule):
     def run(self) -> Path:
         """Return the folder of this run."""
         return Path(self.trainer.default_root_dir)
+
+    def fitted_curvature(self, path: str, weights: Mapping[str, Tensor], damping: Damping) -> AnyCurvature:
+        """Read a curvature that was fitted on the model, or on its base for weights that this has as well.
+
+        Raises:
+            UserError: It was fitted on another model, lacks a weight, or has a zero that the damping leaves.
+        """
+        curvature = load_curvature(path)
+        if digest_of(curvature.settings, "checkpoint") not in self.model.lineage:
+            check_made_from(f"curvature {path}", curvature.settings, "checkpoint", self.model.digest, self.checkpoint)
+        # Ask for the inverse now: what is wrong should not show only after the draws are done.
+        curvature.inverse(weights, damping)
+        return curvature
 
     def digests(self) -> dict[str, str]:
         """Return the digests of what this task was given, for the settings of its artefacts."""

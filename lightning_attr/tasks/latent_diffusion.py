@@ -22,7 +22,8 @@ from lightning_attr.models import Objective, build, load
 from lightning_attr.models.finetune import FILES, Base, begun, export, of_base
 from lightning_attr.models.load import null_entries
 from lightning_attr.models.new_word import check_said, encoder_of_words, tell
-from lightning_attr.noise import Draws, training_noise
+from lightning_attr.noise import Draws
+from lightning_attr.samples import as_trained
 
 #: Where checkpoints hold weights: with an average the current ones are the second.
 STATES = frozenset({"state_dict", "current_model_state"})
@@ -134,14 +135,8 @@ class LatentDiffusion(pl.LightningModule):
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """Return the mean loss of a batch at random timesteps and noises."""
-        latent = batch["latent"]
-        levels, sampling = self.model.process.levels, self.model.sampling
-        added = training_noise(
-            self.seed, self.current_epoch, batch["showing"].tolist(), latent.shape[1:], levels, sampling
-        )
-        noise, timesteps, uniform = (part.to(latent.device) for part in added)
-        conditions = self.model.with_null(self.model.conditions_of(batch), uniform < self.caption_dropout)
-        losses = self.model.losses(latent, conditions, timesteps, noise)
+        inputs = as_trained(self.model, batch, self.seed, self.current_epoch, self.caption_dropout)
+        losses = self.model.losses(*inputs)
         # Ranks' batches may differ in size, and DDP takes the mean of their gradients: with this divisor that is the
         # gradient of the mean over all of their samples.
         local = torch.stack([losses.detach().sum(), losses.new_tensor(len(losses))])

@@ -18,15 +18,8 @@ from lightning_attr.artifacts import save_tensors
 from lightning_attr.artifacts.inputs import InputPath
 from lightning_attr.digests import file_digest, samples_used
 from lightning_attr.errors import UserError, expect_within
-from lightning_attr.noise import (
-    Draws,
-    batch_noise,
-    draw_timesteps,
-    keyed_generator,
-    of_query,
-    random_timesteps,
-    training_noise,
-)
+from lightning_attr.noise import Draws, batch_noise, draw_timesteps, keyed_generator, of_query, random_timesteps
+from lightning_attr.samples import as_trained
 from lightning_attr.tasks.changed_weights import ChangedWeights
 
 
@@ -146,12 +139,7 @@ class MirroredUnlearning(ChangedWeights):
         return mirrored_loss(losses.sum() / divisor, loss, null, self.forget)
 
     def _retain_losses(self, batch: dict[str, Tensor]) -> Tensor:
-        latent, ids = batch["latent"], batch["showing"].tolist()
-        levels, sampling = self.model.process.levels, self.model.sampling
-        noise, timesteps, _ = training_noise(self.seed, self.current_epoch, ids, latent.shape[1:], levels, sampling)
-        return self.model.losses(
-            latent, self.model.conditions_of(batch), timesteps.to(latent.device), noise.to(latent.device)
-        )
+        return self.model.losses(*as_trained(self.model, batch, self.seed, self.current_epoch))
 
     def _random_draws(self) -> tuple[Tensor, Tensor]:
         """Return timesteps int64 [D] and noises [D, C, H, W] of this step."""

@@ -15,8 +15,7 @@ from torch import Tensor
 from datamodules.store import Store
 from lightning_attr.artifacts import save_tensors
 from lightning_attr.artifacts.inputs import InputPath
-from lightning_attr.artifacts.provenance import check_made_from, digest_of
-from lightning_attr.curvature import Damping, curvature_digest, load_curvature
+from lightning_attr.curvature import Damping, curvature_digest
 from lightning_attr.digests import file_digest
 from lightning_attr.errors import UserError, expect_within
 from lightning_attr.noise import Draws, draw_timesteps, of_query, own_noise, shared_noise
@@ -105,7 +104,6 @@ class Unlearning(ChangedWeights):
         self.draws = draws
         self.batch_size = batch_size
         self.curvature_path = curvature
-        self.curvature = load_curvature(curvature) if curvature is not None else None
         self.region_path = region
         self.region: Tensor | None
         size = Store(queries).schema.fields["latent"].shape[-2:]
@@ -120,16 +118,7 @@ class Unlearning(ChangedWeights):
         self.sum_over_ranks(["query_loss", "gradient", *(f"denoiser.{name}" for name in self.selected)])
         self.original = {name: weight.detach().clone() for name, weight in self.selected.items()}
         self.timesteps = draw_timesteps(draws, self.model.process.levels)
-        self._check_curvature()
-
-    def _check_curvature(self) -> None:
-        if self.curvature is None:
-            return
-        if digest_of(self.curvature.settings, "checkpoint") not in self.model.lineage:
-            what = f"curvature {self.curvature_path}"
-            check_made_from(what, self.curvature.settings, "checkpoint", self.model.digest, self.checkpoint)
-        # Ask for the inverse now: a missing weight or a zero entry should not show only after the draws are done.
-        self.curvature.inverse(self.original, self.damping)
+        self.curvature = None if curvature is None else self.fitted_curvature(curvature, self.original, damping)
 
     def setup(self, stage: str) -> None:
         """Read the query and let one epoch be one step."""

@@ -21,6 +21,7 @@ from lightning_attr.commands.prepare.any_source import main as prepare
 from lightning_attr.commands.prepare.queries import main as prepare_queries
 from lightning_attr.models import load
 from lightning_attr.models.spec import write_spec
+from lightning_attr.tasks import virtual_steps
 
 PROMPTS = ["a cat on the mat", "red dog"]
 
@@ -149,3 +150,25 @@ def test_an_image_of_the_training_set_as_the_query(tmp_path: Path, family: str) 
     assert (own[influence.argmax(1)] >= own).all()
     normalised = influence / own.sqrt()  # and by the query's own, which changes no order
     assert normalised.argmax(1).tolist() == themselves
+
+
+@pytest.mark.parametrize(
+    "family",
+    ["flux", *(pytest.param(name, marks=pytest.mark.slow) for name in ("sd1", "sd2", "sdxl", "sd3", "pixart"))],
+)
+def test_virtual_steps_of_an_adapter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, family: str) -> None:
+    """Every network has what they need; and an image of the training set has influence on itself."""
+    monkeypatch.setattr(virtual_steps, "BATCHES", 2)
+    adapted(tmp_path, family)
+    steps = {
+        "checkpoint": str(tmp_path / "model.yaml"), "queries": str(tmp_path / "queries.lmdb"),
+        "learning_rate": 1e-6, "draws": {"timesteps": 4},
+    }  # fmt: skip
+    data = {"store": str(tmp_path / "train.lmdb"), "batch_size": 5}
+    stage(
+        tmp_path, "fit", "virtual_steps", {"class_path": "lightning_attr.tasks.VirtualSteps", "init_args": steps},
+        data={"class_path": "datamodules.LatentDataModule", "init_args": data}, trainer={"max_steps": 2},
+    )  # fmt: skip
+    scores = scores_by(tmp_path, "virtual_steps.yaml")
+    assert (scores.diagonal() > 0).all()
+    assert (scores.std(1) > 0).all()
