@@ -45,7 +45,7 @@ SIZES: Mapping[str, Mapping[str, Any]] = {
 }  # fmt: skip
 
 #: The method of the scores of each model.
-COSINE = {
+COSINE: Mapping[str, Any] = {
     "model": {
         "init_args": {
             "method": {
@@ -56,7 +56,7 @@ COSINE = {
     }
 }
 
-#: The commands by name, in the order in which they are run after the training, and what each makes.
+#: The commands by name, in the order in which they are run once there is a model, and what each makes.
 COMMANDS: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "abc_make": ("abc make -c configs/abc_make.yaml", (SET, MODELS)),
     "abc_similarity": (
@@ -69,8 +69,12 @@ COMMANDS: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "shares_fit": (f"shares fit {SET} {SCORES} --out {SHARES}", (SHARES,)),
     "shares_check": (f"shares check {SET} {SCORES} --shares {SHARES}", ()),
     "groups": (f"groups runs/train.lmdb --out {CLUSTERS}", (CLUSTERS,)),
-    "near": (f"report runs/train --grouping {CLUSTERS} --out runs/near.html", ("runs/near.html",)),
 }  # fmt: skip
+
+#: Those that are run when everything else is there.
+LAST: Mapping[str, tuple[str, tuple[str, ...]]] = {
+    "near": (f"report runs --grouping {CLUSTERS} --out runs/near.html", ("runs/near.html",)),
+}
 
 #: The same where a trial writes elsewhere.
 ANEW: Mapping[str, str] = {
@@ -126,8 +130,8 @@ OPEN = {
     "shares check --shares": (f"shares check {SET} {SCORES} --shares {{}}", ("shares",)),
     "groups": ("groups {} --out runs/t.json", ("store", "query store", "own store", "own queries")),
     "groups --out": ("groups runs/train.lmdb --out {}", ("*",)),
-    "report --grouping": ("report runs/train --out runs/t.html --grouping {}", ("clusters",)),
-    "report --shares": ("report runs/train --out runs/t.html --shares {}", ()),
+    "report --grouping": ("report runs --out runs/t.html --grouping {}", ("clusters",)),
+    "report --shares": ("report runs --out runs/t.html --shares {}", ("shares",)),
 }  # fmt: skip
 
 #: Options of commands with a number or a word.
@@ -182,7 +186,7 @@ LINES: dict[str, tuple[str, bool]] = {
     "shares check without --shares": (f"shares check {SET} {SCORES}", False),
     "groups without --out": ("groups runs/train.lmdb", False),
     "groups into no JSON": ("groups runs/train.lmdb --out runs/t", False),
-    "groups of no attribute": ("report runs/train --out runs/t.html --grouping banana", False),
+    "groups of no attribute": ("report runs --out runs/t.html --grouping banana", False),
 }  # fmt: skip
 
 #: Files of settings, and what reads each.
@@ -231,8 +235,12 @@ def inputs() -> Iterator[tuple[str, Make, tuple[str, ...], bool]]:
                        "distractor": "laion_subset/0.png"}.items():  # fmt: skip
         path = Path(LAYOUT) / name
         yield f"published {what}/missing", path.unlink, ("abc_read anew",), what == "distractor"
-        yield f"published {what}/no image", partial(path.write_bytes, b"x"), ("abc_read anew",), False
+        yield f"published {what}/no image", partial(_write, path, b"x"), ("abc_read anew",), False
         yield f"published {what}/cut", partial(_cut, path), ("abc_read anew",), False
+
+
+def _write(path: Path, data: bytes) -> None:
+    path.write_bytes(data)
 
 
 def _cut(path: Path) -> None:

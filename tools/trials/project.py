@@ -139,6 +139,7 @@ COMMANDS: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "report": ("report runs", ("runs/report.html",)),
     **own.COMMANDS,
     **known.COMMANDS,
+    **known.LAST,
 }
 
 
@@ -189,7 +190,7 @@ def _stages() -> Iterator[Stage]:
         yield Stage(f"sweep/{entry}", (*SWEEP, "--index", str(index)), (f"runs/sweep/entries/{entry}",), "sweep")
     yield Stage("sweep", SWEEP, PACK, "sweep")
     yield Stage("sweep_list", (*SWEEP, "--list"), (), "sweep")
-    for name in ("evaluate_run", "evaluate_pack", "unpack", "inspect", "report"):
+    for name in ("evaluate_run", "evaluate_pack", "unpack", "inspect", "report", *known.LAST):
         yield _command(name)
 
 

@@ -101,6 +101,7 @@ class Contributors:
             return None
         whole = {ranking.label: scores for ranking in run.rankings if (scores := _scores(ranking)) is not None}
         if not whole:
+            read_groups(run.store, grouping)  # a mistake is told all the same
             run.notes.append("No ranking has the scores of all images: what groups did is not known.")
             return None
         label = min(whole, key=lambda each: reduction_of(whole[each].method) == "mean")

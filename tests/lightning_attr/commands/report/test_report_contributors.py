@@ -144,6 +144,8 @@ def test_of_the_top_alone_it_says_that_it_does_not_know(tmp_path: Path) -> None:
     text = (builder.root / "report.html").read_text()
     assert "No ranking has the scores of all images" in text
     assert "Which contributors" not in text
+    with pytest.raises(UserError, match="with the attribute 'owner', expected"):
+        main([str(builder.root), "--grouping", "owner"])
 
 
 def test_a_pack_shows_what_each_group_did(copied: Builder) -> None:
