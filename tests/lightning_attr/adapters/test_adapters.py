@@ -86,10 +86,14 @@ def test_the_keys_of_diffusers_first_loras(sd1: SimpleNamespace, tmp_path: Path)
         assert torch.equal(low.up, expected[layer].up)
 
 
-def test_an_unknown_alpha_is_said(sd1: SimpleNamespace, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unknown_alpha_is_said_once(
+    sd1: SimpleNamespace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     adapter = save_plain(tmp_path / "plain", sd1.keys)
     model = load(spec(tmp_path, sd1.root / "base", adapter))
-    assert "found no alpha in it; it is taken to be the rank" in " ".join(capsys.readouterr().err.split())
+    read_adapter(adapter, CLASS, {})  # as the next stage of the same command does
+    said = " ".join(capsys.readouterr().err.split())
+    assert said.count("found no alpha in it; it is taken to be the rank") == 1
     network = copy.deepcopy(sd1.unet)
     for module in network.modules():
         if hasattr(module, "scaling"):

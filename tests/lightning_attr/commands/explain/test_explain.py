@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import redirect_stderr, redirect_stdout
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
@@ -70,11 +70,10 @@ def mine(tmp_path_factory: pytest.TempPathFactory) -> Mine:
         path.with_suffix(".txt").write_text("the red house" if number == 3 else " ".join(rng.choice(WORDS, 3)))
     shutil.copy(root / "images/picture 3.png", root / "out.png")
     made = Mine(root)
-    said, beside = StringIO(), StringIO()
-    with redirect_stdout(said), redirect_stderr(beside):
+    said = StringIO()
+    with redirect_stdout(said):
         main(made.args())
     (root / "said.txt").write_text(said.getvalue())
-    (root / "beside.txt").write_text(beside.getvalue())
     return made
 
 
@@ -88,11 +87,6 @@ def test_only_the_answer_is_printed(mine: Mine) -> None:
     ]
     assert lines[-1].startswith("made:")
     assert not any("samples" in line or "inspect" in line for line in lines)
-
-
-def test_what_a_file_has_lost_is_told_once(mine: Mine) -> None:
-    """Though every stage reads it."""
-    assert (mine.root / "beside.txt").read_text().count("found no alpha in it") == 1
 
 
 def test_the_answer_names_files_the_one_that_it_was_first(mine: Mine) -> None:
