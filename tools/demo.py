@@ -172,9 +172,8 @@ def print_summary(summary: dict[str, Any]) -> None:
     for method, words in METHODS.items():
         change = summary["loss_change"][method]
         share = f"{summary['recall'][method] * removed:.1f}"
-        table.add_row(
-            words, summary["first_artist"][method], share, f"{change['mean']:+.4f} ± {change['standard_error']:.4f}"
-        )
+        loss = f"{change['mean']:+.4f} ± {change['standard_error']:.4f}"
+        table.add_row(words, summary["first_artist"][method], share, loss)
     print_table(table)
     times = ", ".join(f"{name} {value:.0f}" for name, value in summary["seconds"].items())
     out.print(f"Seconds: {times}; in all {sum(summary['seconds'].values()):.0f}")

@@ -29,7 +29,8 @@ def test_runs_all_stages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
     printed = capsys.readouterr().out
     assert all(words in printed for words in demo.METHODS.values())
     summary = json.loads((demo.ROOT / "summary.json").read_text())
-    assert summary["recall"].keys() == summary["first_artist"].keys() == summary["loss_change"].keys() == demo.METHODS.keys()
+    for measured in ("first_artist", "recall", "loss_change"):
+        assert summary[measured].keys() == demo.METHODS.keys()
     assert summary["recall"]["random"] == demo.PLANTED / 64
     assert all(0 <= recall <= 1 for recall in summary["recall"].values())
     without = json.loads((demo.ROOT / "leave_k_out/artist/manifest.json").read_text())
