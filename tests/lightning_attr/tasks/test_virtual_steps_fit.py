@@ -289,11 +289,11 @@ def test_a_checkpoint_of_weights_alone(
 def test_stopped_while_second_moments_are_taken(project: Project, tmp_path: Path) -> None:
     settings = {"model__init_args__preconditioner": "gradients", "trainer__max_steps": 2}
     run_stage(virtual(project, tmp_path / "straight", **settings))
-    args = virtual(project, tmp_path / "run", **settings)
     for call in (3, 40):
+        run = tmp_path / f"run-{call}"
         moment = Moment("lightning_attr.tasks.virtual_steps:loss_gradient", call, signal.SIGTERM)
-        stopped_then_resumed(args, tmp_path / "log", moment)
-    assert_same(tmp_path / "run/directions.safetensors", tmp_path / "straight/directions.safetensors")
+        stopped_then_resumed(virtual(project, run, **settings), tmp_path / f"log-{call}", moment)
+        assert_same(run / "directions.safetensors", tmp_path / "straight/directions.safetensors")
 
 
 def test_ekfac_may_precondition(project: Project, ekfac: Path, tmp_path: Path) -> None:
