@@ -134,6 +134,7 @@ def _prepared(folder: Path, store: Path) -> dict[str, str]:
             *model,
             "--trainer.default_root_dir", str(folder / "sample"),
             "--model.init_args.store", str(store),
+            "--model.init_args.prompt_store", "null",
             "--model.init_args.prompts", json.dumps(prompts),
             "--model.init_args.steps", "2",
         ]

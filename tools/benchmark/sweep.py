@@ -37,6 +37,7 @@ BATCH = 8
 GROUP = 8
 STEPS = 8
 REMOVED = 16
+QUERIES = 4
 TIMESTEPS = 50
 
 
@@ -91,6 +92,8 @@ def _prepared(folder: Path, sizes: Sizes) -> Sweep:
             "--trainer.default_root_dir", str(queries),
             "--model.init_args.checkpoint", str(checkpoint),
             "--model.init_args.store", str(store),
+            "--model.init_args.prompt_store", str(store),
+            "--model.init_args.count", str(QUERIES),
         ]
     )  # fmt: skip
     return Sweep(
