@@ -17,6 +17,7 @@ import torch
 import xxhash
 from torch import Tensor
 
+from lightning_attr.artifacts.tensors import tensor_bytes
 from lightning_attr.errors import UserError, one_line
 
 #: The key of a checkpoint's digests.
@@ -48,7 +49,7 @@ def content_digest(value: Any) -> str:
 def _parts(value: Any) -> Iterator[bytes | memoryview]:
     if isinstance(value, Tensor):
         yield f"{value.dtype} {tuple(value.shape)}\n".encode()
-        yield value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
+        yield tensor_bytes(value)
     elif isinstance(value, Mapping):
         yield f"mapping {len(value)}\n".encode()
         for key in sorted(value, key=repr):

@@ -267,5 +267,12 @@ def tensors_digest(tensors: Mapping[str, Tensor]) -> str:
     digest = xxhash.xxh3_128()
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype};".encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        digest.update(tensor_bytes(tensor))
     return digest.hexdigest()
+
+
+def tensor_bytes(tensor: Tensor) -> memoryview:
+    """Return the bytes of a tensor's values, in their order."""
+    whole = tensor.detach().cpu().contiguous()
+    # A single number is contiguous by whatever stride, which a view as bytes does not take.
+    return whole.as_strided((whole.numel(),), (1,)).view(torch.uint8).numpy().data

@@ -5,11 +5,13 @@ import json
 import os
 import resource
 import signal
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
+from torch import Tensor
 from xxhash import xxh3_128_hexdigest
 
 from lightning_attr.artifacts import (
@@ -22,6 +24,7 @@ from lightning_attr.artifacts import (
     whole_file,
     write_atomically,
 )
+from lightning_attr.artifacts.checkpoint_files import content_digest
 from lightning_attr.digests import file_digest
 from lightning_attr.errors import UserError
 
@@ -84,6 +87,19 @@ def test_digests_tell_names_shapes_types_and_values_apart(tmp_path: Path) -> Non
     for index, data in enumerate([b"one", b"two"]):
         (tmp_path / str(index)).write_bytes(data)
     assert file_digest(tmp_path / "0") != file_digest(tmp_path / "1")
+
+
+@pytest.mark.parametrize("digest", [lambda tensor: tensors_digest({"a": tensor}), content_digest])
+@pytest.mark.parametrize(
+    "tensor",
+    [torch.arange(4.0)[::2][:1], torch.arange(6.0).reshape(2, 3).T, torch.arange(6.0)[3:], torch.ones(0, 2).T],
+    ids=["one number of stride two", "transposed", "a part", "nothing"],
+)
+def test_digests_are_of_values_whatever_their_strides(digest: Callable[[Tensor], str], tensor: Tensor) -> None:
+    fresh = torch.tensor(tensor.tolist()).reshape(tensor.shape)
+    assert digest(tensor) == digest(fresh)
+    if tensor.numel():
+        assert digest(tensor) != digest(fresh + 1)
 
 
 def test_what_a_file_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
