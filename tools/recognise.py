@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -41,6 +42,8 @@ CLASSES: Mapping[str, tuple[str, ...]] = {
     "artist": tuple(artist_name(number) for number in range(ARTISTS)),
 }
 """What is read, and what it may be."""
+SINGLE = "thing, of one"
+"""What the accuracy of reading the thing is called for drawings of a single one."""
 
 _SINGULAR = {plural: noun for noun, plural in PLURALS.items()} | {f"{noun}s": noun for noun in THINGS}
 
@@ -67,13 +70,25 @@ class Reader(nn.Module):
         return {name: head(pooled) for name, head in self.heads.items()}
 
 
-def read_store(path: Path) -> tuple[Tensor, dict[str, Tensor]]:
-    """Return the latents [B, C, h, w] of a store and the classes [B] that the first captions name, by head."""
+class Drawings(NamedTuple):
+    """Drawings and what their first captions say."""
+
+    latents: Tensor
+    """[B, C, h, w]."""
+    classes: dict[str, Tensor]
+    """What they name, by head, each [B]."""
+    single: Tensor
+    """Whether of one thing, not two or three, bool [B]."""
+
+
+def read_store(path: Path) -> Drawings:
+    """Read all drawings of a store."""
     with Store(path) as store:
         latents = torch.from_numpy(np.asarray(store.read("latent", range(len(store))))).float()[:, 0]
         captions = [store.meta(position).captions[0] for position in range(len(store))]
     named = [classes_of(caption) for caption in captions]
-    return latents, {name: torch.tensor([each[name] for each in named]) for name in CLASSES}
+    classes = {name: torch.tensor([each[name] for each in named]) for name in CLASSES}
+    return Drawings(latents, classes, torch.tensor([caption.split()[0] in ("a", "an") for caption in captions]))
 
 
 def classes_of(caption: str) -> dict[str, int]:
@@ -82,9 +97,10 @@ def classes_of(caption: str) -> dict[str, int]:
     return {name: next(kinds.index(word) for word in words if word in kinds) for name, kinds in CLASSES.items()}
 
 
-def train(latents: Tensor, classes: Mapping[str, Tensor], epochs: int, batch_size: int = 128) -> Reader:
+def train(drawings: Drawings, epochs: int, batch_size: int = 128) -> Reader:
     """Train a reader."""
     torch.manual_seed(0)
+    latents, classes = drawings.latents, drawings.classes
     reader = Reader(latents.shape[1])
     steps = epochs * (len(latents) // batch_size)
     optimizer = torch.optim.AdamW(reader.parameters(), weight_decay=0.01)
@@ -106,7 +122,7 @@ def train(latents: Tensor, classes: Mapping[str, Tensor], epochs: int, batch_siz
 def kept(path: Path, store: Path, epochs: int) -> Reader:
     """Read a reader, or train one on a store and keep it."""
     if not path.exists():
-        made = train(*read_store(store), epochs)
+        made = train(read_store(store), epochs)
         settings = {"encoders": encoders_digest(Store(store)), "store": Store(store).digest, "epochs": epochs}
         save_tensors(path, KIND, made.state_dict(), settings)
     tensors, _ = load_tensors(path, KIND)
@@ -123,10 +139,13 @@ def _batches(count: int, size: int) -> Iterator[Tensor]:
 
 
 @torch.no_grad()
-def accuracies(reader: Reader, latents: Tensor, classes: Mapping[str, Tensor]) -> dict[str, float]:
-    """Return the share of drawings that are read rightly, by head."""
-    logits = reader(latents)
-    return {name: (logits[name].argmax(1) == classes[name]).float().mean().item() for name in CLASSES}
+def accuracies(reader: Reader, drawings: Drawings) -> dict[str, float]:
+    """Return the share of drawings that are read rightly, by head, and of the thing where there is only one."""
+    logits = reader(drawings.latents)
+    right = {name: (logits[name].argmax(1) == drawings.classes[name]).float() for name in CLASSES}
+    return {name: each.mean().item() for name, each in right.items()} | {
+        SINGLE: right["thing"][drawings.single].mean().item()
+    }
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -144,9 +163,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     reader = kept(args.reader, args.train, args.epochs)
     for store in (args.real, args.generated):
         check_encoders(Store(store), load_tensors(args.reader, KIND)[1]["encoders"], str(args.reader))
-    real, generated = (accuracies(reader, *read_store(store)) for store in (args.real, args.generated))
+    real, generated = (accuracies(reader, read_store(store)) for store in (args.real, args.generated))
     table = Table("read", "real", "generated", "generated / real")
-    for name in CLASSES:
+    for name in real:
         share = f"{generated[name] / real[name]:.3f}" if real[name] else "-"
         table.add_row(name, f"{real[name]:.3f}", f"{generated[name]:.3f}", share)
     print_table(table)

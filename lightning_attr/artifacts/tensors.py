@@ -183,9 +183,13 @@ def save_tensors(
         tensors: By name.
         settings: All that they were made from; anything that JSON can hold.
         words: Further words for the header.
+
+    Raises:
+        ValueError: A setting is NaN or infinite, which :class:`Header` would refuse.
     """
+    text = json.dumps(dict(settings), sort_keys=True, allow_nan=False)
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in sorted(tensors.items())}
-    metadata = {"kind": kind, "format": FORMAT, "settings": json.dumps(dict(settings), sort_keys=True), **words}
+    metadata = {"kind": kind, "format": FORMAT, "settings": text, **words}
     write_atomically(path, _ordered(save(plain, {**metadata, "checksum": _checksum(plain, metadata)})))
 
 

@@ -1,1 +1,1 @@
-"""The commands beside Lightning's verbs, each a module: ``lightning-attr prepare|inspect|sweep|evaluate|report``."""
+"""The commands beside Lightning's verbs, such as ``prepare`` and ``report``, each a module; and where they write."""

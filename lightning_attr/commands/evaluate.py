@@ -5,15 +5,17 @@ the same method and settings count as one. Without scores, the tables say what t
 """
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
-from lightning_attr.artifacts import read_json, write_json
+from lightning_attr.artifacts import write_json
 from lightning_attr.cli import FinishedError, run_stage
+from lightning_attr.commands.targets import expect_like, expect_own
 from lightning_attr.console import command, made, out, print_table
 from lightning_attr.errors import UserError
 from lightning_attr.ground_truth import Evaluated, as_json, evaluate, read_scores
 from lightning_attr.ground_truth.pack import Pack, pack_files, unpack
-from lightning_attr.ground_truth.records import check_json
+from lightning_attr.ground_truth.records import read_records
 from lightning_attr.ground_truth.tables import tables
 from lightning_attr.options import files_first, parsed, parser
 from lightning_attr.tasks import Evaluation
@@ -36,17 +38,9 @@ def main(arguments: Sequence[str]) -> None:
     args = parsed(of, files_first(arguments))
     if not args.pack.name:
         raise UserError(f"pack: found the folder {args.pack}, expected a pack in it, such as {args.pack / 'pack'}")
-    if args.json is not None and args.json.exists():
-        _check_numbers(args.json)
-    if args.out == Path():
-        raise UserError("--out: found the folder where you are, expected one for the run, such as runs/evaluate")
-    if (
-        args.out is not None
-        and args.out.is_dir()
-        and any(args.out.iterdir())
-        and not (args.out / "manifest.json").exists()
-    ):
-        raise UserError(f"--out: found {args.out} with other things in it, expected a new folder, or that of a run")
+    expect_like("--json", args.json, "the numbers of an evaluation", partial(read_records, kind=Evaluated))
+    if args.out is not None:
+        expect_own("--out", args.out, "manifest.json")
     if args.out is not None and args.queries is not None:
         raise UserError("--queries: found it with --out, expected one of them: a run is of all queries")
     pack = Pack.load(args.pack)
@@ -61,14 +55,6 @@ def main(arguments: Sequence[str]) -> None:
         write_json(args.json, as_json(evaluated))
     if new := [path for path in (args.unpack, args.out if run else None, args.json) if path is not None]:
         made(new, command("report", args.out) if run else None)
-
-
-def _check_numbers(path: Path) -> None:
-    """Refuse to write over anything but numbers of an evaluation."""
-    try:
-        check_json(str(path), read_json(path), Evaluated)
-    except (UserError, OSError) as error:
-        raise UserError(f"--json {path}: found another file, expected none or the numbers of an evaluation") from error
 
 
 def _span(text: str) -> range:

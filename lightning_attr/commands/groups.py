@@ -15,6 +15,7 @@ from rich.text import Text
 
 from datamodules.grouping import Clusters
 from datamodules.store import Store
+from lightning_attr.commands.targets import expect_like
 from lightning_attr.console import made, out, print_table, progress
 from lightning_attr.encoders import thumb_images
 from lightning_attr.errors import UserError, expect_within, shortened
@@ -37,8 +38,7 @@ def main(arguments: Sequence[str]) -> None:
     expect_within("--distance", args.distance, 0, BITS)
     if args.out.suffix != ".json":
         raise UserError(f"--out: found {args.out}, expected a file NAME.json")
-    if args.out.exists():
-        Clusters.load(args.out)  # nothing else is written over
+    expect_like("--out", args.out, "clusters", Clusters.load)
     with Store(args.store) as store:
         found = clusters(_thumbs(store), store.ids.tolist(), args.distance)
         _show(store, found)

@@ -6,6 +6,7 @@ split how far these are from what is due. ``check`` measures it again. SCORES ar
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from lightning_attr.abc.known import against_truth, known_queries, read_scores
 from lightning_attr.abc.set import SPLITS, AbcSet
 from lightning_attr.artifacts import read_json, write_json
 from lightning_attr.artifacts.scores import Scores
+from lightning_attr.commands.targets import expect_like
 from lightning_attr.console import made, out, print_table
 from lightning_attr.encoders import encoders_digest
 from lightning_attr.errors import UserError
@@ -42,10 +44,8 @@ def main(arguments: Sequence[str]) -> None:
     of.add_argument("--figure", type=Path | None, default=None, help="draw the reliability diagram into this PNG")
     of.add_argument("--json", type=Path | None, default=None, help="write the numbers into this file")
     args = parsed(of, arguments[1:])
-    if args.json is not None and args.json.exists():
-        _expect_numbers(args.json)
-    if args.figure is not None and args.figure.exists():
-        _expect_figure(args.figure)
+    expect_like("--json", args.json, "the numbers of a calibration", _read_numbers)
+    expect_like("--figure", args.figure, "a reliability diagram", _read_figure)
     abc = AbcSet.load(args.set)
     scores = read_scores(abc, args.scores)
     if verb == "fit":
@@ -56,8 +56,7 @@ def main(arguments: Sequence[str]) -> None:
 
 def _fit(args: Any, abc: AbcSet, scores: dict[str, Scores]) -> None:
     first = next(iter(scores.values()))
-    if args.out.exists():
-        Shares.load(args.out)  # nothing else is written over
+    expect_like("--out", args.out, "shares", Shares.load)
     soft = fitted(known_queries(abc, scores, "validation"))
     calibration: dict[str, Any] = {}
     if any(model.split == "test" for model in abc.models):
@@ -96,11 +95,12 @@ def _check(args: Any, abc: AbcSet, scores: dict[str, Scores]) -> None:
 
 
 def _calibration(soft: SoftAttribution, known: Sequence[Known], split: str) -> tuple[dict[str, Any], Reliability]:
-    """Return the numbers as JSON holds them, and the bins."""
+    """Return the numbers as JSON holds them, null what is unknown of one model, and the bins."""
     shares, truth, unit = against_truth(soft, known)
     found, bins = calibration_error(shares, truth, unit), reliability_bins(shares, truth)
     about = {"split": split, "models": len(known), "queries": sum(len(block.scores) for block in known)}
-    return {**about, "error": list(found.error), "by_chance": found.by_chance}, bins
+    numbers = [None if math.isnan(number) else number for number in (*found.error, found.by_chance)]
+    return {**about, "error": numbers[:3], "by_chance": numbers[3]}, bins
 
 
 def _show(calibration: dict[str, Any], bins: Reliability) -> None:
@@ -111,25 +111,21 @@ def _show(calibration: dict[str, Any], bins: Reliability) -> None:
         if share == share:  # a bin without entries is NaN
             table.add_row(f"{share:.4f}", f"{truth:.4f}", f"{mass:.1%}", f"{due:.1%}")
     print_table(table)
-    error, low, high = calibration["error"]
-    out.print(
-        f"calibration error {error:.3f}, 95% interval {low:.3f} to {high:.3f}, {calibration['by_chance']:.3f} by "
-        f"chance; {calibration['models']} models, {calibration['queries']} queries of the {calibration['split']} split",
-        soft_wrap=True,
-    )
+    (error, low, high), chance = calibration["error"], calibration["by_chance"]
+    known = f", 95% interval {low:.3f} to {high:.3f}, {chance:.3f} by chance" if low is not None else ""
+    of = f"{calibration['models']} models, {calibration['queries']} queries of the {calibration['split']} split"
+    out.print(f"calibration error {error:.3f}{known}; {of}", soft_wrap=True)
 
 
-def _expect_numbers(path: Path) -> None:
-    """Refuse to write over anything but numbers of a calibration."""
+def _read_numbers(path: Path) -> None:
     found = read_json(path)
     if not isinstance(found, dict) or "by_chance" not in found:
-        raise UserError(f"--json {path}: found another file, expected none or the numbers of a calibration")
+        raise UserError(f"{path}: found no numbers of a calibration")
 
 
-def _expect_figure(path: Path) -> None:
-    """Refuse to write over anything but a figure of ours, whose beginning names what has drawn it."""
-    if not path.is_file() or b"Matplotlib" not in path.read_bytes()[:2000]:
-        raise UserError(f"--figure {path}: found another file, expected none or a reliability diagram")
+def _read_figure(path: Path) -> None:
+    if b"Matplotlib" not in path.read_bytes()[:2000]:  # a figure's beginning names what has drawn it
+        raise UserError(f"{path}: found no figure of ours")
 
 
 def _write(args: Any, calibration: dict[str, Any], bins: Reliability, method: str) -> None:

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
 
+from lightning_attr.artifacts import read_json
 from lightning_attr.errors import UserError, quoted
 from lightning_attr.ground_truth.metrics import Interval, Variances
 
@@ -192,6 +194,17 @@ def as_json(value: Any) -> Any:
     if isinstance(value, tuple) and hasattr(value, "_asdict"):
         return {name: as_json(part) for name, part in value._asdict().items()}
     return [as_json(part) for part in value] if isinstance(value, list) else value
+
+
+def read_records(path: str | Path, kind: Any) -> Any:
+    """Read what was written of :func:`as_json`, as plain mappings and lists.
+
+    Raises:
+        UserError: The file is missing, no JSON, or does not hold records of that type.
+    """
+    found = read_json(path)
+    check_json(str(path), found, kind)
+    return found
 
 
 def check_json(where: str, value: Any, kind: Any) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from datamodules.store import Store
 from lightning_attr.commands.prepare.drawings import main as prepare_drawings
 from lightning_attr.drawings.drawing import draw_one
 from tools import recognise
@@ -31,10 +32,13 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_reader_learns(store: Path) -> None:
-    latents, classes = recognise.read_store(store)
-    read = recognise.accuracies(recognise.train(latents, classes, epochs=12, batch_size=16), latents, classes)
+    drawings = recognise.read_store(store)
+    read = recognise.accuracies(recognise.train(drawings, epochs=12, batch_size=16), drawings)
     assert read["colour"] > 0.3  # by chance 0.1
     assert read["artist"] > 0.6  # by chance 0.33
+    with Store(store) as held:
+        single = [held.meta(place).attributes["count"] == 1 for place in range(len(held))]
+    assert drawings.single.tolist() == single
 
 
 def test_the_same_drawings_are_read_alike(store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

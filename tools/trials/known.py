@@ -27,6 +27,7 @@ SIZES: Mapping[str, Mapping[str, Any]] = {
         "set.distractors": "runs/train.lmdb", "set.exemplars": "runs/val.lmdb", "set.images": 2,
         "set.train": ["configs/abc_customise.yaml"], "set.sample": ["configs/abc_sample.yaml"],
         "set.models": [
+            {"name": "a-0", "category": "artist", "split": "train", "exemplars": [28, 29], "prompts": _PROMPTS},
             {"name": "a-1", "category": "artist", "split": "validation", "exemplars": [24, 25], "prompts": _PROMPTS},
             {"name": "a-2", "category": "artist", "split": "test", "exemplars": [26, 27], "prompts": _PROMPTS},
         ],
@@ -100,13 +101,27 @@ FILES = {
     "published entries": ENTRIES,
 }
 
+#: Kinds of folders that are there.
+FOLDERS = (
+    "run",
+    "network of others",
+    "images",
+    "pipeline",
+    "LoRA",
+    "own images",
+    "AbC set",
+    "published layout",
+    "empty name",
+)
+
 _READ = "--out runs/t --size 16 --workers 0"
 #: Commands with one file of theirs left open, and what it may be.
 OPEN = {
     "abc make -c": ("abc make --set.folder runs/t -c {}", ("AbC plan",)),
     "abc make --set.exemplars": (f"{ANEW['abc_make']} --set.exemplars {{}}", ()),
-    "abc make --set.distractors": (f"{ANEW['abc_make']} --set.distractors {{}}", ()),
-    "abc make --set.folder": ("abc make -c configs/abc_make.yaml --set.folder {}", ("*",)),
+    "abc make --set.distractors": (f"{ANEW['abc_make']} --set.distractors {{}}", ("store",)),
+    # The set and the models go into folders of their own below, beside what is there.
+    "abc make --set.folder": ("abc make -c configs/abc_make.yaml --set.folder {}", ("*", *FOLDERS)),
     "abc scores -c": (
         "abc scores -c {} --scores.method t --scores.out runs/t.safetensors", ("AbC scoring",),
     ),
@@ -117,14 +132,14 @@ OPEN = {
     ),
     "abc table": (f"abc table {{}} --set {SET}", ("ranks", "AbC scores")),
     "abc table --set": (f"abc table {SCORES} --set {{}}", ("AbC set",)),
-    "abc table --keep": (f"{COMMANDS['abc_table'][0]} --keep {{}}", ("*",)),
+    "abc table --keep": (f"{COMMANDS['abc_table'][0]} --keep {{}}", ("*", "ranks")),
     "abc table --json": (f"{COMMANDS['abc_table'][0]} --json {{}}", ("*",)),
     "abc read": (f"abc read {{}} --json [{ENTRIES}] {_READ}", ("published layout",)),
     "abc read --json": (f"abc read {LAYOUT} --json+ {{}} {_READ}", ("published entries",)),
     "abc read --out": (f"abc read {LAYOUT} --json [{ENTRIES}] --size 16 --workers 0 --out {{}}", ("*",)),
     "shares fit": (f"shares fit {{}} {SCORES} --out runs/t.safetensors", ("AbC set",)),
     "shares fit scores": (f"shares fit {SET} {{}} --out runs/t.safetensors", ("AbC scores",)),
-    "shares fit --out": (f"shares fit {SET} {SCORES} --out {{}}", ("*",)),
+    "shares fit --out": (f"shares fit {SET} {SCORES} --out {{}}", ("*", "shares")),
     "shares fit --figure": (f"{ANEW['shares_fit']} --figure {{}}", ("*",)),
     "shares fit --json": (f"{ANEW['shares_fit']} --json {{}}", ("*",)),
     "shares check --shares": (f"shares check {SET} {SCORES} --shares {{}}", ("shares",)),
@@ -174,7 +189,7 @@ LINES: dict[str, tuple[str, bool]] = {
     "abc table without its set": (f"abc table {SCORES}", False),
     "abc table twice": (f"abc table {SCORES} {SCORES} --set {SET}", False),
     "abc table of other scores": (f"abc table runs/attribute/trak/scores.safetensors --set {SET}", False),
-    "abc table of a split that is not there": (f"{COMMANDS['abc_table'][0]} --split train", False),
+    "abc table of an unknown split": (f"{COMMANDS['abc_table'][0]} --split banana", False),
     "abc read without --json": (f"abc read {LAYOUT} --out runs/t --size 16", False),
     "abc read twice": (f"abc read {LAYOUT} --json [{ENTRIES},{ENTRIES}] {_READ}", False),
     "abc read again": (COMMANDS["abc_read"][0], True),
@@ -182,7 +197,7 @@ LINES: dict[str, tuple[str, bool]] = {
     "shares fit on nothing": (f"shares fit {SET} --out runs/t.safetensors", False),
     "shares fit without --out": (f"shares fit {SET} {SCORES}", False),
     "shares fit twice on one": (f"{ANEW['shares_fit']} {SCORES}", False),
-    "shares check of a split that is not there": (f"{COMMANDS['shares_check'][0]} --split train", False),
+    "shares check of an unknown split": (f"{COMMANDS['shares_check'][0]} --split banana", False),
     "shares check without --shares": (f"shares check {SET} {SCORES}", False),
     "groups without --out": ("groups runs/train.lmdb", False),
     "groups into no JSON": ("groups runs/train.lmdb --out runs/t", False),

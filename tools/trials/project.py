@@ -64,6 +64,14 @@ SIZES: Mapping[str, Mapping[str, Any]] = {
         "trainer.max_steps": 2, "model.init_args.until": None, "model.init_args.draws.timesteps": 2,
         "data.init_args.batch_size": 8,
     },
+    "virtual_steps": {
+        "trainer.max_steps": 2, "checkpoint.every_n_train_steps": 1, "model.init_args.draws.timesteps": 2,
+        "data.init_args.batch_size": 8,
+    },
+    "tuned_features": {
+        "trainer.max_epochs": 2, "checkpoint.every_n_train_steps": 1, "model.init_args.batch_size": 2,
+        "model.init_args.distractors": 4,
+    },
     "leave_k_out": {
         "model.init_args.evaluation.timesteps": 4, "data.init_args.exclude.top": 4,
         "data.init_args.exclude.scores": "runs/attribute/trak/scores.safetensors",
@@ -91,6 +99,7 @@ SHIPPED = {
     "sample_store": ("shapes", "sample"),
     "curvature_kfac": ("shapes", "curvature"),
     "evaluate": ("demo", "evaluate"),
+    "tuned_features": ("abc", "tuned_features"),
 }
 
 VERBS = {"sample": "predict", "attribute": "predict", "evaluate": "test"}
@@ -177,6 +186,8 @@ def _stages() -> Iterator[Stage]:
         yield _of_config(name, name)
     for name in known.COMMANDS:
         yield _command(name)
+    yield _of_config("tuned", "tuned_features")
+    yield _of_config("virtual_steps", "virtual_steps")
     for query in map(str, QUERIES):
         yield _of_config(f"unlearn/{query}", "unlearn", "--model.init_args.query", query)
         yield _of_config(f"mirrored/{query}", "mirrored", "--model.init_args.query", query)

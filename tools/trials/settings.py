@@ -26,7 +26,7 @@ LIMIT = 20.0
 UNKNOWN = "no_such_key"
 
 #: The stage that tries a config, where it is not the one of the config's name.
-TRIED_BY = {"unlearn": "unlearn/0", "mirrored": "mirrored/0", "sweep": "sweep"}
+TRIED_BY = {"unlearn": "unlearn/0", "mirrored": "mirrored/0", "sweep": "sweep", "tuned_features": "tuned"}
 
 #: The configs whose settings are all tried; of others those that no other config has.
 ALL_KEYS = ("train", "attribute_trak")

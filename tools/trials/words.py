@@ -81,6 +81,12 @@ OPEN = {
 #: Kinds that a new file or folder may have the name of; what is there already must not be lost.
 FREE = ("nothing", "nowhere", "markup", "escapes", "newline", "home")
 
+#: Trials whose file takes the place of one of its kind.
+REPLACING = (
+    "words/report --out/page", "words/abc scores --scores.out/ranks", "words/abc table --keep/ranks",
+    "words/shares fit --out/shares",
+)  # fmt: skip
+
 #: Options of commands with a number.
 NUMBERS = {
     "prepare_shapes": ("count", "val_count", "planted", "size", "patch", "channels", "tokens", "dim", "flips", "seed"),
@@ -312,7 +318,6 @@ def _try(name: str, args: Sequence[str], may: bool, prepare: Prepared | None, be
     if prepare is not None:
         prepare(bench)
     ended = bench.command(args, 30)
-    # A report takes the place of a report.
-    if overwritten := [path for path in bench.changed() if name != "words/report --out/page"]:
+    if (overwritten := bench.changed()) and name not in REPLACING:
         return outcome(name, args, ended, False, "silent", f"changed: {overwritten[:3]}")
     return outcome(name, args, ended, may)

@@ -23,6 +23,7 @@ from lightning_attr.commands.prepare.any_source import sized_encoders
 from lightning_attr.commands.prepare.encode import Recipe, device, encoders_of
 from lightning_attr.commands.prepare.images import Reading
 from lightning_attr.commands.prepare.making import add_options, make_store
+from lightning_attr.commands.targets import expect_own
 from lightning_attr.console import command, made
 from lightning_attr.errors import UserError
 from lightning_attr.options import at_least, parsed, parser
@@ -36,6 +37,7 @@ def main(arguments: Sequence[str]) -> None:
     """Run the action."""
     args = parsed(_parser(), arguments)
     at_least(args, size=1, batch_size=1, workers=0, distractors=1)
+    expect_own("--out", args.out, f"{GALLERY}*")
     tuned = [each for path in args.json for each in read_layout(args.folder, path)]
     faults = Faults(args.on_error == "skip")
     names = _distractors(args.folder, args.distractors, args.seed, faults)

@@ -15,6 +15,7 @@ from lightning_attr.abc.ranks import ScoreRun, method_ranks
 from lightning_attr.abc.set import CustomModel
 from lightning_attr.artifacts.scores import Scores
 from lightning_attr.commands.abc.scoring import Scoring, check_scoring, stages
+from lightning_attr.commands.targets import expect_like
 from lightning_attr.console import command, made
 from lightning_attr.options import parsed, parser
 from lightning_attr.runs.folder import seconds_taken
@@ -25,8 +26,7 @@ def main(arguments: Sequence[str]) -> None:
     of = parser("abc scores", __doc__)
     of.add_class_arguments(Scoring, "scores")
     scoring: Scoring = parsed(of, arguments).scores
-    if Path(scoring.out).exists():
-        AbcRanks.load(scoring.out)  # nothing else is written over
+    expect_like("scores.out", Path(scoring.out), "ranks", AbcRanks.load)
     whole = AbcSet.load(scoring.set)
     models = whole.of_split(scoring.split)
     check_scoring(scoring, whole)

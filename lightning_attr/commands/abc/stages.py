@@ -13,6 +13,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning_attr.artifacts import write_atomically
 from lightning_attr.cli import SAVED, FinishedError, run_stage
 from lightning_attr.console import Stopped, note, out
+from lightning_attr.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,10 @@ class Stage:
             Stopped: A signal stopped it, after saving.
         """
         own = {"trainer": {"default_root_dir": str(self.folder)}, **self.own}
-        write_atomically(self._kept, yaml.safe_dump(own, sort_keys=False).encode())
+        text = yaml.safe_dump(own, sort_keys=False).encode()
+        before = self._kept.read_bytes() if self._kept.exists() else None
+        if text != before:
+            write_atomically(self._kept, text)
         note(self.name)
         try:
             run_stage([*self.words, *(["-q"] if out.quiet else [])])
@@ -62,3 +66,7 @@ class Stage:
             pass
         except SIGTERMException as stopped:
             raise Stopped(int(stopped.code or 143), SAVED) from None
+        except UserError:
+            if before is not None:  # the folder is of those settings
+                write_atomically(self._kept, before)
+            raise

@@ -7,16 +7,18 @@ FILES are scores over the gallery of the set; of a method that needs a model's o
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
 from lightning_attr.abc import AbcRanks, AbcSet, Line, MethodRanks, lines, ranks_of, tables
 from lightning_attr.abc.ranks import KIND
-from lightning_attr.artifacts import read_header, read_json, write_json
+from lightning_attr.artifacts import read_header, write_json
+from lightning_attr.commands.targets import expect_like
 from lightning_attr.console import made, print_table
 from lightning_attr.errors import UserError
 from lightning_attr.ground_truth import as_json
-from lightning_attr.ground_truth.records import check_json
+from lightning_attr.ground_truth.records import read_records
 from lightning_attr.options import files_first, parsed, parser
 
 
@@ -34,10 +36,8 @@ def main(arguments: Sequence[str]) -> None:
     of.add_argument("--keep", type=Path | None, default=None, help="write all that the table is made from into this")
     of.add_argument("--json", type=Path | None, default=None, help="write the numbers into this file")
     args = parsed(of, files_first(arguments))
-    if args.keep is not None and args.keep.exists():
-        AbcRanks.load(args.keep)  # nothing else is written over
-    if args.json is not None and args.json.exists():
-        _check_numbers(args.json)
+    expect_like("--keep", args.keep, "what --keep wrote", AbcRanks.load)
+    expect_like("--json", args.json, "the numbers of a table", partial(read_records, kind=list[Line]))
     found = _read(args.files, args.set)
     measured = lines(found, None if args.split == "all" else args.split)
     for table in tables(measured):
@@ -48,14 +48,6 @@ def main(arguments: Sequence[str]) -> None:
         write_json(args.json, as_json(measured))
     if new := [path for path in (args.keep, args.json) if path is not None]:
         made(new)
-
-
-def _check_numbers(path: Path) -> None:
-    """Refuse to write over anything but the numbers of a table."""
-    try:
-        check_json(str(path), read_json(path), list[Line])
-    except (UserError, OSError) as error:
-        raise UserError(f"--json {path}: found another file, expected none or the numbers of a table") from error
 
 
 def _read(paths: Sequence[str], folder: Path | None) -> AbcRanks:

@@ -10,6 +10,7 @@ from pathlib import Path
 from lightning_attr.artifacts import write_atomically
 from lightning_attr.commands.report.contents import collect
 from lightning_attr.commands.report.page import render
+from lightning_attr.commands.targets import expect_like
 from lightning_attr.console import made
 from lightning_attr.errors import UserError
 from lightning_attr.options import parsed, parser
@@ -17,6 +18,11 @@ from lightning_attr.shares import Shares
 
 #: What is near the beginning of every page.
 MARK = b"<title>Which training images made these?"
+
+
+def _read_page(path: Path) -> None:
+    if MARK not in path.read_bytes()[:2000]:
+        raise UserError(f"{path}: found no report")
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -28,8 +34,7 @@ def main(arguments: Sequence[str]) -> None:
     of.add_argument("--shares", type=Path | None, default=None, help="show shares: a file of lightning-attr shares fit")
     args = parsed(of, arguments)
     target = args.out or args.run / "report.html"
-    if target.is_file() and MARK not in target.read_bytes()[:2000]:
-        raise UserError(f"{target}: found another file, expected none or a report")
+    expect_like("--out", target, "a report", _read_page)
     shares = None if args.shares is None else Shares.load(args.shares)
     if shares is not None:
         shares.expect_calibrated(args.shares)

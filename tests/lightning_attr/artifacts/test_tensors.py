@@ -2,6 +2,7 @@
 
 import errno
 import json
+import math
 import os
 import resource
 import signal
@@ -87,6 +88,13 @@ def test_digests_tell_names_shapes_types_and_values_apart(tmp_path: Path) -> Non
     for index, data in enumerate([b"one", b"two"]):
         (tmp_path / str(index)).write_bytes(data)
     assert file_digest(tmp_path / "0") != file_digest(tmp_path / "1")
+
+
+@pytest.mark.parametrize("number", [math.nan, math.inf])
+def test_no_setting_is_written_that_would_be_refused(tmp_path: Path, number: float) -> None:
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        save_tensors(tmp_path / "x", "losses", TENSORS, {"error": [number]})
+    assert not (tmp_path / "x").exists()
 
 
 @pytest.mark.parametrize("digest", [lambda tensor: tensors_digest({"a": tensor}), content_digest])

@@ -73,7 +73,7 @@ def test_mistakes(store: Store, tmp_path: Path, options: list[str], words: str) 
 def test_other_files_are_not_written_over(store: Store, tmp_path: Path) -> None:
     path = tmp_path / "answer.json"
     path.write_text("{}")
-    with pytest.raises(UserError, match=r"clusters of images"):
+    with pytest.raises(UserError, match=r"expected nothing or clusters"):
         main([store.path, "--out", str(path)])
     assert path.read_text() == "{}"
 

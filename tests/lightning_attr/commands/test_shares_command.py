@@ -73,6 +73,19 @@ def test_check_says_what_fit_said(coded: Path, file: Path, tmp_path: Path, capsy
     assert sum(found["bins"]["mass"]) == pytest.approx(1)
 
 
+def test_one_model_has_no_interval(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What is unknown is null: the file is read again, and what is printed leaves it out."""
+    of, scores, path, numbers = (str(tmp_path / name) for name in ("set", "scores.safetensors", "shares", "a.json"))
+    abc = make_coded_set(tmp_path / "set", {"validation": 2, "test": 1}, queries=2, distractors=20)
+    attribute(Similarity(), abc.queries, abc.gallery).save(scores)
+    shares_command(["fit", of, scores, "--out", path, "--json", numbers])
+    capsys.readouterr()
+    shares_command(["check", of, scores, "--shares", path])
+    error = Shares.load(path).error
+    assert f"calibration error {error:.3f}; 1 models, 2 queries of the test split" in capsys.readouterr().out
+    assert (read_json(numbers)["error"], read_json(numbers)["by_chance"]) == ([error, None, None], None)
+
+
 def test_scores_by_chance_have_no_sharp_shares(coded: Path, tmp_path: Path) -> None:
     """What says nothing is spread over all: exemplars do not have more than others by much."""
     path = tmp_path / "shares.safetensors"
@@ -122,7 +135,7 @@ def test_a_figure_is_written_over_a_figure_alone(coded: Path, file: Path, tmp_pa
         shares_command([*words, str(tmp_path / "a.png")])
     (tmp_path / "photo.png").write_bytes(b"\x89PNG of somebody")
     for other in (tmp_path / "photo.png", tmp_path):
-        with pytest.raises(UserError, match="found another file, expected none or a reliability diagram"):
+        with pytest.raises(UserError, match="found something else there, expected nothing or a reliability diagram"):
             shares_command([*words, str(other)])
     assert (tmp_path / "photo.png").read_bytes() == b"\x89PNG of somebody"
 

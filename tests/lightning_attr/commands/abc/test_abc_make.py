@@ -168,9 +168,13 @@ def test_plans_that_make_no_sense_are_refused(project: Project, tmp_path: Path) 
 
 
 def test_another_plan_in_the_same_folder_is_refused(made: Planned, project: Project) -> None:
+    """The settings that are kept beside a run stay those of the run."""
+    before = {path: path.read_bytes() for path in made.folder.glob("models/*/*.yaml")}
     try:
         models = made.config(project)["set"]["models"]
         assert "was made from something else" in refusal(made, project, models=models[:2])
         assert "holds a run of another config" in refusal(made, project, seed=7)
+        assert len(before) == 6
+        assert {path: path.read_bytes() for path in before} == before
     finally:
         made.write("make", made.config(project))
