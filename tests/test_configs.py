@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -332,7 +333,7 @@ def test_methods_work(work: Work) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_abc_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, work: Work) -> None:
-    """Its configs in miniature, from a base to the table of three methods."""
+    """Its configs in miniature, from a base to the table of all methods."""
     prepare("shapes")
     for link, store in (("base/train", "train"), ("abc/exemplars", "val")):
         Path(f"runs/{link}.lmdb").parent.mkdir()
@@ -351,14 +352,14 @@ def test_abc_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, work: Work) 
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_text(yaml.safe_dump(config))
     abc(["make", "-c", "configs/abc/make.yaml"])
-    for name in ("adapter", "normalised", "unlearning"):
+    for name in ("adapter", "normalised", "trak", "unlearning"):
         abc(["scores", "-c", f"configs/abc/scores_{name}.yaml"])
     files = ["configs/abc/similarity.yaml", "configs/methods/similarity_latent.yaml"]
     run_stage(["predict", *(word for file in files for word in ("-c", file))])
     kept = sorted(map(str, Path("runs/abc/scores").glob("*.safetensors")))
     similar = "runs/abc/attribute/similarity_latent/scores.safetensors"
     abc(["table", *kept, similar, "--set", "runs/abc/set", "--json", "table.json"])
-    lines = yaml.safe_load(Path("table.json").read_text().replace("NaN", ".nan"))
+    lines = json.loads(Path("table.json").read_text(), parse_constant=pytest.fail)
     assert {line["method"] for line in lines} == {
-        "adapter", "gradient-normalised", "unlearning", "similarity-latent", "chance",
+        "adapter", "gradient-normalised", "trak-normalised", "unlearning", "similarity-latent", "chance",
     }  # fmt: skip

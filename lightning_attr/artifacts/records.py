@@ -10,7 +10,7 @@ from typing import Any
 import xxhash
 
 from lightning_attr.artifacts.expect import expect_settings
-from lightning_attr.artifacts.tensors import read_json, write_json
+from lightning_attr.artifacts.tensors import read_json, unknown_as_null, write_json
 from lightning_attr.errors import UserError
 
 FORMAT = "1"
@@ -20,7 +20,7 @@ FORMAT = "1"
 def write_record(path: str | Path, record: Mapping[str, Any]) -> None:
     """Write a mapping as JSON with a checksum, atomically."""
     # As it is read back: keys are strings, and there are no tuples.
-    whole = json.loads(json.dumps({"format": FORMAT, **record}))
+    whole = json.loads(json.dumps(unknown_as_null({"format": FORMAT, **record})))
     write_json(path, {**whole, "checksum": _checksum(whole)})
 
 

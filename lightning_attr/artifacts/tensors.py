@@ -6,6 +6,7 @@ Artefacts are safetensors files. Neither safetensors nor torch notices a flipped
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -108,8 +109,17 @@ def _opened(path: str | Path) -> Iterator[Any]:
 
 
 def write_json(path: str | Path, value: Any) -> None:
-    """Write ``value`` as JSON, atomically."""
-    write_atomically(path, (json.dumps(value, indent=2, sort_keys=True) + "\n").encode())
+    """Write ``value`` as JSON, atomically; NaN, which is unknown and for which JSON has no word, as null."""
+    write_atomically(path, (json.dumps(unknown_as_null(value), indent=2, sort_keys=True) + "\n").encode())
+
+
+def unknown_as_null(value: Any) -> Any:
+    """Return nested mappings and sequences with None in the place of every NaN."""
+    if isinstance(value, Mapping):
+        return {name: unknown_as_null(each) for name, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [unknown_as_null(each) for each in value]
+    return None if isinstance(value, float) and math.isnan(value) else value
 
 
 def read_json(path: str | Path) -> Any:

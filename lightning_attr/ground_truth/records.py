@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import UnionType
+from types import NoneType, UnionType
 from typing import Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
 
 from lightning_attr.artifacts import read_json
@@ -197,47 +197,44 @@ def as_json(value: Any) -> Any:
 
 
 def read_records(path: str | Path, kind: Any) -> Any:
-    """Read what was written of :func:`as_json`, as plain mappings and lists.
+    """Read what was written of :func:`as_json`; see :func:`from_json`.
 
     Raises:
         UserError: The file is missing, no JSON, or does not hold records of that type.
     """
-    found = read_json(path)
-    check_json(str(path), found, kind)
-    return found
+    return from_json(str(path), read_json(path), kind)
 
 
-def check_json(where: str, value: Any, kind: Any) -> None:
-    """Check that plain mappings and lists are what :func:`as_json` makes of records of a type.
+def from_json(where: str, value: Any, kind: Any) -> Any:
+    """Return plain mappings and lists that :func:`as_json` makes of records of a type, with NaN for unknown numbers.
 
     Args:
         where: Where the value stands, for messages.
-        value: As read from JSON.
+        value: As read from JSON, where such a number is null.
         kind: The type: a record, a list or mapping of types, a union, or a plain one.
 
     Raises:
-        UserError: They are not.
+        UserError: They are none of that type.
     """
     origin, inner = get_origin(kind), get_args(kind)
     if origin in (Union, UnionType):
-        fitting = [each for each in inner if _fits(value, each)]
+        none = [NoneType] if value is None else []  # before a number that is unknown
+        fitting = [each for each in (*none, *inner) if each in inner and _fits(value, each)]
         _expect(where, value, bool(fitting), kind)
-        check_json(where, value, fitting[0])
-    elif origin is dict:
+        return from_json(where, value, fitting[0])
+    if origin is dict:
         _expect(where, value, isinstance(value, dict), kind)
-        for name, each in value.items():
-            check_json(f"{where}.{name}", each, inner[1])
-    elif origin is list:
+        return {name: from_json(f"{where}.{name}", each, inner[1]) for name, each in value.items()}
+    if origin is list:
         _expect(where, value, isinstance(value, list), kind)
-        for place, each in enumerate(value):
-            check_json(f"{where}[{place}]", each, inner[0])
-    elif hasattr(kind, "_fields"):
+        return [from_json(f"{where}[{place}]", each, inner[0]) for place, each in enumerate(value)]
+    if hasattr(kind, "_fields"):
         whole = isinstance(value, dict) and {*value} | {*kind._field_defaults} == {*kind._fields}
         _expect(where, value, whole, kind)
-        for name in value:
-            check_json(f"{where}.{name}", value[name], get_type_hints(kind)[name])
-    else:
-        _expect(where, value, _fits(value, kind), kind)
+        types = get_type_hints(kind)
+        return {name: from_json(f"{where}.{name}", each, types[name]) for name, each in value.items()}
+    _expect(where, value, _fits(value, kind), kind)
+    return math.nan if kind is float and value is None else value
 
 
 def _fits(value: Any, kind: Any) -> bool:
@@ -245,7 +242,7 @@ def _fits(value: Any, kind: Any) -> bool:
     if get_origin(kind) is Literal:
         return value in get_args(kind) and isinstance(value, str)
     if kind is float:
-        return isinstance(value, int | float) and not isinstance(value, bool)
+        return value is None or (isinstance(value, int | float) and not isinstance(value, bool))
     plain = dict if hasattr(kind, "_fields") else get_origin(kind) or kind
     return isinstance(value, plain) and not (isinstance(value, bool) and plain is int)
 

@@ -144,7 +144,7 @@ OPEN = {
     "shares fit --json": (f"{ANEW['shares_fit']} --json {{}}", ("*",)),
     "shares check --shares": (f"shares check {SET} {SCORES} --shares {{}}", ("shares",)),
     "groups": ("groups {} --out runs/t.json", ("store", "query store", "own store", "own queries")),
-    "groups --out": ("groups runs/train.lmdb --out {}", ("*",)),
+    "groups --out": ("groups runs/train.lmdb --out {}", ("*", "clusters")),
     "report --grouping": ("report runs --out runs/t.html --grouping {}", ("clusters",)),
     "report --shares": ("report runs --out runs/t.html --shares {}", ("shares",)),
 }  # fmt: skip

@@ -84,7 +84,7 @@ FREE = ("nothing", "nowhere", "markup", "escapes", "newline", "home")
 #: Trials whose file takes the place of one of its kind.
 REPLACING = (
     "words/report --out/page", "words/abc scores --scores.out/ranks", "words/abc table --keep/ranks",
-    "words/shares fit --out/shares",
+    "words/shares fit --out/shares", "words/groups --out/clusters",
 )  # fmt: skip
 
 #: Options of commands with a number.

@@ -24,7 +24,7 @@ from lightning_attr.commands.report.stages import Stage, find_stages, find_store
 from lightning_attr.encoders import encoders_digest
 from lightning_attr.ground_truth import Evaluated
 from lightning_attr.ground_truth.metrics.functional import loss_change
-from lightning_attr.ground_truth.records import check_json
+from lightning_attr.ground_truth.records import from_json
 from lightning_attr.ground_truth.retrained import deviation_of, load_retrained, removed_group
 from lightning_attr.shares import Shares
 
@@ -264,9 +264,9 @@ def _retrained(tensors: Mapping[str, Tensor], settings: Mapping[str, Any]) -> Re
 
 def _read_metrics(path: Path) -> dict[str, Any]:
     content = read_record(path, {"metrics": dict}, "metrics of an evaluation")
-    check_json(f"{path}: metrics", content["metrics"], dict[str, dict[str, float]])
+    content["metrics"] = from_json(f"{path}: metrics", content["metrics"], dict[str, dict[str, float]])
     if "pack" in content:
-        check_json(f"{path}: pack", content["pack"], Evaluated)
+        content["pack"] = from_json(f"{path}: pack", content["pack"], Evaluated)
     return content
 
 

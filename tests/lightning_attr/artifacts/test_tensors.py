@@ -24,6 +24,7 @@ from lightning_attr.artifacts import (
     tensors_digest,
     whole_file,
     write_atomically,
+    write_json,
 )
 from lightning_attr.artifacts.checkpoint_files import content_digest
 from lightning_attr.digests import file_digest
@@ -192,3 +193,10 @@ def test_temporary_files_of_killed_processes_are_removed_and_those_of_others_are
         write_atomically(tmp_path / "file", b"second")
     assert (tmp_path / "file").read_bytes() == b"first"
     assert [each.name for each in tmp_path.iterdir()] == ["file"]
+
+
+def test_what_is_unknown_is_null(tmp_path: Path) -> None:
+    """JSON has no word for it: other programs refuse a file with NaN."""
+    write_json(tmp_path / "x.json", {"a": [math.nan, 1.5], "b": (math.nan, {"c": math.nan})})
+    read = json.loads((tmp_path / "x.json").read_text(), parse_constant=pytest.fail)
+    assert read == {"a": [None, 1.5], "b": [None, {"c": None}]}

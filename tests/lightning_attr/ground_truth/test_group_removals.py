@@ -14,7 +14,7 @@ from lightning_attr.commands.evaluate import main
 from lightning_attr.errors import UserError
 from lightning_attr.ground_truth import as_json, evaluate
 from lightning_attr.ground_truth.pack import Pack
-from lightning_attr.ground_truth.records import Evaluated, check_json
+from lightning_attr.ground_truth.records import Evaluated, from_json
 
 GROUPS = {f"artist {name}": list(range(5 * place, 5 * place + 5)) for place, name in enumerate("abcdefgh")}
 
@@ -99,10 +99,10 @@ def test_a_pack_keeps_its_groups_and_the_command_shows_them(
     for words in ("Leave-group-out", "artist: artist a", "truth, sum by artist", "cluster: of three"):
         assert words in printed
     numbers = json.loads((tmp_path / "numbers.json").read_text())
-    check_json("numbers", numbers, Evaluated)
+    from_json("numbers", numbers, Evaluated)
     assert len(numbers["groups"]) == 9
     del numbers["groups"], numbers["group_rankings"]  # as evaluations wrote them that knew no groups
-    check_json("numbers", numbers, Evaluated)
+    from_json("numbers", numbers, Evaluated)
 
 
 def test_models_without_groups_are_kept_as_before(tmp_path: Path) -> None:
