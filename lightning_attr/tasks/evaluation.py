@@ -5,7 +5,7 @@ Shapes: Q queries, N samples.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from lightning_attr.ground_truth import Evaluated, as_json, evaluate, read_score
 from lightning_attr.ground_truth.figures import figures, loss_change_figure, scalars
 from lightning_attr.ground_truth.metrics import (
     GenerationDeviation,
+    Given,
     LossChange,
     MeanAveragePrecision,
     PerQuery,
@@ -144,13 +145,12 @@ class Evaluation(pl.LightningModule):
 
     def _add_groups(self, ranked: RankedGroups) -> None:
         """Add a ranking of groups to the metrics of its method, and what chance and size reach to theirs."""
-        self._metrics(ranked.label, _group_metrics()).update(ranked.query_id, ranked.scores, ranked.right)
+        groups = {"top_1": Top1(), "mean_average_precision": MeanAveragePrecision()}
+        self._metrics(ranked.label, groups).update(ranked.query_id, ranked.scores, ranked.right)
         for label, values in ranked.baselines().items():
-            baseline = self._metrics(label, _group_metrics())
+            baseline = self._metrics(label, {name: Given(name) for name in values})
             for name, of_queries in values.items():
-                metric = baseline[name]
-                assert isinstance(metric, PerQuery)
-                metric.record(ranked.query_id, of_queries)
+                baseline[name].update(ranked.query_id, of_queries)
 
     def _ranking_metrics(self) -> dict[str, PerQuery]:
         assert self.relevant is not None
@@ -159,7 +159,7 @@ class Evaluation(pl.LightningModule):
         recalls = {f"recall_at_{k}": RecallAtK(k) for k in self.relevant.k or [10]}
         return {**recalls, "mean_average_precision": MeanAveragePrecision()}
 
-    def _metrics(self, group: str, metrics: dict[str, PerQuery]) -> MetricCollection:
+    def _metrics(self, group: str, metrics: Mapping[str, PerQuery]) -> MetricCollection:
         key = group.replace(".", "_")  # module names have no dots
         if key not in self.measures:
             self.measures[key] = MetricCollection(dict(metrics)).to(self.device)
@@ -194,10 +194,6 @@ class Evaluation(pl.LightningModule):
             figure.savefig(Path(self.trainer.default_root_dir) / f"{name}.png", dpi=150)
             if self.logger is not None:
                 self.logger.experiment.add_figure(f"evaluate/{name}", figure, 0)  # type: ignore[attr-defined]
-
-
-def _group_metrics() -> dict[str, PerQuery]:
-    return {"top_1": Top1(), "mean_average_precision": MeanAveragePrecision()}
 
 
 def as_numbers(metric: PerQuery) -> dict[str, float]:

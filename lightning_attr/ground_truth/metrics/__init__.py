@@ -21,7 +21,7 @@ from lightning_attr.ground_truth.metrics.intervals import (
     lds_interval,
     mean_interval,
 )
-from lightning_attr.ground_truth.metrics.per_query import PerQuery, Summary, summarise
+from lightning_attr.ground_truth.metrics.per_query import Given, PerQuery, Summary, summarise
 from lightning_attr.ground_truth.metrics.ranking import MeanAveragePrecision, RecallAtK
 from lightning_attr.ground_truth.metrics.reliability import (
     Variances,
@@ -34,6 +34,7 @@ from lightning_attr.ground_truth.metrics.retraining import GenerationDeviation, 
 __all__ = [
     "Calibration",
     "GenerationDeviation",
+    "Given",
     "Interval",
     "LinearDatamodellingScore",
     "LossChange",

@@ -106,3 +106,17 @@ class PerQuery(Metric):
     def _append(self, query_id: Tensor, values: Tensor) -> None:
         for name, new in (("query_id", query_id), (self.measure, values)):
             getattr(self, name).append(new.to(self.device))
+
+
+class Given(PerQuery):
+    """A value of each query that is known already, such as what chance gets.
+
+    >>> metric = Given("top_1")
+    >>> metric.update(torch.tensor([7, 8]), torch.tensor([0.5, 0.25]))
+    >>> round(metric.compute().mean.item(), 3)
+    0.375
+    """
+
+    def update(self, query_id: Tensor, values: Tensor) -> None:
+        """Add queries: ids int64 ``[B]``, values ``[B]``."""
+        self.record(query_id, values)

@@ -48,6 +48,7 @@ def by_hand(project: Project, path: str, right: Mapping[int, str], mean: bool) -
 
 
 @pytest.mark.parametrize("reduction", [None, "sum"])
+@pytest.mark.filterwarnings("error:The ``compute`` method")
 def test_groups_are_ranked(project: Project, scores: str, tmp_path: Path, reduction: str | None) -> None:
     right = {0: "purple", 1: "red", 2: "blue"}
     of = {query: [name] for query, name in right.items()}
