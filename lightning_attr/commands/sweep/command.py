@@ -12,10 +12,12 @@ the pack), or on a Ray cluster by --ray, whose nodes must all see the same files
 
 from __future__ import annotations
 
+import json
 import signal
 import sys
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
@@ -26,11 +28,12 @@ from rich.text import Text
 
 from lightning_attr.cli import quiet
 from lightning_attr.commands.sweep.board import Board
+from lightning_attr.commands.sweep.budget import lines, planned, seconds_of
 from lightning_attr.commands.sweep.cluster import run_cluster
 from lightning_attr.commands.sweep.folder import PATIENCE, SweepFolder
 from lightning_attr.commands.sweep.grouping import job_alone, members_alone, unfinished_jobs
 from lightning_attr.commands.sweep.local import run_local
-from lightning_attr.commands.sweep.plan import Sweep, entries, store_path, training_config
+from lightning_attr.commands.sweep.plan import Subsets, Sweep, entries, store_path, training_config
 from lightning_attr.commands.sweep.worker import STOPPED, Job, Outcome, run_job, stop
 from lightning_attr.console import command, err, made, note, out, print_table
 from lightning_attr.errors import UserError
@@ -54,6 +57,9 @@ def main(arguments: Sequence[str]) -> None:
         return
     if options.index is not None:
         _check_index(folder, options.index)
+    if options.budget is not None:
+        _plan(folder, options, arguments)
+        return
     folder.start()
     with _stoppable():
         if options.index is not None:
@@ -97,6 +103,9 @@ def _parser() -> ArgumentParser:
     )
     of.add_argument("--index", type=int | None, default=None, help="run this entry alone, for job arrays")
     of.add_argument("--list", action="store_true", help="show all entries with their index and state")
+    of.add_argument(
+        "--budget", type=str | None, default=None, help="say how many subsets fit into a time such as 8h, and stop"
+    )
     return of
 
 
@@ -160,6 +169,17 @@ def _listed(folder: SweepFolder) -> Table:
     for index, entry in enumerate(folder.entries):
         table.add_row(str(index), Text(entry.name), folder.status(entry).state)
     return table
+
+
+def _plan(folder: SweepFolder, options: Any, arguments: Sequence[str]) -> None:
+    """Say what fits into the time, and the command that runs it."""
+    budget = planned(folder, seconds_of(options.budget), options.workers)
+    for line in lines(budget, options.budget, options.workers):
+        out.print(line, soft_wrap=True)
+    subsets = replace(folder.sweep.subsets or Subsets(budget.subsets), count=budget.subsets, seeds=budget.seeds)
+    words = [word for word in arguments if word != options.budget and not word.startswith("--budget")]
+    then = command("sweep", *words, "--sweep.subsets", json.dumps(asdict(subsets)))
+    out.print(f"next: {then}", soft_wrap=True)
 
 
 @contextmanager
