@@ -201,9 +201,10 @@ def _undisturbed() -> Iterator[None]:
 def timed_status(folder: Path, log: str = "") -> Iterator[None]:
     """Write that an entry runs, and then what became of it. One that is stopped waits to go on."""
     start = time.perf_counter()
-    write_status(folder, "running", log=log)
-    try:
+    try:  # what writes is in it as well: a signal may come there
+        write_status(folder, "running", log=log)
         yield
+        write_status(folder, "done", seconds=time.perf_counter() - start, log=log)
     except Exception as error:
         message = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
         write_status(folder, "failed", message, log=log)
@@ -212,7 +213,6 @@ def timed_status(folder: Path, log: str = "") -> Iterator[None]:
         with _undisturbed():
             write_status(folder, "waiting", log=log)
         raise
-    write_status(folder, "done", seconds=time.perf_counter() - start, log=log)
 
 
 def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[str]:

@@ -23,7 +23,7 @@ from rich.console import Console
 from sweeps import NAMES, Miniature, assert_same, here
 
 from lightning_attr.artifacts import load_tensors, write_atomically, write_json
-from lightning_attr.artifacts.records import read_record
+from lightning_attr.artifacts.records import read_record, write_record
 from lightning_attr.cli import run_stage
 from lightning_attr.commands.sweep.board import Board, progress_line
 from lightning_attr.commands.sweep.command import main, parsed_options
@@ -457,6 +457,24 @@ def test_a_second_signal_does_not_lose_that_an_entry_waits(tmp_path: Path, monke
             stopped()
     finally:
         signal.signal(signal.SIGTERM, before)
+    assert read_status(tmp_path).state == "waiting"
+
+
+@pytest.mark.parametrize("state", ["running", "done"])
+def test_a_signal_while_a_status_is_written_leaves_an_entry_waiting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, state: str
+) -> None:
+    """Writing takes time: a run that nobody runs must not be taken for one whose process was killed."""
+    from lightning_attr.commands.sweep import folder
+
+    def interrupted(path: Path, record: dict[str, Any]) -> None:
+        if record["state"] == state:
+            raise SIGTERMException(143)
+        write_record(path, record)
+
+    monkeypatch.setattr(folder, "write_record", interrupted)
+    with pytest.raises(SIGTERMException), timed_status(tmp_path):
+        pass
     assert read_status(tmp_path).state == "waiting"
 
 

@@ -15,7 +15,7 @@ NAMES = ("top/unlearning/query-0/k-3", "random/k-3/0")
 SETTINGS = {"subsets": None, "full": None}
 
 #: Long enough for a kill from outside in the middle.
-STEPS = 150
+STEPS = 250
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
