@@ -6,7 +6,6 @@ split how far these are from what is due. ``check`` measures it again. SCORES ar
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from lightning_attr.abc.known import against_truth, known_queries, read_scores
 from lightning_attr.abc.set import SPLITS, AbcSet
 from lightning_attr.artifacts import read_json, write_json
 from lightning_attr.artifacts.scores import Scores
+from lightning_attr.artifacts.tensors import unknown_as_null
 from lightning_attr.commands.targets import expect_like
 from lightning_attr.console import made, out, print_table
 from lightning_attr.encoders import encoders_digest
@@ -99,8 +99,7 @@ def _calibration(soft: SoftAttribution, known: Sequence[Known], split: str) -> t
     shares, truth, unit = against_truth(soft, known)
     found, bins = calibration_error(shares, truth, unit), reliability_bins(shares, truth)
     about = {"split": split, "models": len(known), "queries": sum(len(block.scores) for block in known)}
-    numbers = [None if math.isnan(number) else number for number in (*found.error, found.by_chance)]
-    return {**about, "error": numbers[:3], "by_chance": numbers[3]}, bins
+    return unknown_as_null({**about, "error": list(found.error), "by_chance": found.by_chance}), bins
 
 
 def _show(calibration: dict[str, Any], bins: Reliability) -> None:

@@ -218,8 +218,9 @@ def from_json(where: str, value: Any, kind: Any) -> Any:
     """
     origin, inner = get_origin(kind), get_args(kind)
     if origin in (Union, UnionType):
-        none = [NoneType] if value is None else []  # before a number that is unknown
-        fitting = [each for each in (*none, *inner) if each in inner and _fits(value, each)]
+        if value is None and NoneType in inner:  # and not a number that is unknown
+            return None
+        fitting = [each for each in inner if _fits(value, each)]
         _expect(where, value, bool(fitting), kind)
         return from_json(where, value, fitting[0])
     if origin is dict:

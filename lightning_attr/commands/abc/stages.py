@@ -67,6 +67,6 @@ class Stage:
         except SIGTERMException as stopped:
             raise Stopped(int(stopped.code or 143), SAVED) from None
         except UserError:
-            if before is not None:  # the folder is of those settings
+            if before not in (None, text):  # the folder is of those settings
                 write_atomically(self._kept, before)
             raise

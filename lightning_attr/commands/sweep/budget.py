@@ -18,7 +18,7 @@ SUBSET = "subset/"
 """The beginning of the names of random subsets."""
 
 FEWEST = 4
-"""Subsets below which no rank correlation says anything."""
+"""Fewer subsets are refused: the ranks of three points say next to nothing."""
 
 
 class Budget(NamedTuple):
@@ -110,8 +110,8 @@ def lines(budget: Budget, time: str, workers: int) -> list[str]:
         f"an entry takes {budget.entry_seconds:,.0f} s, {known}",
         f"in {time} with {workers} workers: {budget.subsets:,} subsets under {budget.seeds} training seeds, beside "
         f"{budget.others:,} other entries",
-        f"the interval of an LDS over {budget.queries:,} queries is then about ±{narrow:.2f}, as on COCO64; half of "
-        "that takes four times the time",
+        f"the interval of an LDS over {budget.queries:,} queries is then about ±{narrow:.2f}, as on COCO64 under two "
+        "seeds; half of that takes four times as many subsets",
     ]
     if budget.seeds == 1:
         found.append("with one training seed nobody will know the ceiling; two are the least for it")
