@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Literal
 
@@ -17,14 +18,23 @@ class Damping:
     Args:
         value: The amount.
         rule: ``fixed``: the amount itself. ``mean``: that fraction of the layer's mean eigenvalue; of a diagonal
-            curvature, whose entries are its eigenvalues, of the weight's mean entry.
+            curvature, whose entries are its eigenvalues, of the weight's mean entry. ``overall``: that fraction of the
+            mean eigenvalue of all layers together, which suits weights whose curvatures differ by orders of magnitude,
+            as those of adapters do: divided by its own alone, the flattest layer would move furthest.
     """
 
     value: float = 0.0
-    rule: Literal["fixed", "mean"] = "fixed"
+    rule: Literal["fixed", "mean", "overall"] = "fixed"
+
+    def settled(self, layers: Collection[Tensor]) -> Damping:
+        """Return the damping of each of several layers with these eigenvalues: what depends on all is known then."""
+        if self.rule != "overall":
+            return self
+        count = sum(eigenvalues.numel() for eigenvalues in layers)
+        return Damping(self.value * sum(float(eigenvalues.sum()) for eigenvalues in layers) / count)
 
     def of(self, eigenvalues: Tensor) -> Tensor:
-        """Return the damping of one layer with these eigenvalues, a scalar."""
+        """Return the damping of one layer with these eigenvalues, a scalar; it is settled."""
         scale = eigenvalues.mean() if self.rule == "mean" else eigenvalues.new_ones(())
         return self.value * scale
 

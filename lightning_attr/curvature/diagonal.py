@@ -38,11 +38,13 @@ class DiagonalCurvature:
         Raises:
             UserError: A weight has no curvature here, or zero entries and no damping.
         """
-        return {name: self._inverse(name, gradient, damping) for name, gradient in gradients.items()}
+        for name in gradients:
+            if name not in self.fisher:
+                raise missing(name, self.settings)
+        settled = damping.settled([self.fisher[name] for name in gradients])
+        return {name: self._inverse(name, gradient, settled) for name, gradient in gradients.items()}
 
     def _inverse(self, name: str, gradient: Tensor, damping: Damping) -> Tensor:
-        if name not in self.fisher:
-            raise missing(name, self.settings)
         entries = self.fisher[name].to(gradient.device)
         check_shape(name, gradient, entries.shape)
         return (gradient / damping.added(entries, f"entries of {name}")).to(gradient.dtype)

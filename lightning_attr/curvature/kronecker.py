@@ -102,17 +102,20 @@ class KroneckerCurvature:
             UserError: A layer has no curvature here, has one without the bias or with it, or zero eigenvalues and no
                 damping.
         """
-        result: dict[str, Tensor] = {}
-        for layer in dict.fromkeys(layer_of(name) for name in gradients):
+        layers = list(dict.fromkeys(layer_of(name) for name in gradients))
+        for layer in layers:
             if layer not in self.layers:
                 raise missing(layer, self.settings)
+        settled = damping.settled([self.layers[layer].eigenvalues for layer in layers])
+        result: dict[str, Tensor] = {}
+        for layer in layers:
             curvature = self.layers[layer]
             weight, bias = gradients.get(f"{layer}.weight"), gradients.get(f"{layer}.bias")
             outputs, inputs = curvature.eigenvalues.shape
             matrix = None if weight is None else as_matrix(weight, outputs, inputs - (bias is not None))
             joined = join(matrix, bias, layer)
             check_shape(layer, joined, curvature.eigenvalues.shape)
-            inverse = curvature.inverse(joined, damping, layer)
+            inverse = curvature.inverse(joined, settled, layer)
             if f"{layer}.bias" in gradients:
                 result[f"{layer}.bias"] = inverse[..., -1]
                 inverse = inverse[..., :-1]

@@ -15,7 +15,7 @@ from lightning_attr.ground_truth.removals import (
     noise_floor,
     removals,
 )
-from lightning_attr.ground_truth.subsets import prediction, scored_methods, subset_losses
+from lightning_attr.ground_truth.subsets import prediction, scored_methods, small_removals, subset_losses
 
 
 def evaluate(pack: Pack, scores: Mapping[str, Scores]) -> Evaluated:
@@ -25,7 +25,7 @@ def evaluate(pack: Pack, scores: Mapping[str, Scores]) -> Evaluated:
         pack: The ground truth.
         scores: Over the samples of the pack in its order, for queries of it: see :func:`matching.read_scores`.
     """
-    masks, losses = subset_losses(pack)
+    masks, losses = subset_losses(pack, pack.rows("subset"))
     several = len(losses) > 1
     scored = scored_methods(pack, scores, masks, losses.mean(0)) if len(masks) else []
     return Evaluated(
@@ -42,4 +42,5 @@ def evaluate(pack: Pack, scores: Mapping[str, Scores]) -> Evaluated:
         loss_changes=loss_change_points(pack),
         groups=group_removals(pack),
         group_rankings=group_rankings(pack, scores),
+        small_removals=small_removals(pack, scores),
     )

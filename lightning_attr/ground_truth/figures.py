@@ -192,6 +192,8 @@ def prediction_figure(predicted: Tensor, measured: Tensor, title: str) -> Figure
 def scalars(evaluated: Evaluated) -> dict[str, float]:
     """Return the known means by their names in TensorBoard."""
     values = {f"{each.method}/lds": each.lds.interval.estimate for each in evaluated.scored}
+    for small in evaluated.small_removals:
+        values |= {f"{each.method}/k={small.k}/lds": each.lds.interval.estimate for each in small.scored}
     for removal in evaluated.removals:
         for name in ("loss_change", "deviation"):
             values[f"{removal.method}/k={removal.k}/{name}"] = getattr(removal, name).interval.estimate

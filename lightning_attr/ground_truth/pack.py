@@ -91,8 +91,15 @@ class Pack:
 
     @property
     def loss_changes(self) -> Tensor:
-        """Return the loss change Delta L of each model and query, float64 [M, Q]."""
-        return loss_change(self.original_losses.expand_as(self.losses), self.losses)
+        """Return the loss change Delta L of each model and query, float64 [M, Q].
+
+        It is that against the model of all samples and the same training seed where the pack has one, else against the
+        original. Such models of all samples are themselves compared with the original.
+        """
+        full = {model.seed: row for row, model in enumerate(self.models) if model.method == "full"}
+        rows = [None if model.method == "full" else full.get(model.seed) for model in self.models]
+        before = [self.original_losses if row is None else self.losses[row] for row in rows]
+        return loss_change(torch.stack(before), self.losses)
 
     def rows(self, method: str) -> list[int]:
         """Return which models are of a method."""

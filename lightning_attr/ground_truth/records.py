@@ -52,6 +52,18 @@ class Scored(NamedTuple):
     """How many the scores hold and the pack measured."""
 
 
+class SmallRemovals(NamedTuple):
+    """The LDS of every method against models that were trained without K random samples."""
+
+    k: int
+    subsets: int
+    repeats: int
+    """Training seeds of each subset."""
+    scored: list[Scored]
+    ceiling: Interval | None
+    """None where the subsets have one training seed only."""
+
+
 class Removal(NamedTuple):
     """What the removal of K samples does, on average over queries."""
 
@@ -150,6 +162,8 @@ class Evaluated(NamedTuple):
     groups: list[GroupRemoval] = []  # noqa: RUF012 (never changed; packs of before have none)
     """By grouping, the largest loss change first; empty where no group was removed, as the next."""
     group_rankings: list[GroupRanking] = []  # noqa: RUF012
+    small_removals: list[SmallRemovals] = []  # noqa: RUF012
+    """The smallest K first; of those alone that enough random subsets are without."""
 
 
 def compare(

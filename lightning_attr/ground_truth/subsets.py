@@ -11,25 +11,42 @@ import torch
 from torch import Tensor
 
 from lightning_attr.artifacts.scores import Scores
-from lightning_attr.ground_truth.metrics import lds_difference_interval, lds_interval
+from lightning_attr.ground_truth.metrics import lds_ceiling, lds_difference_interval, lds_interval
 from lightning_attr.ground_truth.metrics.functional import linear_datamodelling_score, subset_sums
 from lightning_attr.ground_truth.pack import Pack
-from lightning_attr.ground_truth.records import Prediction, Scored, compare
+from lightning_attr.ground_truth.records import Prediction, Scored, SmallRemovals, compare
+
+#: Of fewer subsets there is no LDS at a small removal: the ranks of three points say next to nothing.
+FEWEST_SUBSETS = 4
 
 
-def subset_losses(pack: Pack) -> tuple[Tensor, Tensor]:
-    """Return the distinct random subsets, bool [M, N], and the queries' losses under their models, float64 [S, Q, M].
+def subset_losses(pack: Pack, rows: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Return the distinct subsets of some models, bool [M, N], and the queries' losses under them, float64 [S, Q, M].
 
     S is the number of training seeds that every subset has.
     """
     by_subset: dict[bytes, list[int]] = {}
-    for row in sorted(pack.rows("subset"), key=lambda row: pack.models[row].seed):
+    for row in sorted(rows, key=lambda row: pack.models[row].seed):
         by_subset.setdefault(pack.masks[row].numpy().tobytes(), []).append(row)
     repeats = min(map(len, by_subset.values()), default=0)
-    rows = torch.tensor([of_subset[:repeats] for of_subset in by_subset.values()], dtype=torch.int64)
-    rows = rows.reshape(len(by_subset), repeats)
-    losses = pack.losses.double().mean(2)[rows]  # [M, S, Q]
+    chosen = torch.tensor([of_subset[:repeats] for of_subset in by_subset.values()], dtype=torch.int64)
+    losses = pack.losses.double().mean(2)[chosen.reshape(len(by_subset), repeats)]  # [M, S, Q]
     return pack.masks[[of_subset[0] for of_subset in by_subset.values()]], losses.permute(1, 2, 0)
+
+
+def small_removals(pack: Pack, scores: Mapping[str, Scores]) -> list[SmallRemovals]:
+    """Return the LDS against random removals of each K, the smallest first, where there are enough of them."""
+    by_k: dict[int, list[int]] = {}
+    for row in pack.rows("random"):
+        by_k.setdefault(pack.models[row].k, []).append(row)
+    found = []
+    for k, rows in sorted(by_k.items()):
+        masks, losses = subset_losses(pack, rows)
+        if len(masks) >= FEWEST_SUBSETS:
+            scored = scored_methods(pack, scores, masks, losses.mean(0))
+            ceiling = lds_ceiling(losses) if len(losses) > 1 else None
+            found.append(SmallRemovals(k, len(masks), len(losses), scored, ceiling))
+    return found
 
 
 def scored_methods(pack: Pack, scores: Mapping[str, Scores], masks: Tensor, losses: Tensor) -> list[Scored]:

@@ -30,18 +30,23 @@ def tables(evaluated: Evaluated) -> Iterator[Table]:
 
 
 def lds_table(evaluated: Evaluated) -> Table:
-    """Return the LDS of every method, the best first, and the ceiling."""
+    """Return the LDS of every method, the best first, its ceiling, and both at each small removal."""
     title = "LDS, mean over queries [95% interval], and its share of the ceiling"
-    table = _table(title, "method", "LDS", "share", "queries")
+    smaller = [f"without {each.k}" for each in evaluated.small_removals]
+    table = _table(title, "method", "LDS", "share", *smaller, "queries")
+    at_removal = [{each.method: each.lds for each in small.scored} for small in evaluated.small_removals]
     for each in sorted(evaluated.scored, key=lambda each: _order(each.lds.interval.estimate)):
         table.add_row(
             Text(each.method),
             _compared(each.lds, 3),
             share_of_ceiling(each.lds.interval, evaluated.ceiling),
+            *(_compared(lds[each.method], 3) for lds in at_removal),
             f"{each.queries} of {evaluated.queries}",
         )
-    if evaluated.ceiling is not None:
-        table.add_row("ceiling", write(evaluated.ceiling, 3), "", str(evaluated.queries), style="dim")
+    ceilings = [evaluated.ceiling, *(small.ceiling for small in evaluated.small_removals)]
+    if any(ceilings):
+        first, *others = ["" if ceiling is None else write(ceiling, 3) for ceiling in ceilings]
+        table.add_row("ceiling", first, "", *others, str(evaluated.queries), style="dim")
     return table
 
 
@@ -125,6 +130,8 @@ def ground_truth_table(evaluated: Evaluated) -> Table:
     table = _table("The ground truth", "what", "value")
     table.add_row("queries", str(evaluated.queries))
     table.add_row("random subsets x training seeds", f"{evaluated.subsets} x {evaluated.repeats}")
+    for small in evaluated.small_removals:
+        table.add_row(f"random removals of {small.k} x training seeds", f"{small.subsets} x {small.repeats}")
     if evaluated.variances is not None:
         total = sum(evaluated.variances)
         for name, value in evaluated.variances._asdict().items():

@@ -175,6 +175,8 @@ class GroupedRetraining(LatentDiffusion):
         """Write into each member's folder what its own run would have left."""
         checkpoint = read_checkpoint(RunFolder(self.trainer.default_root_dir).last_checkpoint)
         runs = zip(self.members, self.data.members, self.folders, self._unfinished, strict=True)
+        device = self.trainer.strategy.root_device
+        originals: dict[tuple[Any, ...], dict[str, Tensor]] = {}  # most members ask the same of it
         for index, (member, data, folder, unfinished) in enumerate(runs):
             if unfinished:  # a group that was killed here goes on with the next member
                 run = RunFolder(folder)
@@ -182,7 +184,10 @@ class GroupedRetraining(LatentDiffusion):
                 write_checkpoint(run.last_checkpoint, own)
                 held = own["state_dict"]
                 member.export(folder, {name: held[f"denoiser.{name}"] for name in self.trained()})
-                member.record(folder, data, self.trainer.strategy.root_device)
+                asked = (member.original, member.queries, member.evaluate, member.evaluation, member.regenerate)
+                if (key := tuple(map(str, asked))) not in originals:
+                    originals[key] = member.measured(member.original, device)
+                member.record(folder, data, originals[key], device)
                 run.finish(member.makes)
 
     def _member_checkpoint(self, checkpoint: Mapping[str, Any], index: int) -> dict[str, Any]:

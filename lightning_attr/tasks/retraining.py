@@ -5,6 +5,7 @@ Shapes: Q queries, D draws, C x H x W a latent; of an image, H x W pixels.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,8 @@ class Retraining(LatentDiffusion):
         method: What chose the removed samples, such as ``unlearning``, ``random`` or ``subset``.
         evaluate: The ids of the queries to look at; None is all of them.
         evaluation: The draws of Delta L; 200 of 1000 timesteps is every 5th (AbU, section 5).
+        regenerate: Whether the queries are made again as well; a sweep does without where the losses alone are asked
+            for.
         training: The arguments of ``LatentDiffusion``.
     """
 
@@ -58,6 +61,7 @@ class Retraining(LatentDiffusion):
         method: str = "top",
         evaluate: list[int] | None = None,
         evaluation: Draws = Draws(timesteps=200),
+        regenerate: bool = True,
         **training: Any,
     ) -> None:
         super().__init__(**training)
@@ -66,6 +70,7 @@ class Retraining(LatentDiffusion):
         self.method = method
         self.evaluate = evaluate
         self.evaluation = evaluation
+        self.regenerate = regenerate
 
     def setup(self, stage: str) -> None:
         """Check the original and the queries before hours of training, not after."""
@@ -106,34 +111,41 @@ class Retraining(LatentDiffusion):
             return
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         assert isinstance(data, LatentDataModule)
-        values = self.record(Path(self.trainer.default_root_dir), data, self.trainer.strategy.root_device)
+        device = self.trainer.strategy.root_device
+        values = self.record(Path(self.trainer.default_root_dir), data, self.measured(self.original, device), device)
         if self.logger is not None:
             self.logger.log_metrics(values, step=self.global_step)
 
-    def record(self, folder: Path, data: LatentDataModule, device: torch.device) -> dict[str, float]:
-        """Measure the original and the retrained model of a run, and write ``retraining.safetensors``.
+    def record(
+        self, folder: Path, data: LatentDataModule, original: Mapping[str, Tensor], device: torch.device
+    ) -> dict[str, float]:
+        """Measure the retrained model of a run, and write ``retraining.safetensors``.
 
         Needs neither a trainer nor this module's own weights, so that a group can record each of its members.
 
         Args:
             folder: The run's folder, with the retrained model's checkpoint.
             data: What it was trained on.
+            original: What the original gave.
             device: Where to measure.
 
         Returns:
             Means over the queries, by their names in TensorBoard.
         """
-        queries = Store(self.queries)
-        ids = self._query_ids(queries)
         # The checkpoint is what other stages read, with the averaged weights where there is an average.
-        retrained = measure(load(folder / "checkpoints" / "last.ckpt"), queries, ids, self.evaluation, device)
-        original = measure(load(self.original), queries, ids, self.evaluation, device)
+        retrained = self.measured(folder / "checkpoints" / "last.ckpt", device)
         removed = torch.tensor(data.left_out_ids, dtype=torch.int64)
-        tensors = {"query_id": torch.tensor(ids), "removed_id": removed}
+        tensors = {"query_id": torch.tensor(self._query_ids(Store(self.queries))), "removed_id": removed}
         for name in original:
             tensors[f"original_{name}"], tensors[f"retrained_{name}"] = original[name], retrained[name]
         save_tensors(folder / "retraining.safetensors", "retraining", tensors, self._settings(data))
         return summary(original, retrained)
+
+    def measured(self, checkpoint: str | Path, device: torch.device) -> dict[str, Tensor]:
+        """Measure a model on the queries, see :func:`measure`."""
+        queries = Store(self.queries)
+        ids = self._query_ids(queries)
+        return measure(load(checkpoint), queries, ids, self.evaluation, device, self.regenerate)
 
     def _settings(self, data: LatentDataModule) -> dict[str, Any]:
         files = {"original": self.original, "queries": self.queries, "store": data.store}
@@ -155,16 +167,18 @@ def _without_groups(exclude: Exclude | None) -> dict[str, Any]:
     return {"grouping": grouping_name(exclude.grouping), "groups": exclude.group_names}
 
 
-def measure(model: Model, queries: Store, ids: list[int], draws: Draws, device: torch.device) -> dict[str, Tensor]:
+def measure(
+    model: Model, queries: Store, ids: list[int], draws: Draws, device: torch.device, regenerate: bool
+) -> dict[str, Tensor]:
     """Return the queries' ``losses`` [Q, D], and ``latent`` [Q, C, H, W] and ``image`` [Q, H, W, 3] generated again.
 
-    Of queries from files that do not say how they were sampled it is the losses alone.
+    Of queries from files that do not say how they were sampled it is the losses alone, and where not asked for more.
     """
     model = model.to(device)
     positions = queries.positions(ids)
     batch = {name: value.to(device) for name, value in whole_samples(queries, positions).items()}
     losses = sample_losses(model, batch, draws, views=1, captions=1)[:, 0]
-    if (sampling := known_sampling_of(queries, ids)) is None:
+    if not regenerate or (sampling := known_sampling_of(queries, ids)) is None:
         return {"losses": losses.cpu()}
     seeds, steps, guidance = sampling
     conditions = {name: value[:, 0] for name, value in model.conditions_of(batch).items()}
@@ -174,7 +188,7 @@ def measure(model: Model, queries: Store, ids: list[int], draws: Draws, device: 
     return {"losses": losses.cpu(), "latent": latents.cpu(), "image": images}
 
 
-def summary(original: dict[str, Tensor], retrained: dict[str, Tensor]) -> dict[str, float]:
+def summary(original: Mapping[str, Tensor], retrained: Mapping[str, Tensor]) -> dict[str, float]:
     """Return what became of the queries, as means over them."""
     values = {"loss_change": loss_change(original["losses"], retrained["losses"])}
     if "latent" in original:

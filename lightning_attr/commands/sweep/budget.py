@@ -10,15 +10,13 @@ from typing import NamedTuple
 from lightning_attr.commands.sweep.folder import SweepFolder
 from lightning_attr.commands.sweep.plan import query_ids
 from lightning_attr.errors import UserError, quoted
+from lightning_attr.ground_truth.subsets import FEWEST_SUBSETS
 from lightning_attr.runs.folder import seconds_taken
 
 UNITS = {"d": 86400, "h": 3600, "m": 60, "s": 1}
 
 SUBSET = "subset/"
 """The beginning of the names of random subsets."""
-
-FEWEST = 4
-"""Fewer subsets are refused: the ranks of three points say next to nothing."""
 
 
 class Budget(NamedTuple):
@@ -85,11 +83,11 @@ def planned(folder: SweepFolder, seconds: float, workers: int) -> Budget:
     others = sum(not name.startswith(SUBSET) and status.state != "done" for name, status in states.items())
     seeds = 2 if folder.sweep.subsets is None else folder.sweep.subsets.seeds
     count = (done + math.floor(seconds * workers / each) - others) // seeds
-    if count < FEWEST:
-        needed = (FEWEST * seeds + others - done) * each / workers
+    if count < FEWEST_SUBSETS:
+        needed = (FEWEST_SUBSETS * seeds + others - done) * each / workers
         raise UserError(
             f"budget: an entry takes {each:,.0f} s, and {others} are to be run beside the subsets; expected at least "
-            f"{needed / 60:,.0f}m for {FEWEST} subsets under {seeds} training seeds"
+            f"{needed / 60:,.0f}m for {FEWEST_SUBSETS} subsets under {seeds} training seeds"
         )
     return Budget(each, len(times), others, count, seeds, len(query_ids(folder.sweep)))
 

@@ -28,6 +28,7 @@ class LeaveGroupOut:
         scores: The scores of each method, as in ``top``: the group that each ranks first for a query.
         queries: Ids of the queries of ``scores``; None is all of the query store.
         random: Models without as many random samples, for each size of a group; those of ``random`` count as such.
+        seeds: Training seeds of all these models; see ``random``.
     """
 
     grouping: str
@@ -35,6 +36,7 @@ class LeaveGroupOut:
     scores: dict[str, str] | None = None
     queries: list[int] | None = None
     random: int = 1
+    seeds: int = 1
 
 
 def left_groups(chosen: LeaveGroupOut, store: Store, queries: Sequence[int]) -> dict[str, int]:

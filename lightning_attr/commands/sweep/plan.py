@@ -50,15 +50,18 @@ class Top:
 
 @dataclass(frozen=True)
 class Random:
-    """Models trained without K random samples: what removal alone does.
+    """Models trained without K random samples: what removal alone does, and the LDS at small removals.
 
     Args:
         k: How many samples to remove.
-        count: Models for each K.
+        count: Sets of samples for each K.
+        seeds: Training seeds of each set. A model is compared with that of all samples and the same seed, so that
+            ``full`` must have all but the original's.
     """
 
     k: list[int]
     count: int = 1
+    seeds: int = 1
 
 
 @dataclass(frozen=True)
@@ -174,6 +177,7 @@ def _check(sweep: Sweep) -> None:
             expect_within("top.k", k, 1)
     if sweep.random is not None:
         expect_within("random.count", sweep.random.count, 1, MOST)
+        _expect_seeds("random.seeds", sweep.random.seeds, sweep)
         for k in sweep.random.k:
             kept_positions(store, Exclude(random=k))
     if sweep.subsets is not None:
@@ -182,8 +186,22 @@ def _check(sweep: Sweep) -> None:
         kept_positions(store, subset=Subset(fraction=sweep.subsets.fraction))
     if sweep.groups is not None:
         expect_within("groups.random", sweep.groups.random, 0, MOST)
+        _expect_seeds("groups.seeds", sweep.groups.seeds, sweep)
     if sweep.full is not None:
         expect_within("full.seeds", sweep.full.seeds, 1, MOST)
+
+
+def _expect_seeds(key: str, seeds: int, sweep: Sweep) -> None:
+    """Check that removals under several training seeds have models of all samples to be compared with."""
+    expect_within(key, seeds, 1, MOST)
+    full = 0 if sweep.full is None else sweep.full.seeds
+    if seeds > 1 and not sweep.shared:
+        raise UserError(f"{key}: found {seeds} with shared: false, expected 1: every model has a seed of its own then")
+    if seeds - 1 > full:
+        raise UserError(
+            f"{key}: found {seeds}, but full.seeds is {full}; expected full.seeds of at least {seeds - 1}: a removal "
+            "is compared with the model of all samples and the same seed"
+        )
 
 
 def entry_folder(sweep: Sweep, name: str) -> Path:
@@ -255,11 +273,13 @@ def _own_settings(sweep: Sweep, training: Settings) -> Iterator[tuple[str, dict[
     if sweep.groups is not None:
         grouping = sweep.groups.grouping
         groups = left_groups(sweep.groups, Store(store_path(sweep)), query_ids(sweep))
-        for name in groups:
-            exclude = {"grouping": grouping, "group": name}
-            yield _retraining(sweep, training, folder_of(grouping, name), "group", {"exclude": exclude})
-    for k, seed in _random_removals(sweep, groups.values()):
-        yield _retraining(sweep, training, f"random/k-{k}/{seed}", "random", {"exclude": {"random": k, "seed": seed}})
+        for seed in range(sweep.groups.seeds):
+            for name in groups:
+                without = {"exclude": {"grouping": grouping, "group": name}}
+                yield _retraining(sweep, training, _under(seed, folder_of(grouping, name)), "group", without, seed)
+    for k, number, seed in _random_removals(sweep, groups.values()):
+        left_out = {"exclude": {"random": k, "seed": number}}
+        yield _retraining(sweep, training, _under(seed, f"random/k-{k}/{number}"), "random", left_out, seed)
     if sweep.subsets is not None:
         for subset in range(sweep.subsets.count):
             for seed in range(sweep.subsets.seeds):
@@ -270,13 +290,21 @@ def _own_settings(sweep: Sweep, training: Settings) -> Iterator[tuple[str, dict[
             yield _retraining(sweep, training, f"full/seed-{seed}", "full", {}, seed)
 
 
-def _random_removals(sweep: Sweep, sizes: Iterable[int]) -> Iterator[tuple[int, int]]:
-    """Yield K and the seed of every removal of random samples: those asked for, then as many as groups have."""
-    count = 0 if sweep.random is None else sweep.random.count
-    asked = [] if sweep.random is None else sweep.random.k
-    yield from ((k, seed) for k in asked for seed in range(count))
-    beside = 0 if sweep.groups is None else sweep.groups.random
-    yield from ((k, seed) for k in dict.fromkeys(sizes) for seed in range(count if k in asked else 0, beside))
+def _under(seed: int, name: str) -> str:
+    """Return the name of a removal under a training seed: of the original's seed without it."""
+    return f"seed-{seed}/{name}" if seed else name
+
+
+def _random_removals(sweep: Sweep, sizes: Iterable[int]) -> Iterator[tuple[int, int, int]]:
+    """Yield K, number and training seed of removals of random samples: those asked for, then as many as groups have."""
+
+    def each(ks: Iterable[int], count: int, seeds: int) -> list[tuple[int, int, int]]:
+        return [(k, number, seed) for k in ks for seed in range(seeds) for number in range(count)]
+
+    asked = [] if sweep.random is None else each(sweep.random.k, sweep.random.count, sweep.random.seeds)
+    beside = [] if sweep.groups is None else each(dict.fromkeys(sizes), sweep.groups.random, sweep.groups.seeds)
+    yield from asked
+    yield from (one for one in beside if one not in asked)
 
 
 def _rankings(sweep: Sweep, top: Top) -> Iterator[tuple[str, str, int, int]]:
@@ -298,6 +326,8 @@ def _retraining(
     sweep: Sweep, training: Settings, name: str, method: str, data: Settings, seed: int = 0
 ) -> tuple[str, dict[str, Any]]:
     settings = {"model": {"init_args": {"method": method}}, "data": {"init_args": dict(data)}}
+    if method == "subset":
+        settings["model"]["init_args"]["regenerate"] = False  # an LDS is of losses alone
     if not sweep.shared:
         seed = xxh3_64_intdigest(name.encode()) % 2**31  # of the name, so that further entries do not change it
     if seed:

@@ -30,6 +30,18 @@ def test_inverse(damping: Damping, added: float) -> None:
     assert found.dtype == gradient.dtype
 
 
+def test_overall_damping_is_of_all_weights_that_are_asked_for() -> None:
+    flat = {"b.weight": torch.full((2, 3), 1e-12, dtype=torch.float64)}
+    curvature = DiagonalCurvature(FISHER | flat | {"c.weight": torch.full((9,), 1e9, dtype=torch.float64)}, SETTINGS)
+    gradients = {"a.weight": torch.ones(2, 2), "b.weight": torch.ones(2, 3)}
+    found = curvature.inverse(gradients, Damping(0.5, "overall"))
+    added = 0.5 * 12 / 10  # the sum of both weights' entries, over their number
+    torch.testing.assert_close(found["a.weight"], (1 / (FISHER["a.weight"] + added)).float())
+    torch.testing.assert_close(found["b.weight"], torch.full((2, 3), 1 / added))
+    alone = curvature.inverse({"b.weight": gradients["b.weight"]}, Damping(0.5, "overall"))["b.weight"]
+    torch.testing.assert_close(alone, torch.full((2, 3), 1 / 1.5e-12))
+
+
 def test_zero_entries_need_damping() -> None:
     curvature = DiagonalCurvature({"a.weight": torch.tensor([0.0, 1.0])}, SETTINGS)
     with pytest.raises(UserError, match=r"1 entries of a.weight are zero; set a damping"):

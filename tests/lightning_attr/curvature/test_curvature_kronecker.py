@@ -89,7 +89,7 @@ def test_ekfac_eigenvalues_are_mean_squares_of_rotated_gradients(network: Networ
 
 
 @pytest.mark.parametrize("kind", [KFACSums, EKFACSums])
-@pytest.mark.parametrize("damping", [Damping(0.3), Damping(0.1, "mean")])
+@pytest.mark.parametrize("damping", [Damping(0.3), Damping(0.1, "mean"), Damping(0.1, "overall")])
 def test_inverse_solves_the_dense_system(network: Network, kind: type[KFACSums], damping: Damping) -> None:
     curvature = fitted(network, ALL, kind, batches())
     generator = torch.Generator().manual_seed(2)
@@ -102,11 +102,11 @@ def test_inverse_solves_the_dense_system(network: Network, kind: type[KFACSums],
     queries["out.weight"], found["out.weight"] = (
         torch.cat([part["out.weight"], part["out.bias"][..., None]], dim=-1) for part in (queries, found)
     )
+    overall = torch.cat([layer.eigenvalues.flatten() for layer in curvature.layers.values()]).mean()
     for name, layer in curvature.layers.items():
         basis = torch.kron(layer.gradient.eigenvectors, layer.activation.eigenvectors)
         dense = basis @ torch.diag(layer.eigenvalues.reshape(-1)) @ basis.T
-        mean = dense.trace() / len(dense)
-        added = damping.value * mean if damping.rule == "mean" else damping.value
+        added = damping.value * {"fixed": 1.0, "mean": dense.trace() / len(dense), "overall": overall}[damping.rule]
         dense += added * torch.eye(len(dense), dtype=torch.float64)
         expected = torch.linalg.solve(dense, queries[f"{name}.weight"].flatten(1).T).T
         torch.testing.assert_close(found[f"{name}.weight"].flatten(1), expected, rtol=1e-9, atol=1e-12)

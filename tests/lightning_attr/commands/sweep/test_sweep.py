@@ -28,7 +28,7 @@ from lightning_attr.cli import run_stage
 from lightning_attr.commands.sweep.board import Board, progress_line
 from lightning_attr.commands.sweep.command import main, parsed_options
 from lightning_attr.commands.sweep.folder import Status, SweepFolder, read_status, timed_status
-from lightning_attr.commands.sweep.plan import Random, Subsets, Sweep, Top, entries, store_path
+from lightning_attr.commands.sweep.plan import Full, Random, Subsets, Sweep, Top, entries, store_path
 from lightning_attr.commands.sweep.worker import stop
 from lightning_attr.console import run as exit_with_status
 from lightning_attr.digests import file_digest
@@ -124,6 +124,18 @@ def test_models_share_seeds_unless_told_otherwise(project: Project) -> None:
     assert own.items() <= more.items()  # those of entries that were there already stay
 
 
+def test_removals_under_several_training_seeds(project: Project) -> None:
+    made = seeds(plan(project, random=Random([2], 2, seeds=3), full=Full(2)))
+    assert made == {
+        **{f"random/k-2/{index}": (None, None) for index in (0, 1)},
+        **{f"seed-{seed}/random/k-2/{index}": (seed, seed) for seed in (1, 2) for index in (0, 1)},
+        **{f"full/seed-{seed}": (seed, seed) for seed in (1, 2)},
+    }
+    removed = plan(project, random=Random([2], 1, seeds=2), full=Full(1))
+    first, second = (removed[name]["data"]["init_args"]["exclude"] for name in ("random/k-2/0", "seed-1/random/k-2/0"))
+    assert first == second
+
+
 def test_what_is_left_out(finished: Miniature) -> None:
     removed = {name: load_tensors(finished.entry(name) / "retraining.safetensors") for name in NAMES}
     counts = {name: (settings["method"], len(tensors["removed_id"])) for name, (tensors, settings) in removed.items()}
@@ -132,6 +144,8 @@ def test_what_is_left_out(finished: Miniature) -> None:
     first, second = (removed[f"subset/0/seed-{seed}"][0] for seed in (0, 1))
     assert torch.equal(first["removed_id"], second["removed_id"])
     assert not torch.equal(first["retrained_losses"], second["retrained_losses"])
+    made_again = {name for name, (tensors, _) in removed.items() if "retrained_latent" in tensors}
+    assert made_again == {name for name in NAMES if not name.startswith("subset/")}  # an LDS is of losses alone
 
 
 @pytest.mark.slow
@@ -351,6 +365,16 @@ MISTAKES: dict[str, tuple[dict[str, Any], list[str], tuple[str, ...]]] = {
     "more of the top than there is": ({"top": {"scores": {"a": "SCORES"}, "k": [41], "queries": [0]}}, [], ("41",)),
     "a fraction above 1": ({"subsets": {"count": 1, "fraction": 1.5}}, [], ("fraction: found 1.5",)),
     "no models": ({"random": {"k": [1], "count": 0}}, [], ("random.count: found 0, expected 1 to 100000",)),
+    "seeds without models of all samples": (
+        {"random": {"k": [2], "seeds": 3}},
+        [],
+        ("random.seeds: found 3, but full.seeds is 1; expected full.seeds of at least 2",),
+    ),
+    "several seeds where each has its own": (
+        {"random": {"k": [2], "seeds": 2}, "shared": False},
+        [],
+        ("random.seeds: found 2 with shared: false, expected 1",),
+    ),
     "a k twice": ({"random": {"k": [2, 2]}}, [], ("random/k-2/0 2 times",)),
     "a reserved name": ({"top": {"scores": {"subset": "SCORES"}, "k": [1]}}, [], ("found method 'subset'",)),
     "no workers": ({}, ["--workers", "0"], ("workers", "0")),
