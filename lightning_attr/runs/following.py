@@ -14,7 +14,7 @@ from lightning_attr.runs.identity import declared_paths
 #: The stages that lead to scores: their verbs, and their configs, which lie beside each other or one folder above.
 STAGES: Sequence[tuple[str, Sequence[str]]] = (
     ("predict", ["sample.yaml"]),
-    ("fit", ["curvature_ekfac.yaml"]),
+    ("fit", ["virtual_steps.yaml"]),
     ("predict", ["attribute.yaml", "methods/default.yaml"]),
 )
 

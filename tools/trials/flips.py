@@ -110,7 +110,7 @@ KINDS: Mapping[str, Kind] = {
     "checkpoint": Kind(("runs/train/checkpoints/last.ckpt",), ("attribute/trak", "train on", "validate", "sample"), 10),
     "curvature": Kind(("runs/curvature/curvature.safetensors",), ("attribute/influence_diagonal", "unlearn/0"), 3),
     "K-FAC": Kind(("runs/curvature_kfac/curvature.safetensors",), ("attribute/kfac",), 2),
-    "EK-FAC": Kind(("runs/curvature_ekfac/curvature.safetensors",), ("attribute/default",), 2),
+    "EK-FAC": Kind(("runs/curvature_ekfac/curvature.safetensors",), ("attribute/influence_ekfac_per_draw",), 2),
     "factors": Kind(("others/factors_ekfac/*",), ("attribute/factors",), 3),
     "losses": Kind(("runs/base_losses.safetensors",), ("unlearn/0", "report"), 2),
     "scores": Kind(

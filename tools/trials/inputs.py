@@ -35,7 +35,7 @@ Make = Callable[[], None]
 ARTEFACTS = {
     "runs/curvature/curvature.safetensors": ("attribute/influence_diagonal", "unlearn/0"),
     "runs/curvature_kfac/curvature.safetensors": ("attribute/kfac",),
-    "runs/curvature_ekfac/curvature.safetensors": ("attribute/default",),
+    "runs/curvature_ekfac/curvature.safetensors": ("attribute/influence_ekfac_per_draw",),
     "runs/base_losses.safetensors": ("unlearn/0",),
     "runs/attribute/trak/scores.safetensors": ("leave_k_out", "evaluate pack", "evaluate", "report"),
     "runs/attribute/top/scores.safetensors": ("report", "evaluate pack"),

@@ -107,6 +107,7 @@ class Sweep:
         groups: Leave-group-out entries.
         shared: Whether all models share the original's initial weights and noise, so that they differ by their data
             alone; else each entry has a seed of its own. Subsets and full entries with a further seed have that one.
+        regenerate: Whether removals make the queries again, which the generation deviation is of; subsets never do.
     """
 
     folder: str
@@ -120,6 +121,7 @@ class Sweep:
     full: Full | None = None
     groups: LeaveGroupOut | None = None
     shared: bool = True
+    regenerate: bool = True
 
     @property
     def patterns(self) -> list[str]:
@@ -326,7 +328,7 @@ def _retraining(
     sweep: Sweep, training: Settings, name: str, method: str, data: Settings, seed: int = 0
 ) -> tuple[str, dict[str, Any]]:
     settings = {"model": {"init_args": {"method": method}}, "data": {"init_args": dict(data)}}
-    if method == "subset":
+    if method == "subset" or not sweep.regenerate:
         settings["model"]["init_args"]["regenerate"] = False  # an LDS is of losses alone
     if not sweep.shared:
         seed = xxh3_64_intdigest(name.encode()) % 2**31  # of the name, so that further entries do not change it

@@ -169,6 +169,6 @@ def test_virtual_steps_of_an_adapter(tmp_path: Path, monkeypatch: pytest.MonkeyP
         tmp_path, "fit", "virtual_steps", {"class_path": "lightning_attr.tasks.VirtualSteps", "init_args": steps},
         data={"class_path": "datamodules.LatentDataModule", "init_args": data}, trainer={"max_steps": 2},
     )  # fmt: skip
-    scores = scores_by(tmp_path, "virtual_steps.yaml")
+    scores = scores_by(tmp_path, "default.yaml")
     assert (scores.diagonal() > 0).all()
     assert (scores.std(1) > 0).all()

@@ -131,7 +131,8 @@ def test_removals_under_several_training_seeds(project: Project) -> None:
         **{f"seed-{seed}/random/k-2/{index}": (seed, seed) for seed in (1, 2) for index in (0, 1)},
         **{f"full/seed-{seed}": (seed, seed) for seed in (1, 2)},
     }
-    removed = plan(project, random=Random([2], 1, seeds=2), full=Full(1))
+    removed = plan(project, random=Random([2], 1, seeds=2), full=Full(1), regenerate=False)
+    assert all(settings["model"]["init_args"]["regenerate"] is False for settings in removed.values())
     first, second = (removed[name]["data"]["init_args"]["exclude"] for name in ("random/k-2/0", "seed-1/random/k-2/0"))
     assert first == second
 
