@@ -125,7 +125,9 @@ def held_by_backward(outputs: Outputs, weights: Weights, network: nn.Module) -> 
     return sum(held.values())
 
 
-def loss_gradient(model: Model, weights: Weights, inputs: Inputs, samples: int) -> dict[str, Tensor]:
+def loss_gradient(
+    model: Model, weights: Weights, inputs: Inputs, samples: int, region: Tensor | None = None
+) -> dict[str, Tensor]:
     """Return the gradient by some weights of training's loss, by name.
 
     Args:
@@ -133,9 +135,10 @@ def loss_gradient(model: Model, weights: Weights, inputs: Inputs, samples: int) 
         weights: By name.
         inputs: A batch, or a part of it.
         samples: Of how many samples or draws the loss is the mean.
+        region: How much each place of the latent counts, [H, W]; None is all alike.
     """
     asked = {name: weight.detach().requires_grad_() for name, weight in weights.items()}
     with torch.enable_grad():
-        loss = model.over(with_weights(model.network, asked)).losses(*inputs).sum() / samples
+        loss = model.over(with_weights(model.network, asked)).losses(*inputs, region).sum() / samples
         gradients = torch.autograd.grad(loss, list(asked.values()), materialize_grads=True)
     return dict(zip(asked, gradients, strict=True))

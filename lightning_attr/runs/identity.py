@@ -32,6 +32,9 @@ WRITTEN_OUT = {"weights": "cross_kv"}
 #: What runs did before there was a setting for it, by the last part of the key.
 UNSAID = {"gradient_checkpointing": False}
 
+#: What may change before a resume, by the last part of the key: what else is measured in the end, not what is trained.
+FREE = ("regenerate",)
+
 Config = Mapping[str, Any]
 Inputs = Mapping[str, Mapping[str, str]]
 """The digests of what each argument names, by the dotted key of the argument, and by the name of each file below it."""
@@ -142,9 +145,11 @@ def _files(path: Path) -> list[Path]:
     return [file for file in inside if not any(part.startswith(".") for part in file.relative_to(path).parts)]
 
 
-def _same(key: str, was: Any, now: Any) -> bool:
+def same(key: str, was: Any, now: Any) -> bool:
     """Return whether a setting says what it did, be it by a default that was written out, or was not said at all."""
     name = key.rpartition(".")[2]
+    if name in FREE:
+        return True
     before = WRITTEN_OUT.get(name) if now is None else UNSAID.get(name) if was is None else None
     return bool(was == now) or (before is not None and before in (was, now))
 
@@ -161,7 +166,7 @@ def differences(old: Config, new: Config, ignored: Collection[str]) -> Iterator[
     keys = old["inputs"].keys() | (new["inputs"].keys() if "format" in old else set())
     for key in sorted(old["settings"].keys() | new["settings"].keys()):
         was, now = old["settings"].get(key), new["settings"].get(key)
-        if not _same(key, was, now) and key not in keys and key not in ignored:
+        if not same(key, was, now) and key not in keys and key not in ignored:
             yield f"{key}: {was} -> {now}"
     for key in sorted(keys):
         was, now = old["inputs"].get(key, {}), new["inputs"].get(key, {})

@@ -26,6 +26,7 @@ from lightning_attr.models import Inputs
 from lightning_attr.models.denoiser import ADAPTER
 from lightning_attr.noise import Draws, batch_noise, draw_timesteps, of_query
 from lightning_attr.precision import outside_autocast
+from lightning_attr.region import read_region
 from lightning_attr.runs.whole import expect_all_batches
 from lightning_attr.samples import as_trained
 from lightning_attr.second_moments import EPSILON, adam_diagonal, adam_of
@@ -73,6 +74,7 @@ class VirtualSteps(AnalysisTask):
             gradients.
         damping: Added to the curvature before it is inverted.
         draws: Where the queries' losses are measured.
+        region: A greyscale image; the brighter a place, the more of it is asked about. None is the whole query.
         caption_dropout: Of training.
         seed: Of the batches' timesteps, noises and dropped captions.
     """
@@ -91,6 +93,7 @@ class VirtualSteps(AnalysisTask):
         curvature: InputPath | None = None,
         damping: Damping = Damping(0.1, "mean"),
         draws: Draws = Draws(timesteps=50),
+        region: InputPath | None = None,
         caption_dropout: float = 0.1,
         seed: int = 0,
     ) -> None:
@@ -105,6 +108,7 @@ class VirtualSteps(AnalysisTask):
         self.beta = beta
         self.damping = damping
         self.draws = draws
+        self.region = region
         self.caption_dropout = caption_dropout
         self.seed = seed
         self.curvature_path = curvature
@@ -188,12 +192,15 @@ class VirtualSteps(AnalysisTask):
         """Return the gradients of all queries' mean losses over the draws, [Q, P]; ranks take turns."""
         store = Store(self.queries)
         queries = Context.of(store, self.query_ids, store, self.device).queries
+        region = None
+        if self.region is not None:
+            region = read_region(self.region, queries["latent"].shape[-2:]).to(self.device)
         rows = torch.zeros_like(self.adjoint)
         share = range(self.trainer.global_rank, len(rows), self.trainer.world_size)
         for place in track(share, description="gradients of queries"):
             for indices in torch.arange(len(self.draws)).split(self.data.batch_size):  # type: ignore[no-untyped-call]
                 inputs = self._query_inputs(queries, place, indices)
-                rows[place] += self._flat(loss_gradient(self.model, self.selected, inputs, len(self.draws)))
+                rows[place] += self._flat(loss_gradient(self.model, self.selected, inputs, len(self.draws), region))
         return self._over_ranks(rows)
 
     def _query_inputs(self, queries: Batch, place: int, indices: Tensor) -> Inputs:
@@ -328,6 +335,8 @@ class VirtualSteps(AnalysisTask):
         """Return the digests of everything that this task was given."""
         files = {"store": self.data.store, "queries": self.queries}
         digests = {**super().digests(), **{name: file_digest(path) for name, path in files.items()}}
+        if self.region is not None:
+            digests["region"] = file_digest(self.region)
         if self.curvature_path is not None:
             return digests | {"curvature": curvature_digest(self.curvature_path)}
         return digests | {"preconditioner": tensors_digest({"diagonal": self.diagonal})}

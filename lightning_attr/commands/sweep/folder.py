@@ -31,7 +31,7 @@ from lightning_attr.commands.sweep.score_files import matching
 from lightning_attr.console import warn
 from lightning_attr.digests import file_digest
 from lightning_attr.errors import UserError, quoted
-from lightning_attr.runs.identity import declared_paths, flatten
+from lightning_attr.runs.identity import declared_paths, flatten, same
 from lightning_attr.runs.lock import locked
 
 #: Seconds to wait for an entry's lock: its last process may still be saving, or dying.
@@ -224,7 +224,7 @@ def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[str
     )
     for part in was:
         for key in sorted(was[part].keys() | now[part].keys()):
-            if was[part].get(key) != now[part].get(key):
+            if not same(key, was[part].get(key), now[part].get(key)):
                 yield f"{part}{key}: {was[part].get(key)} -> {now[part].get(key)}"
 
 

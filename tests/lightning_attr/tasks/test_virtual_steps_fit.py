@@ -8,11 +8,13 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
 from damage import Refused, assert_says, changed
 from miniature import Project
+from PIL import Image
 from stopped import Moment
 from test_ddp import assert_close, finish
 from test_resume import TASKS, assert_same, curve, stopped_then_resumed
@@ -142,6 +144,32 @@ def test_directions_are_those_of_dense_matrices(project: Project, straight: Path
     norms = curve(straight, "adjoint/norm")
     assert len(norms) == 6
     assert 0 < norms[-1][1] < norms[0][1]
+
+
+def test_a_region_of_the_queries(project: Project, tmp_path: Path) -> None:
+    white = np.zeros((64, 64), np.uint8)
+    white[:32, 16:] = 255
+    Image.fromarray(white).save(tmp_path / "region.png")
+    asked_for = {"model__init_args__region": tmp_path / "region.png", "trainer__max_steps": 1}
+    run_stage(virtual(project, tmp_path / "run", **asked_for))
+    model, weights = in_double(project.checkpoint)
+    queries, draws = Store(str(project.queries)), Draws(timesteps=3)
+    latent = torch.from_numpy(queries.read("latent", [2])[0, :1]).double().expand(3, -1, -1, -1)
+    text = torch.from_numpy(queries.read("text", [2])[0, :1]).double().expand(3, -1, -1)
+    region = torch.zeros(latent.shape[-2:], dtype=torch.float64)
+    region[: region.shape[0] // 2, region.shape[1] // 4 :] = 1
+    noise, times = shared_noise(draws, [0, 1, 2], latent.shape[1:]).double(), draw_timesteps(draws, 1000)
+    parameters = [model.network.get_parameter(name).requires_grad_() for name in weights]
+
+    def gradient(region: Tensor | None) -> Tensor:
+        loss = model.losses(latent, {"text": text}, times, noise, region).mean()
+        return torch.cat([part.flatten() for part in torch.autograd.grad(loss, parameters)])
+
+    # A single step is the gradient times a diagonal, which is the same for all.
+    run_stage(virtual(project, tmp_path / "all", trainer__max_steps=1))
+    found, everywhere = (rows_of(tmp_path / name)[2].double() for name in ("run", "all"))
+    torch.testing.assert_close(found * gradient(None), everywhere * gradient(region), rtol=1e-3, atol=1e-12)
+    assert not torch.allclose(found, everywhere)
 
 
 @pytest.mark.parametrize(
