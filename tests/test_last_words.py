@@ -12,7 +12,7 @@ from miniature import Project
 
 from lightning_attr.artifacts import read_json
 from lightning_attr.main import main
-from lightning_attr.runs.following import next_command
+from lightning_attr.runs.following import FINE_TUNE, FROM_SCRATCH, next_command, stages_beside
 
 Captured = pytest.CaptureFixture[str]
 
@@ -84,6 +84,14 @@ def test_quiet_stages(project: Project, tmp_path: Path, capfd: Captured) -> None
     assert "quiet" not in yaml.safe_load((tmp_path / "run/config.yaml").read_text())
     main(train)
     assert "finished already" in capfd.readouterr().err
+
+
+def test_the_stages_that_follow_are_those_of_the_default_method() -> None:
+    for folder, stage in (("shapes", "virtual_steps"), ("finetune", "curvature_ekfac"), ("demo", "curvature_ekfac")):
+        config = Path("configs") / folder / "sample.yaml"
+        stages = FINE_TUNE if stage == "curvature_ekfac" else FROM_SCRATCH
+        assert [Path(names[0]).stem for _, names in stages_beside(config)] == ["sample", stage, "attribute"]
+        assert stages_beside(config) == stages
 
 
 def test_a_stage_is_next_when_it_has_all_and_has_not_begun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

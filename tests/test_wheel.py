@@ -74,7 +74,7 @@ def test_the_wheel_alone_goes_from_prepare_to_report(environment: Path, tmp_path
     ]
     assert command("predict", "-c", "mine/sample.yaml", *few) == [
         "made: runs/shapes/sample/queries.lmdb",
-        "next: lightning-attr fit -c mine/curvature_ekfac.yaml",
+        "next: lightning-attr fit -c mine/virtual_steps.yaml",
     ]
     similarity = ("-c", "mine/attribute.yaml", "-c", "mine/methods/similarity_latent.yaml")
     assert command("predict", *similarity)[0] == "made: runs/shapes/attribute/similarity_latent/scores.safetensors"

@@ -11,11 +11,20 @@ from omegaconf import OmegaConf
 from lightning_attr.console import command
 from lightning_attr.runs.identity import declared_paths
 
-#: The stages that lead to scores: their verbs, and their configs, which lie beside each other or one folder above.
-STAGES: Sequence[tuple[str, Sequence[str]]] = (
+Stages = Sequence[tuple[str, Sequence[str]]]
+"""Verbs, and configs that lie beside each other or one folder above."""
+
+#: The stages that lead to scores by the default method.
+FROM_SCRATCH: Stages = (
     ("predict", ["sample.yaml"]),
     ("fit", ["virtual_steps.yaml"]),
     ("predict", ["attribute.yaml", "methods/default.yaml"]),
+)
+#: The same of a model that starts from a base.
+FINE_TUNE: Stages = (
+    ("predict", ["sample.yaml"]),
+    ("fit", ["curvature_ekfac.yaml"]),
+    ("predict", ["attribute.yaml", "methods/adapter.yaml"]),
 )
 
 
@@ -26,7 +35,7 @@ def next_command(configs: Iterable[str], run: Path) -> str:
     """
     folders = [run]
     for config in configs:
-        for verb, names in STAGES:
+        for verb, names in stages_beside(Path(config)):
             files = [_found(Path(config).parent, name) for name in names]
             if (stage := _read(files)) is None:
                 continue
@@ -36,6 +45,15 @@ def next_command(configs: Iterable[str], run: Path) -> str:
             if folder.parent in run.parents:
                 folders.append(folder.parent)
     return command("report", min(folders, key=lambda folder: len(folder.parts)))
+
+
+def stages_beside(config: Path) -> Stages:
+    """Return the stages of a config's experiment: a fine-tune's where the training beside it starts from a base."""
+    try:
+        base = OmegaConf.select(OmegaConf.load(config.with_name("train.yaml")), "model.init_args.base")
+    except Exception:  # as below
+        return FROM_SCRATCH
+    return FROM_SCRATCH if base is None else FINE_TUNE
 
 
 def _found(folder: Path, name: str) -> Path:
