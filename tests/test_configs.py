@@ -99,7 +99,7 @@ def test_a_method_is_needed(refused: Callable[[list[str]], str]) -> None:
 
 def is_stage(config: Path) -> bool:
     """Whether a config is that of a run, and not of what runs many."""
-    return "model" in yaml.safe_load(config.read_text()) and config not in METHODS
+    return "class_path" in yaml.safe_load(config.read_text()).get("model", {}) and config not in METHODS
 
 
 STAGE_CONFIGS = sorted(path for path in CONFIGS.rglob("*.yaml") if is_stage(path))
@@ -353,7 +353,7 @@ def test_abc_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, work: Work) 
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_text(yaml.safe_dump(config))
     abc(["make", "-c", "configs/abc/make.yaml"])
-    for name in ("adapter", "normalised", "trak", "unlearning"):
+    for name in ("adapter", "per_draw", "normalised", "trak", "unlearning"):
         abc(["scores", "-c", f"configs/abc/scores_{name}.yaml"])
     files = ["configs/abc/similarity.yaml", "configs/methods/similarity_latent.yaml"]
     run_stage(["predict", *(word for file in files for word in ("-c", file))])
@@ -362,5 +362,6 @@ def test_abc_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, work: Work) 
     abc(["table", *kept, similar, "--set", "runs/abc/set", "--json", "table.json"])
     lines = json.loads(Path("table.json").read_text(), parse_constant=pytest.fail)
     assert {line["method"] for line in lines} == {
-        "adapter", "gradient-normalised", "trak-normalised", "unlearning", "similarity-latent", "chance",
+        "adapter", "adapter-per-draw", "gradient-normalised", "trak-normalised", "unlearning", "similarity-latent",
+        "chance",
     }  # fmt: skip
