@@ -69,7 +69,7 @@ def main(arguments: Sequence[str]) -> None:
     of.add_argument("--out", type=Path, required=True, help="the folder of the answer")
     of.add_argument("--size", type=int | None, default=None, help="side of the images in pixels, default the model's")
     of.add_argument("--weights", type=str | None, default=None, help="which weights are looked at")
-    of.add_argument("--draws", type=int, default=10, help="timesteps at which gradients are compared")
+    of.add_argument("--draws", type=int, default=20, help="timesteps at which gradients are taken")
     of.add_argument("--check", type=int | None, default=None, help="retrain without so many images")
     of.add_argument("--train", type=Path | None, default=None, help="the config of the training, for --check")
     of.add_argument("--grouping", type=str | None, default=None, help="whose groups contribute: an attribute or a file")

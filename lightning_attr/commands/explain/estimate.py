@@ -112,14 +112,14 @@ def estimated(speed: Speed, samples: int, showings: int, queries: int, draws: in
         samples: Training images.
         showings: How often training shows them in all in an epoch.
         queries: Outputs that are asked about.
-        draws: Timesteps at which gradients are compared.
+        draws: Timesteps at which gradients are taken.
         free: Bytes that are free.
     """
     seconds = {"curvature": 2 * PASSES * showings * speed.seconds, "influence": draws * samples * speed.seconds}
-    # Draws are compared one after the other, and what was measured at each waits on the disk.
+    # Of a sample the mean over draws is held, and the gradient at one of them.
     held = (queries + 2 * speed.batch_size) * speed.gradients
     # The curvature keeps two factors for each weight and the eigenvalues: about three times the weights.
-    disk = samples * speed.sample + 3 * speed.gradients + FLOAT * samples * queries * draws
+    disk = samples * speed.sample + 3 * speed.gradients + FLOAT * samples * queries
     return Estimate(seconds, held, free, disk)
 
 

@@ -33,7 +33,7 @@ class Question:
         store: The training images.
         queries: The query store.
         weights: Which weights are looked at; None leaves it to the methods.
-        draws: Timesteps at which gradients are compared.
+        draws: Timesteps at which gradients are taken.
         batch_size: Samples whose gradients are taken at once.
         check: How many images a retraining goes without; None is no check.
         recipe: The config by which the model was trained, for the check.
