@@ -78,7 +78,7 @@ def methods(weights: str) -> Iterator[tuple[str, GradientMethod]]:
     """Yield the methods as their shipped configs have them, with some weights."""
     influence = Influence.__new__(Influence)  # of a curvature that is not fitted
     GradientMethod.__init__(influence, OUTPUT, weights, captions=None, per_draw=True)
-    yield "default", influence
+    yield "EK-FAC per draw", influence
     yield "gradient dot", GradientSimilarity(output=OUTPUT, weights=weights)
     yield "TRAK, D-TRAK", Trak(output=OUTPUT, weights=weights)
 

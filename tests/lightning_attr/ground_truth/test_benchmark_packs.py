@@ -15,7 +15,7 @@ from lightning_attr.ground_truth.pack import Pack
 ROOT = Path(__file__).parents[3]
 
 
-@pytest.fixture(scope="module", params=["coco64", "shapes"])
+@pytest.fixture(scope="module", params=["coco64", "shapes", "hands"])
 def name(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
@@ -28,11 +28,16 @@ def path(name: str) -> Path:
 def test_holds_the_entries_of_the_sweep(name: str, path: Path) -> None:
     pack = Pack.load(path)
     sweep = yaml.safe_load((ROOT / "configs" / name / "sweep.yaml").read_text())["sweep"]
-    top, random, subsets = sweep["top"], sweep["random"], sweep["subsets"]
-    per_method = len(top["queries"]) * len(top["k"])
+    random, subsets = sweep["random"], sweep["subsets"]
+    top = sweep.get("top", {"scores": {}, "queries": [], "k": []})
+    groups = sweep.get("groups", {"names": [], "seeds": 1})
+    removals = {
+        **dict.fromkeys(top["scores"], len(top["queries"]) * len(top["k"])),
+        "group": len(groups["names"]) * groups["seeds"],
+    }
     assert Counter(model.method for model in pack.models) == {
-        **dict.fromkeys(top["scores"], per_method),
-        "random": len(random["k"]) * random["count"],
+        **{method: count for method, count in removals.items() if count},
+        "random": len(random["k"]) * random["count"] * random.get("seeds", 1),
         "subset": subsets["count"] * subsets["seeds"],
         "full": sweep["full"]["seeds"],
     }

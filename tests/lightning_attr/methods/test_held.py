@@ -42,12 +42,12 @@ def test_bytes_of_gradients(weights: str, per_draw: bool) -> None:
     assert found.sample == (nbytes(one) + formed) / 2
 
 
-def test_the_default_holds_one_draw_and_trak_its_projection() -> None:
+def test_influence_per_draw_holds_one_draw_and_trak_its_projection() -> None:
     network = model_of(small_network())
     numbers = sum(weight.numel() for weight in network.select("attention").values())
     by_name = dict(methods("attention"))
-    assert held(by_name["default"], network, 5).query == 8 * numbers
-    assert by_name["default"].per_draw
+    assert held(by_name["EK-FAC per draw"], network, 5).query == 8 * numbers
+    assert by_name["EK-FAC per draw"].per_draw
     assert held(Trak(projection=16, output=THREE, per_draw=True), network, 5).query == 8 * 3 * 16
     assert held(Trak(projection=None, output=THREE, weights="attention"), network, 5).query == 8 * numbers
 
