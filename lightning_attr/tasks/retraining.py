@@ -168,7 +168,7 @@ def _without_groups(exclude: Exclude | None) -> dict[str, Any]:
 
 
 def measure(
-    model: Model, queries: Store, ids: list[int], draws: Draws, device: torch.device, regenerate: bool
+    model: Model, queries: Store, ids: list[int], draws: Draws, device: torch.device, regenerate: bool = True
 ) -> dict[str, Tensor]:
     """Return the queries' ``losses`` [Q, D], and ``latent`` [Q, C, H, W] and ``image`` [Q, H, W, 3] generated again.
 

@@ -97,7 +97,7 @@ def test_the_answer_names_files_the_one_that_it_was_first(mine: Mine) -> None:
     assert (query["top"][0]["key"], query["top"][0]["caption"]) == ("picture 3.png", "the red house")
     assert [each["id"] for each in query["top"]] == scores.top(0, IMAGES)
     assert [each["score"] for each in query["top"]] == [score for _, score in scores.ranked(0, IMAGES)]
-    assert answer["method"] == scores.method == "influence-ekfac-per-draw"
+    assert answer["method"] == scores.method == "influence-ekfac"
     assert query["agreement"]["similarity"] == {"of": 6, "common": 6, "by_chance": 6.0}
     assert "share" not in query["top"][0]  # nothing is calibrated
 
@@ -133,7 +133,7 @@ def test_contributors_may_be_asked_for_later(mine: Mine, capfd: pytest.CaptureFi
     assert {path: path.stat().st_mtime_ns for path in before} == before
 
 
-def save_shares(path: Path, scores: Scores, error: float, method: str = "influence-ekfac-per-draw") -> Path:
+def save_shares(path: Path, scores: Scores, error: float, method: str = "influence-ekfac") -> Path:
     """What turns these scores into shares, as if it had been fitted elsewhere for the same method and settings."""
     settings = {
         "of_method": scores.of_method,
@@ -170,7 +170,7 @@ def test_shares_where_they_were_fitted_for_the_method(mine: Mine, tmp_path: Path
     assert f"{groups[0]['share']:.1%}" in capfd.readouterr().out
     assert '<th scope="col" class="right">share</th>' in (folder / "report.html").read_text()
     main(mine.args(shares=save_shares(tmp_path / "b", scores, error=0.03, method="trak")))
-    assert "No shares: they are fitted for trak, not for influence-ekfac-per-draw." in capfd.readouterr().out
+    assert "No shares: they are fitted for trak, not for influence-ekfac." in capfd.readouterr().out
     answer = read_json(folder / "answer.json")
     assert answer["shares"]["unused"].startswith("they are fitted for trak")
     assert "share" not in answer["queries"][0]["top"][0]
