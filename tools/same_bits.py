@@ -201,6 +201,15 @@ def pack(commands: Commands, world: str, store: Stage) -> Iterator[Stage]:
             yield Stage(
                 f"{world}/{folder}", commands.stage("fit", f"{world}/{name}", **given, **named), ["weights.safetensors"]
             )
+    if (commands.clone / f"configs/{world}/virtual_steps.yaml").exists():
+        steps: dict[str, Any] = {
+            "trainer__default_root_dir": f"{run}/virtual_steps",
+            "model__init_args__checkpoint": original,
+            "model__init_args__queries": f"{run}/pack/queries.lmdb",
+            "model__init_args__query_ids": QUERIES,
+        }
+        command = commands.stage("fit", f"{world}/virtual_steps", **steps)
+        yield Stage(f"{world}/virtual_steps", command, ["directions.safetensors"])
     methods = sorted(path.stem for path in (commands.clone / "configs" / "methods").glob("*.yaml"))
     for method in ("default", *(name for name in methods if name != "default")):
         scored: dict[str, Any] = {
