@@ -34,7 +34,13 @@ class Damping:
         return Damping(self.value * sum(float(eigenvalues.sum()) for eigenvalues in layers) / count)
 
     def of(self, eigenvalues: Tensor) -> Tensor:
-        """Return the damping of one layer with these eigenvalues, a scalar; it is settled."""
+        """Return the damping of one layer with these eigenvalues, a scalar.
+
+        Raises:
+            ValueError: It depends on other layers as well, see :meth:`settled`.
+        """
+        if self.rule == "overall":
+            raise ValueError("an overall damping is not that of one layer, expected a settled one")
         scale = eigenvalues.mean() if self.rule == "mean" else eigenvalues.new_ones(())
         return self.value * scale
 

@@ -146,7 +146,10 @@ def _files(path: Path) -> list[Path]:
 
 
 def same(key: str, was: Any, now: Any) -> bool:
-    """Return whether a setting says what it did, be it by a default that was written out, or was not said at all."""
+    """Return whether a setting says what it did, or is free to change.
+
+    It may say so by a default that was written out, or was not said at all.
+    """
     name = key.rpartition(".")[2]
     if name in FREE:
         return True

@@ -306,7 +306,8 @@ def _random_removals(sweep: Sweep, sizes: Iterable[int]) -> Iterator[tuple[int, 
     asked = [] if sweep.random is None else each(sweep.random.k, sweep.random.count, sweep.random.seeds)
     beside = [] if sweep.groups is None else each(dict.fromkeys(sizes), sweep.groups.random, sweep.groups.seeds)
     yield from asked
-    yield from (one for one in beside if one not in asked)
+    known = set(asked)
+    yield from (one for one in beside if one not in known)
 
 
 def _rankings(sweep: Sweep, top: Top) -> Iterator[tuple[str, str, int, int]]:

@@ -40,6 +40,8 @@ def test_overall_damping_is_of_all_weights_that_are_asked_for() -> None:
     torch.testing.assert_close(found["b.weight"], torch.full((2, 3), 1 / added))
     alone = curvature.inverse({"b.weight": gradients["b.weight"]}, Damping(0.5, "overall"))["b.weight"]
     torch.testing.assert_close(alone, torch.full((2, 3), 1 / 1.5e-12))
+    with pytest.raises(ValueError, match="expected a settled one"):  # and not taken for a fixed one
+        Damping(0.5, "overall").of(FISHER["a.weight"])
 
 
 def test_zero_entries_need_damping() -> None:
