@@ -135,9 +135,12 @@ class Model:
         self.network.to(device)
         return replace(self, null=Later(lambda: {name: value.to(device) for name, value in self.null.items()}))
 
-    def chosen(self, pattern: str | None) -> str:
-        """Return a pattern of weights; None is the adapter's where there is one, which alone was trained, else K/V."""
-        return pattern if pattern is not None else ADAPTER if self.denoiser.adapter else "cross_kv"
+    def chosen(self, pattern: str | None, otherwise: str = "cross_kv") -> str:
+        """Return a pattern of weights.
+
+        None is the adapter's where there is one, which alone was trained, else ``otherwise``.
+        """
+        return pattern if pattern is not None else ADAPTER if self.denoiser.adapter else otherwise
 
     def select(self, pattern: str | None) -> dict[str, nn.Parameter]:
         """Return the weights that a pattern selects, see :meth:`chosen` and :meth:`Denoiser.select`."""

@@ -25,16 +25,19 @@ class ChangedWeights(AnalysisTask):
         queries: A query store.
         query: The id of the query to unlearn.
         weights: ``adapter``, ``cross_kv``, ``cross_attention``, ``attention``, ``matrices``, ``all``, or a regular
-            expression; None is the adapter's where there is one, else ``cross_kv``.
+            expression; None is the adapter's where there is one, else ``otherwise``.
+        otherwise: Likewise.
     """
 
     makes = ("weights.safetensors", "scores.safetensors")  # the scores with a LossDeltaRecorder
 
-    def __init__(self, checkpoint: str, queries: str, query: int, weights: str | None) -> None:
+    def __init__(
+        self, checkpoint: str, queries: str, query: int, weights: str | None, otherwise: str = "cross_kv"
+    ) -> None:
         super().__init__(checkpoint)
         self.queries = queries
         self.query = query
-        self.weights = self.model.chosen(weights)
+        self.weights = self.model.chosen(weights, otherwise)
         self.selected = self.model.select(self.weights)
         for weight in self.selected.values():
             weight.requires_grad_()

@@ -42,7 +42,7 @@ class MirroredUnlearning(ChangedWeights):
         queries: A query store.
         query: The id of the query to unlearn.
         weights: ``adapter``, ``cross_kv``, ``cross_attention``, ``attention``, ``matrices``, ``all``, or a regular
-            expression.
+            expression; None is the adapter's where there is one, else ``all``.
         learning_rate: Of AdamW; the paper takes a tenth of training's.
         forget: How much the query's loss counts against that of the store.
         until: Stop when the query's loss is this share of the null loss; None takes all steps of the trainer.
@@ -56,7 +56,7 @@ class MirroredUnlearning(ChangedWeights):
         checkpoint: InputPath,
         queries: InputPath,
         query: int,
-        weights: str = "all",
+        weights: str | None = None,
         learning_rate: float = 1e-5,
         forget: float = 0.2,
         until: float | None = 0.95,
@@ -64,7 +64,7 @@ class MirroredUnlearning(ChangedWeights):
         draws: Draws = Draws(),
         seed: int = 0,
     ) -> None:
-        super().__init__(checkpoint, queries, query, weights)
+        super().__init__(checkpoint, queries, query, weights, otherwise="all")
         expect_within("model.learning_rate", learning_rate, 0)
         expect_within("model.forget", forget, 0, 1000)
         expect_within("model.until", until, 0, 1000)

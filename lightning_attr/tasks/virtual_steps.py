@@ -23,7 +23,6 @@ from lightning_attr.errors import UserError, expect_within
 from lightning_attr.methods.attribute import check_stores, chosen_queries
 from lightning_attr.methods.base import Batch, Context
 from lightning_attr.models import Inputs
-from lightning_attr.models.denoiser import ADAPTER
 from lightning_attr.noise import Draws, batch_noise, draw_timesteps, of_query
 from lightning_attr.precision import outside_autocast
 from lightning_attr.region import read_region
@@ -103,7 +102,7 @@ class VirtualSteps(AnalysisTask):
         expect_within("model.caption_dropout", caption_dropout, 0, 1)
         self.queries = queries
         self.query_ids = chosen_queries(Store(queries), query_ids)
-        self.weights = weights or (ADAPTER if self.model.denoiser.adapter else "matrices")
+        self.weights = self.model.chosen(weights, otherwise="matrices")
         self.selected = {name: weight.detach() for name, weight in self.model.select(self.weights).items()}
         self.beta = beta
         self.damping = damping

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import product
+
 import torch
 from miniature import DENOISER
 from torch import Tensor
@@ -48,12 +50,11 @@ class World:
                 name = f"subset/{subset}/seed-{seed}"
                 self.add(Model(name, "subset", None, SAMPLES // 2, seed), mask, self.noise)
 
-    def top(self, method: str, scores: Tensor) -> None:
-        for row, query in enumerate(self.query_id.tolist()):
-            for k in KS:
-                mask = torch.ones(SAMPLES, dtype=torch.bool)
-                mask[scores[row].topk(k).indices] = False
-                self.add(Model(f"top/{method}/query-{query}/k-{k}", method, query, k, 0), mask, self.noise / 10)
+    def top(self, method: str, scores: Tensor, seeds: int = 1) -> None:
+        for seed, (row, query), k in product(range(seeds), enumerate(self.query_id.tolist()), KS):
+            mask = torch.ones(SAMPLES, dtype=torch.bool)
+            mask[scores[row].topk(k).indices] = False
+            self.add(Model(f"top/{method}/query-{query}/k-{k}", method, query, k, seed), mask, self.noise / 10)
 
     def random(self, count: int) -> None:
         for k in KS:

@@ -49,6 +49,8 @@ class Scoring:
         split: The models to score for; None is all.
         distractors: Only so many of the set's, drawn at random and the same for all models; None is all.
         seed: Of the draw.
+        queries: Only the first so many of each kind of prompt of a model, for stages that are run for every query;
+            None is all.
     """
 
     set: str
@@ -59,6 +61,7 @@ class Scoring:
     split: Literal["train", "validation", "test"] | None = "test"
     distractors: int | None = None
     seed: int = 0
+    queries: int | None = None
 
     def folder_of(self, model: CustomModel) -> Path:
         """Return the folder of the method's runs for a model."""
@@ -72,6 +75,10 @@ class Scoring:
         """Return the file of scores for a model's queries."""
         return self.folder_of(model) / Path(self.steps[-1].configs[0]).stem / "scores.safetensors"
 
+    def queries_of(self, model: CustomModel) -> list[int]:
+        """Return the ids of a model's queries that are scored, ascending."""
+        return sorted(query for ids in model.queries.values() for query in sorted(ids)[: self.queries])
+
 
 def check_scoring(scoring: Scoring, of: AbcSet) -> None:
     """Check what would fail in the middle otherwise.
@@ -80,6 +87,7 @@ def check_scoring(scoring: Scoring, of: AbcSet) -> None:
         UserError: It does not make sense, or a model is not that of the set.
     """
     expect_within("scores.distractors", scoring.distractors, 1, len(of.distractors))
+    expect_within("scores.queries", scoring.queries, 1)
     if not scoring.steps or scoring.steps[-1].verb != "predict" or scoring.steps[-1].each_query:
         raise UserError("scores.steps: found no predict at their end, expected the one that scores a model's queries")
     if not scoring.method or "/" in scoring.method or scoring.method in (*TRAINING, ".", ".."):
@@ -120,12 +128,12 @@ def stages(scoring: Scoring, of: AbcSet, model: CustomModel, progress: str) -> I
         if _has_data(step):
             own["data"] = {"init_args": gallery(scoring, of, model)}
         if step.each_query:
-            for query in model.query_ids:
+            for query in scoring.queries_of(model):
                 title, folder = f"{progress}: {name} of query {query}", run / name / str(query)
                 yield Stage(title, step.verb, step.configs, folder, own, {**known, "query": query})
         else:
             if step.verb == "predict":
-                own["model"] = {"init_args": {"query_ids": list(model.query_ids)}}
+                own["model"] = {"init_args": {"query_ids": scoring.queries_of(model)}}
             yield Stage(f"{progress}: {name}", step.verb, step.configs, run / name, own, known)
 
 

@@ -34,18 +34,20 @@ MOST = 100_000
 
 @dataclass(frozen=True)
 class Top:
-    """Leave-K-out: for each method, query and K one model trained without the K highest-scored samples.
+    """Leave-K-out: for each method, query and K models trained without the K highest-scored samples.
 
     Args:
         scores: The scores of each method: a file, or a pattern such as ``runs/coco64/unlearn/*/scores.safetensors``
             where each query has its own.
         k: How many samples to remove.
         queries: Ids of the queries; None is all of the query store.
+        seeds: Training seeds of each removal, as those of ``random``; the mean over them is what is compared.
     """
 
     scores: dict[str, str]
     k: list[int]
     queries: list[int] | None = None
+    seeds: int = 1
 
 
 @dataclass(frozen=True)
@@ -175,6 +177,7 @@ def _check(sweep: Sweep) -> None:
                     f"top.scores: found method {method!r}, expected a name of letters, digits and .+-_ that is none of "
                     f"{', '.join(UNATTRIBUTED)}"
                 )
+        _expect_seeds("top.seeds", sweep.top.seeds, sweep)
         for k in sweep.top.k:
             expect_within("top.k", k, 1)
     if sweep.random is not None:
@@ -268,9 +271,12 @@ def _class_path(callback: Any) -> str:
 def _own_settings(sweep: Sweep, training: Settings) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield the name and what is particular of each entry."""
     if sweep.top is not None:
-        for method, path, query, k in _rankings(sweep, sweep.top):
-            exclude = {"scores": path, "query": query, "top": k}
-            yield _retraining(sweep, training, f"top/{method}/query-{query}/k-{k}", method, {"exclude": exclude})
+        rankings = list(_rankings(sweep, sweep.top))
+        for seed in range(sweep.top.seeds):
+            for method, path, query, k in rankings:
+                without = {"exclude": {"scores": path, "query": query, "top": k}}
+                name = _under(seed, f"top/{method}/query-{query}/k-{k}")
+                yield _retraining(sweep, training, name, method, without, seed)
     groups: dict[str, int] = {}
     if sweep.groups is not None:
         grouping = sweep.groups.grouping

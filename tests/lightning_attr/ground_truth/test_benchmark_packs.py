@@ -32,7 +32,7 @@ def test_holds_the_entries_of_the_sweep(name: str, path: Path) -> None:
     top = sweep.get("top", {"scores": {}, "queries": [], "k": []})
     groups = sweep.get("groups", {"names": [], "seeds": 1})
     removals = {
-        **dict.fromkeys(top["scores"], len(top["queries"]) * len(top["k"])),
+        **dict.fromkeys(top["scores"], len(top["queries"]) * len(top["k"]) * top.get("seeds", 1)),
         "group": len(groups["names"]) * groups["seeds"],
     }
     assert Counter(model.method for model in pack.models) == {

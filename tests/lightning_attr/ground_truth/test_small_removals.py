@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from scipy.stats import spearmanr
-from synthetic_packs import SAMPLES, World
+from synthetic_packs import QUERIES, SAMPLES, World
 
 from lightning_attr.ground_truth import as_json, evaluate
 from lightning_attr.ground_truth.pack import Model
@@ -50,6 +50,24 @@ def test_a_model_is_compared_with_that_of_all_samples_and_its_own_seed(world: Wo
     for row, model in enumerate(pack.models):
         before = pack.losses[full] if model.seed == 1 and row != full else pack.original_losses
         torch.testing.assert_close(changes[row], (pack.losses[row].double() - before.double()).mean(1))
+
+
+def test_leave_k_out_is_the_mean_over_training_seeds() -> None:
+    world = World(noise=0.3)
+    world.top("truth", world.influence, seeds=3)
+    world.full(2)
+    pack = world.pack()
+    before = {model.seed: row for row, model in enumerate(pack.models) if model.method == "full"}
+    for found in evaluate(pack, {}).removals:
+        by_hand = []
+        for column, query in enumerate(pack.query_id.tolist()):
+            rows = [r for r, model in enumerate(pack.models) if (model.query, model.k) == (query, found.k)]
+            assert len(rows) == 3
+            original = [pack.original_losses[column], *(pack.losses[before[seed], column] for seed in (1, 2))]
+            after = pack.losses[rows, column].double().mean(1)
+            by_hand.append((after - torch.stack(original).double().mean(1)).mean())
+        assert found.loss_change.interval.estimate == pytest.approx(torch.stack(by_hand).mean().item())
+        assert (found.models, found.queries) == (3 * QUERIES, QUERIES)
 
 
 def test_both_are_in_the_table_and_in_json(world: World) -> None:

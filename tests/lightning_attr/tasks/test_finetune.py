@@ -30,7 +30,14 @@ from lightning_attr.ground_truth.packing import collect
 from lightning_attr.models import Model, load
 from lightning_attr.models.finetune import Base, Trained
 from lightning_attr.models.spec import write_spec
-from lightning_attr.tasks import LatentDiffusion, Retraining
+from lightning_attr.tasks import (
+    Curvature,
+    LatentDiffusion,
+    MirroredUnlearning,
+    Retraining,
+    Unlearning,
+    VirtualSteps,
+)
 
 Config = dict[str, Any]
 
@@ -264,6 +271,19 @@ def sampled(tuned: FineTune) -> Path:
         },
     )
     return folder / "queries.lmdb"
+
+
+def test_every_task_is_of_the_adapter_unless_told_otherwise(tuned: FineTune, sampled: Path) -> None:
+    model, store, queries = str(last(tuned.root / "train")), str(tuned.store), str(sampled)
+    tasks = (
+        Curvature(model),
+        Unlearning(model, store, queries, 0),
+        MirroredUnlearning(model, queries, 0),
+        VirtualSteps(model, queries, preconditioner="optimizer"),
+    )
+    adapter = load(model).select("adapter").keys()
+    assert [task.selected.keys() == adapter for task in tasks] == [True] * 4
+    assert MirroredUnlearning(str(tuned.root / "base"), queries, 0).weights == "all"
 
 
 def retraining(tuned: FineTune, sampled: Path, folder: Path, data: Config, **model: Any) -> Config:

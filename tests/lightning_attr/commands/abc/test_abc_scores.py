@@ -108,6 +108,12 @@ def test_some_distractors_are_drawn_once_for_all_models(made: Planned, capsys: p
         scores(made, method="some", distractors=12, seed=4)
 
 
+def test_some_queries_of_each_kind(made: Planned) -> None:
+    (found,) = AbcRanks.load(scores(made, method="few", queries=1)).methods
+    test = [model for model in AbcSet.load(made.folder / "set").models if model.split == "test"]
+    assert found.query_id.tolist() == sorted(min(ids) for model in test for ids in model.queries.values())
+
+
 @pytest.mark.slow
 def test_stages_before_may_be_of_every_query(made: Planned) -> None:
     steps = [
@@ -136,6 +142,7 @@ def test_what_makes_no_sense_is_refused(made: Planned) -> None:
     assert "score.yaml: " in refusal(step, out=str(made.root / "score.yaml"))  # written over nothing else
     assert "scores.method: found 'train'" in refusal(method="train")
     assert "scores.distractors: found 41, expected 1 to 40" in refusal(distractors=41)
+    assert "scores.queries: found 0" in refusal(queries=0)
     assert "scores.models: found no nowhere/a-2/train" in refusal(models="nowhere")
     assert "abc.json: no such file" in refusal(set=str(made.root))
     other = made.root / "other"

@@ -136,6 +136,13 @@ def test_removals_under_several_training_seeds(project: Project) -> None:
     assert all(settings["model"]["init_args"]["regenerate"] is False for settings in removed.values())
     first, second = (removed[name]["data"]["init_args"]["exclude"] for name in ("random/k-2/0", "seed-1/random/k-2/0"))
     assert first == second
+    top = plan(project, top=Top({"unlearning": str(project.scores)}, [2, 3], [0], seeds=2), full=Full(1))
+    names = [f"top/unlearning/query-0/k-{k}" for k in (2, 3)]
+    again = [f"seed-1/{name}" for name in names]
+    assert seeds(top) == {**dict.fromkeys(names, (None, None)), **dict.fromkeys([*again, "full/seed-1"], (1, 1))}
+    assert [top[name]["data"]["init_args"]["exclude"] for name in names] == [
+        top[name]["data"]["init_args"]["exclude"] for name in again
+    ]
 
 
 def test_what_is_left_out(finished: Miniature) -> None:
@@ -373,6 +380,11 @@ MISTAKES: dict[str, tuple[dict[str, Any], list[str], tuple[str, ...]]] = {
         {"random": {"k": [2], "seeds": 3}},
         [],
         ("random.seeds: found 3, but full.seeds is 1; expected full.seeds of at least 2",),
+    ),
+    "seeds of the top without models of all samples": (
+        {"top": {"scores": {"a": "SCORES"}, "k": [1], "queries": [0], "seeds": 3}},
+        [],
+        ("top.seeds: found 3, but full.seeds is 1",),
     ),
     "several seeds where each has its own": (
         {"random": {"k": [2], "seeds": 2}, "shared": False},
