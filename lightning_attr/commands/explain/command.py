@@ -24,6 +24,7 @@ from lightning_attr.cli import SAVED, FinishedError, run_stage
 from lightning_attr.commands.explain.answer import answer, show
 from lightning_attr.commands.explain.estimate import Estimate, check_fits, estimated, free_memory, measured
 from lightning_attr.commands.explain.plan import (
+    CONFIGS,
     Question,
     Removal,
     Stage,
@@ -41,6 +42,7 @@ from lightning_attr.commands.explain.plan import (
 from lightning_attr.commands.prepare import main as prepare
 from lightning_attr.commands.prepare.queries import read_queries
 from lightning_attr.commands.report.command import main as report
+from lightning_attr.commands.targets import expect_own
 from lightning_attr.console import Stopped, as_steps, command, made, note, out, summary
 from lightning_attr.contributors import contributors, own_grouping
 from lightning_attr.curvature.sums import linear_layers
@@ -77,8 +79,7 @@ def main(arguments: Sequence[str]) -> None:
     of.add_argument("--dry_run", "--dry-run", action="store_true", help="print the configs and an estimate")
     args = parsed(of, arguments)
     at_least(args, size=1, draws=1, check=1)
-    if args.out == Path():
-        raise UserError("--out: found the folder where you are, expected one for the answer, such as runs/mine")
+    expect_own("--out", args.out, "model.yaml", "train.lmdb*", "queries.lmdb*", f"{CONFIGS}/influence.yaml")
     _check_uses(args)
     if args.shares is not None:
         Shares.load(args.shares).expect_calibrated(args.shares)

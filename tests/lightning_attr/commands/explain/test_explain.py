@@ -212,6 +212,13 @@ def test_a_pipe_is_not_waited_for(mine: Mine, tmp_path: Path) -> None:
             main(mine.args(out=tmp_path / "new", **{option: tmp_path / "pipe"}))
 
 
+def test_writes_into_no_folder_of_something_else(mine: Mine, tmp_path: Path) -> None:
+    (tmp_path / "holiday.png").touch()
+    with pytest.raises(UserError, match="with other things in it, expected a new folder"):
+        main(mine.args(out=tmp_path))
+    assert [path.name for path in tmp_path.iterdir()] == ["holiday.png"]
+
+
 @pytest.mark.parametrize(
     ("changed", "words"),
     [
@@ -226,7 +233,7 @@ def test_a_pipe_is_not_waited_for(mine: Mine, tmp_path: Path) -> None:
         ({"weights": "all"}, ["weights", "linear layers and convolutions alone"]),
         ({"lora": None, "alpha": 2}, ["--alpha", "nothing uses it"]),
         ({"train": "recipe.yaml"}, ["--train", "nothing uses it"]),
-        ({"out": ""}, ["--out", "expected one for the answer"]),
+        ({"out": ""}, ["--out", "expected one of its own"]),
     ],
 )
 def test_mistakes(mine: Mine, changed: dict[str, Any], words: list[str]) -> None:
