@@ -347,6 +347,8 @@ def test_abc_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, work: Work) 
         config = miniature(yaml.safe_load(path.read_text()), few)
         if path.stem == "customise":
             config["model"]["init_args"]["base"]["model"] = str(base)
+        if path.stem == "learned":
+            config["model"]["init_args"]["method"]["init_args"]["base"] = str(base)
         if path.stem == "mirrored":
             config["model"]["init_args"].update(until=None)
         if path.stem == "make":
@@ -356,7 +358,7 @@ def test_abc_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, work: Work) 
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_text(yaml.safe_dump(config))
     abc(["make", "-c", "configs/abc/make.yaml"])
-    for name in ("adapter", "per_draw", "normalised", "trak", "unlearning", "mucs"):
+    for name in ("adapter", "per_draw", "normalised", "trak", "unlearning", "mucs", "learned"):
         abc(["scores", "-c", f"configs/abc/scores_{name}.yaml"])
     files = ["configs/abc/similarity.yaml", "configs/methods/similarity_latent.yaml"]
     run_stage(["predict", *(word for file in files for word in ("-c", file))])
@@ -365,6 +367,6 @@ def test_abc_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, work: Work) 
     abc(["table", *kept, similar, "--set", "runs/abc/set", "--json", "table.json"])
     lines = json.loads(Path("table.json").read_text(), parse_constant=pytest.fail)
     assert {line["method"] for line in lines} == {
-        "adapter", "adapter-per-draw", "gradient-normalised", "trak-normalised", "unlearning", "mucs",
+        "adapter", "adapter-per-draw", "gradient-normalised", "trak-normalised", "unlearning", "mucs", "learned",
         "similarity-latent", "chance",
     }  # fmt: skip

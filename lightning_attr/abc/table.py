@@ -34,6 +34,9 @@ KS = (5, 10, 100)
 
 CHANCE = "chance"
 
+#: What is no attribution but says the same of all queries of a model, see :class:`~lightning_attr.methods.Learned`.
+CONTROL = "learned"
+
 
 class Line(NamedTuple):
     """What is measured of one method on the queries of a category and a kind of prompt."""
@@ -95,7 +98,7 @@ def _asked(models: Sequence[CustomModel]) -> Iterator[Asked]:
 
 
 def _lines(methods: Sequence[MethodRanks], asked: Asked) -> Iterator[Line]:
-    """Yield the lines of all methods; those whose galleries are alike are compared."""
+    """Yield the lines of all methods; those whose galleries are alike are compared, but for the control."""
     for distractors in sorted({each.distractors for each in methods}, reverse=True):
         alike = [each for each in methods if each.distractors == distractors]
         values = {each.method: _values(_of_queries(each, asked.query_id)) for each in alike}
@@ -150,8 +153,10 @@ def _values(ranks: Ranks) -> dict[str, Tensor]:
 def _compared(values: Mapping[str, Tensor], asked: Asked) -> dict[str, Compared]:
     """Return the mean of each method and how it stands beside the best, with intervals over models."""
     known = {method: ~each.isnan() for method, each in values.items()}
-    return compare(
-        {method: mean_interval(each, made_by=asked.model) for method, each in values.items()},
+    intervals = {method: mean_interval(each, made_by=asked.model) for method, each in values.items()}
+    controls = {method: Compared(intervals.pop(method), "unknown") for method in [CONTROL] if method in intervals}
+    return controls | compare(
+        intervals,
         shared=lambda one, other: _count(asked.model[known[one] & known[other]]),
         difference=lambda one, other: difference_interval(values[one], values[other], made_by=asked.model),
     )
@@ -170,7 +175,7 @@ def tables(measured: Sequence[Line]) -> Iterator[Table]:
         for _, of_kind in groupby(held, key=lambda line: line.kind):
             for line in of_kind:
                 name = f"{line.method} ({line.distractors:,} distractors)" if several else line.method
-                table.add_row(Text(name), *_cells(line), style="dim" if line.method == CHANCE else None)
+                table.add_row(Text(name), *_cells(line), style="dim" if line.method in (CHANCE, CONTROL) else None)
             table.add_section()
         yield table
 

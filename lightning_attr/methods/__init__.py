@@ -9,6 +9,7 @@ from lightning_attr.methods.exact_influence import ExactInfluence
 from lightning_attr.methods.gradient_similarity import GradientSimilarity
 from lightning_attr.methods.influence import Influence
 from lightning_attr.methods.journey_trak import JourneyTrak
+from lightning_attr.methods.learned import Learned
 from lightning_attr.methods.mucs import Mucs
 from lightning_attr.methods.random import Random
 from lightning_attr.methods.similarity import Similarity, TunedSimilarity, VisionSimilarity
@@ -24,6 +25,7 @@ __all__ = [
     "GradientSimilarity",
     "Influence",
     "JourneyTrak",
+    "Learned",
     "Method",
     "Mucs",
     "Random",

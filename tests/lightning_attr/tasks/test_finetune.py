@@ -9,6 +9,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -16,6 +17,7 @@ from diffusers import StableDiffusionPipeline
 from tiny_finetunes import FineTune, write_store
 from torch import Tensor
 
+from datamodules.loading import whole_samples
 from datamodules.store import Store
 from lightning_attr.artifacts import load_tensors
 from lightning_attr.artifacts.checkpoint_files import read_checkpoint
@@ -27,9 +29,12 @@ from lightning_attr.errors import UserError
 from lightning_attr.ground_truth.evaluate import evaluate
 from lightning_attr.ground_truth.pack import Pack, unpack
 from lightning_attr.ground_truth.packing import collect
+from lightning_attr.losses import sample_losses
+from lightning_attr.methods import Learned, attribute
 from lightning_attr.models import Model, load
 from lightning_attr.models.finetune import Base, Trained
 from lightning_attr.models.spec import write_spec
+from lightning_attr.noise import Draws
 from lightning_attr.tasks import (
     Curvature,
     LatentDiffusion,
@@ -284,6 +289,21 @@ def test_every_task_is_of_the_adapter_unless_told_otherwise(tuned: FineTune, sam
     adapter = load(model).select("adapter").keys()
     assert [task.selected.keys() == adapter for task in tasks] == [True] * 4
     assert MirroredUnlearning(str(tuned.root / "base"), queries, 0).weights == "all"
+
+
+def test_what_was_learned_is_the_loss_of_the_base_minus_that_of_the_model(tuned: FineTune, sampled: Path) -> None:
+    model, draws = load(last(tuned.root / "train")), Draws(timesteps=3)
+    store, queries = Store(tuned.store), Store(sampled)
+    found = attribute(Learned(str(tuned.root / "base"), draws), queries, store, model)
+    batch = whole_samples(store, np.arange(len(store)))
+    before, after = (sample_losses(each, batch, draws, 1, 1)[:, 0] for each in (load(tuned.root / "base"), model))
+    expected = (before.double() - after.double()).mean(1)
+    assert expected.std() > 1e-3
+    torch.testing.assert_close(found.scores, expected.float().expand(2, -1), rtol=1e-4, atol=1e-6)
+    with pytest.raises(UserError, match=r"method.base: found .*train/checkpoints/last.ckpt .*, expected what"):
+        attribute(Learned(str(last(tuned.root / "train")), draws), queries, store, model)
+    with pytest.raises(UserError, match=r"method\.base: found"):
+        attribute(Learned(str(tuned.root / "base"), draws), queries, store, load(tuned.root / "base"))
 
 
 def retraining(tuned: FineTune, sampled: Path, folder: Path, data: Config, **model: Any) -> Config:

@@ -148,6 +148,16 @@ def test_a_method_that_scored_some_queries_says_how_many(case: Case) -> None:
     assert (none["queries"], none["average_precision"]["interval"]["estimate"]) == (0, None)
 
 
+def test_a_control_is_measured_and_not_compared(case: Case) -> None:
+    without = case.of_set(*case.files)
+    control = case.save("learned", scores_of(case.set, "learned", 100.0))
+    found = case.of_set(*case.files, control)
+    assert [each for each in found if each["method"] != "learned"] == without
+    for each in (each for each in found if each["method"] == "learned"):
+        assert each["average_precision"]["interval"]["estimate"] == pytest.approx(1)
+        assert each["average_precision"]["standing"] == "unknown"
+
+
 def test_settings_of_a_name_stay_apart(case: Case) -> None:
     one = case.save("one", scores_of(case.set, "grads", 1.0, draws=10))
     other = case.save("other", scores_of(case.set, "grads", 1.0, draws=20))
