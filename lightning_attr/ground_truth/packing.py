@@ -66,11 +66,17 @@ def collect(
         settings={
             **settings,
             "draws": draws,
-            **({"base": trained.base} if trained.base else {}),
+            **({"base": _from_here(trained.base)} if trained.base else {}),
             "digests": digests,
             "versions": {library: version(library) for library in LIBRARIES},
         },
     )
+
+
+def _from_here(path: str) -> str:
+    """Return a path relative to the working directory where it lies below that: a pack is used on other machines."""
+    whole = Path(path).resolve()
+    return str(whole.relative_to(Path.cwd())) if whole.is_relative_to(Path.cwd()) else path
 
 
 def _files(original: str, queries: str, store: str) -> dict[str, str]:

@@ -43,6 +43,9 @@ def test_holds_the_entries_of_the_sweep(name: str, path: Path) -> None:
     }
     assert pack.settings["draws"]["timesteps"] == sweep["evaluation"]["timesteps"] == pack.losses.shape[2]
     assert torch.isfinite(pack.losses).all()
+    if base := pack.settings.get("base"):  # as it is named from the project's root
+        assert not Path(base).is_absolute()
+        assert (ROOT / base).is_file()
     removed = (~pack.masks).sum(1).tolist()
     assert removed == [model.k for model in pack.models]
 
