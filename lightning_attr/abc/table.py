@@ -154,8 +154,8 @@ def _compared(values: Mapping[str, Tensor], asked: Asked) -> dict[str, Compared]
     """Return the mean of each method and how it stands beside the best, with intervals over models."""
     known = {method: ~each.isnan() for method, each in values.items()}
     intervals = {method: mean_interval(each, made_by=asked.model) for method, each in values.items()}
-    controls = {method: Compared(intervals.pop(method), "unknown") for method in [CONTROL] if method in intervals}
-    return controls | compare(
+    control = {CONTROL: Compared(intervals.pop(CONTROL), "unknown")} if CONTROL in intervals else {}
+    return control | compare(
         intervals,
         shared=lambda one, other: _count(asked.model[known[one] & known[other]]),
         difference=lambda one, other: difference_interval(values[one], values[other], made_by=asked.model),

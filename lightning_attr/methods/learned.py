@@ -14,6 +14,7 @@ from lightning_attr.losses import sample_losses
 from lightning_attr.methods.base import Batch, Context, Method, expect_counts
 from lightning_attr.models import load
 from lightning_attr.noise import Draws
+from lightning_attr.precision import outside_autocast
 
 
 class Learned(Method):
@@ -46,12 +47,14 @@ class Learned(Method):
         """
         self._model = context.trained()
         base = load(self.base)
-        if base.digest not in self._model.lineage[1:]:
+        if base.digest != self._model.made_from.get("base"):
             raise UserError(
                 f"method.base: found {self.base} ({base.digest}), expected what {self._model.path} was fine-tuned from"
             )
         self._base, self._queries = base.to(context.device), len(context.queries["id"])
 
+    # In low precision a small change of the losses would be rounded away.
+    @outside_autocast
     @torch.no_grad()
     def measure(self, batch: Batch) -> Tensor:
         """Return the scores, [B, Q]."""

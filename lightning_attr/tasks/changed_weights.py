@@ -26,7 +26,7 @@ class ChangedWeights(AnalysisTask):
         query: The id of the query to unlearn.
         weights: ``adapter``, ``cross_kv``, ``cross_attention``, ``attention``, ``matrices``, ``all``, or a regular
             expression; None is the adapter's where there is one, else ``otherwise``.
-        otherwise: Likewise.
+        otherwise: The weights of a model without an adapter, where none are said.
     """
 
     makes = ("weights.safetensors", "scores.safetensors")  # the scores with a LossDeltaRecorder

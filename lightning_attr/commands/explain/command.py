@@ -79,7 +79,7 @@ def main(arguments: Sequence[str]) -> None:
     of.add_argument("--dry_run", "--dry-run", action="store_true", help="print the configs and an estimate")
     args = parsed(of, arguments)
     at_least(args, size=1, draws=1, check=1)
-    expect_own("--out", args.out, "model.yaml", "train.lmdb*", "queries.lmdb*", f"{CONFIGS}/influence.yaml")
+    expect_own("--out", args.out, "model.yaml", "train.lmdb*", "queries.lmdb*", f"{CONFIGS}/curvature.yaml")
     _check_uses(args)
     if args.shares is not None:
         Shares.load(args.shares).expect_calibrated(args.shares)

@@ -2,6 +2,7 @@
 
 import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import lightning.pytorch as pl
@@ -45,11 +46,18 @@ class Interrupted(pl.LightningModule):
         return torch.optim.SGD(self.parameters(), 0.01)
 
 
+@pytest.fixture
+def hangups() -> Iterator[None]:
+    """Notice SIGHUP: where the tests run under ``nohup``, it is ignored, and a run would leave it so."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.usefixtures("hangups")
 @pytest.mark.parametrize("sends", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 @pytest.mark.parametrize(("verb", "finished"), [("fit", 3), ("predict", 2)])
 def test_stops_and_gives_the_signals_back(tmp_path: Path, sends: signal.Signals, verb: str, finished: int) -> None:
-    if signal.getsignal(sends) == signal.SIG_IGN:
-        pytest.skip(f"{sends.name} is ignored here, as by nohup, and so it stays")
     handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     trainer = pl.Trainer(
         default_root_dir=tmp_path, accelerator="cpu", max_epochs=1, callbacks=[GracefulStop(), RunCheckpoint()],

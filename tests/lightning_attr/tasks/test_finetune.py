@@ -320,7 +320,7 @@ def retraining(tuned: FineTune, sampled: Path, folder: Path, data: Config, **mod
 
 
 def test_retrainings_start_from_the_same_base_alone_and_in_groups(
-    tuned: FineTune, sampled: Path, tmp_path: Path
+    tuned: FineTune, sampled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     members = [
         retraining(tuned, sampled, tmp_path / f"alone/{seed}", {"subset": {"fraction": 0.5, "seed": seed}}, seed=seed)
@@ -352,6 +352,11 @@ def test_retrainings_start_from_the_same_base_alone_and_in_groups(
         assert (other / "pytorch_lora_weights.safetensors").is_file()
     pack = collect(folders, str(tuned.store), str(last(tuned.root / "train")), str(sampled), {})
     assert len(pack.weights) == 64
+    assert pack.settings["base"] == str(tuned.root / "base")
+    with monkeypatch.context() as here:  # packs go to other machines
+        here.chdir(tuned.root)
+        below = collect(folders, str(tuned.store), str(last(tuned.root / "train")), str(sampled), {})
+    assert below.settings["base"] == "base"
     pack.save(tmp_path / "pack")
     unpack(Pack.load(tmp_path / "pack"), tmp_path / "unpacked")
     original = load(tmp_path / "unpacked/original.ckpt")

@@ -219,6 +219,13 @@ def test_writes_into_no_folder_of_something_else(mine: Mine, tmp_path: Path) -> 
     assert [path.name for path in tmp_path.iterdir()] == ["holiday.png"]
 
 
+def test_goes_on_where_it_was_killed_at_its_first_config(mine: Mine, tmp_path: Path) -> None:
+    shutil.copytree(
+        mine.root / "mine/configs", tmp_path / "configs", ignore=shutil.ignore_patterns("influence*", "without")
+    )
+    main([*mine.args(out=tmp_path), "--dry_run"])
+
+
 @pytest.mark.parametrize(
     ("changed", "words"),
     [
