@@ -25,6 +25,7 @@ class EMA(WeightAveraging):
     def __init__(self, decay: float = 0.999) -> None:
         expect_within("callbacks.EMA.decay", decay, 0, 1)
         super().__init__(use_buffers=False, multi_avg_fn=get_ema_multi_avg_fn(decay))  # type: ignore[no-untyped-call]
+        self.decay = decay
         self._swapped = False
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:

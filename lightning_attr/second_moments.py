@@ -51,7 +51,7 @@ def adam_of(model: Model) -> Adam | None:
         for name, weight in model.network.named_parameters()
         if not model.denoiser.adapter or name in model.denoiser.adapter
     }
-    moments = [_second_moment(state.get(index, {}), group) for index in group["params"]]
+    moments = [debiased_second_moment(state.get(index, {}), group) for index in group["params"]]
     if any(each is None for each in moments):
         return None
     found = [tuple(each.shape) for each in moments if each is not None]
@@ -65,7 +65,7 @@ def adam_of(model: Model) -> Adam | None:
     return Adam(named, float(group["lr"]), float(group["eps"]))
 
 
-def _second_moment(state: Mapping[str, Any], group: Mapping[str, Any]) -> Tensor | None:
+def debiased_second_moment(state: Mapping[str, Any], group: Mapping[str, Any]) -> Tensor | None:
     """Return the second moment of a weight as Adam divides by its root."""
     if "exp_avg_sq" not in state:
         return None

@@ -3,12 +3,15 @@
 A step of training moves the weights by ``-lr P m``, where ``m`` averages the gradients of its batches, and every
 gradient depends on the weights by the batch's Hessian. Reversed, the query's gradient, the *adjoint*, goes through
 
-    m <- beta m + (1 - beta) adjoint,    u = lr P m,    adjoint <- adjoint - G u
+    u <- beta u + (1 - beta) lr P adjoint,    adjoint <- adjoint - G u
 
 with the Gauss-Newton matrix ``G`` of a batch in the place of its Hessian, with which adjoints could grow without
 bounds. The sum of ``u`` over the steps is the query's *direction*: its product with a sample's gradient says how much
 the query's loss would rise, had training gone on from here for so many steps without that sample. It is a Neumann
 series that is stopped early and preconditioned by the optimizer; there is no damping.
+
+Steps that were recorded (:mod:`lightning_attr.trajectory`) are gone back through in the same way, each at its own
+weights, rates and batch; with the Hessian in the place of ``G`` it is the derivative of the training as it was.
 
 Shapes: Q queries, P numbers of all selected weights, B samples.
 """
@@ -32,26 +35,29 @@ Outputs = Callable[[Weights], Tensor]
 
 def step_back(
     adjoint: Tensor,
-    momentum: Tensor,
+    update: Tensor,
     direction: Tensor,
     precondition: Callable[[Tensor], Tensor],
     products: Callable[[Tensor], Tensor],
     beta: float,
+    clipped: float = 1.0,
+    kept: float = 1.0,
 ) -> None:
-    """Go back through one virtual step, in place; see the head of this module.
+    """Go back through one step, in place; see the head of this module.
 
     Args:
         adjoint: Of every query, [Q, P].
-        momentum: Its average ``m``, [Q, P]; zero before the first step.
+        update: Its average ``u``, [Q, P]; zero before the first step.
         direction: The sum of the steps' ``u``, [Q, P]; zero before the first step.
         precondition: Multiplies by ``lr P``, [Q, P] to [Q, P].
         products: Multiplies by ``G``, [Q, P] to [Q, P].
         beta: Share of the old average in the new one: Adam's first beta.
+        clipped: What clipping leaves of the batch's gradient, taken as a constant.
+        kept: What weight decay leaves of the weights.
     """
-    momentum.mul_(beta).add_(adjoint, alpha=1 - beta)
-    update = precondition(momentum)
-    direction.add_(update)
-    adjoint.sub_(products(update))
+    update.mul_(beta).add_(precondition(adjoint), alpha=1 - beta)
+    direction.add_(update, alpha=clipped)
+    adjoint.mul_(kept).sub_(products(update), alpha=clipped)
 
 
 def scaled_predictions(model: Model, inputs: Inputs, samples: int) -> Outputs:
@@ -100,6 +106,25 @@ def gauss_newton(outputs: Outputs, weights: Weights, vectors: Weights, chunk: in
     return result
 
 
+def hessian(loss: Outputs, weights: Weights, vectors: Weights, chunk: int | None = None) -> dict[str, Tensor]:
+    """Return the Hessian of a loss times vectors: [Q, *shape] by name.
+
+    Args:
+        loss: Of a batch, as :func:`batch_loss` makes it.
+        weights: Where, by name.
+        vectors: [Q, *shape] by name.
+        chunk: How many vectors go together, which bounds the memory; None is all.
+    """
+
+    def product(vector: Weights) -> dict[str, Tensor]:
+        result: dict[str, Tensor] = torch.func.jvp(torch.func.grad(loss), (weights,), (vector,))[1]
+        return result
+
+    with differentiable():
+        result: dict[str, Tensor] = torch.func.vmap(product, chunk_size=chunk)(vectors)
+    return result
+
+
 def differentiable() -> AbstractContextManager[None]:
     """Return a context in which attention has derivatives in forward mode: fused kernels have none."""
     return sdpa_kernel(SDPBackend.MATH)
@@ -125,20 +150,25 @@ def held_by_backward(outputs: Outputs, weights: Weights, network: nn.Module) -> 
     return sum(held.values())
 
 
-def loss_gradient(
-    model: Model, weights: Weights, inputs: Inputs, samples: int, region: Tensor | None = None
-) -> dict[str, Tensor]:
-    """Return the gradient by some weights of training's loss, by name.
+def batch_loss(model: Model, inputs: Inputs, samples: int, region: Tensor | None = None) -> Outputs:
+    """Return training's loss as a function of weights.
 
     Args:
         model: The model.
-        weights: By name.
         inputs: A batch, or a part of it.
         samples: Of how many samples or draws the loss is the mean.
         region: How much each place of the latent counts, [H, W]; None is all alike.
     """
+
+    def loss(weights: Weights) -> Tensor:
+        return model.over(with_weights(model.network, weights)).losses(*inputs, region).sum() / samples
+
+    return loss
+
+
+def loss_gradient(loss: Outputs, weights: Weights) -> dict[str, Tensor]:
+    """Return the gradient by some weights of a loss as :func:`batch_loss` makes it, by name."""
     asked = {name: weight.detach().requires_grad_() for name, weight in weights.items()}
     with torch.enable_grad():
-        loss = model.over(with_weights(model.network, asked)).losses(*inputs, region).sum() / samples
-        gradients = torch.autograd.grad(loss, list(asked.values()), materialize_grads=True)
+        gradients = torch.autograd.grad(loss(asked), list(asked.values()), materialize_grads=True)
     return dict(zip(asked, gradients, strict=True))

@@ -24,17 +24,23 @@ from lightning_attr.methods.gradient_method import products
 #: What files that hold or imply directions are called, and the method that a pass with them is.
 KINDS: Mapping[str, str] = {
     "directions": "virtual-steps",
+    "replayed directions": "replayed-steps",
     "unlearned weights": "unlearning-direction",
     "mirrored weights": "mucs-direction",
 }
 
 
+#: Of these, those whose files hold changed weights: their difference from the model's is the direction.
+CHANGED = ("unlearned weights", "mirrored weights")
+
+
 class Directed(Method):
     """The product of a query's direction and a sample's gradient: one pass for all queries, whatever made directions.
 
-    A direction is a change of the weights that raises the query's loss. Those of ``VirtualSteps`` lie in one file, for
-    any number of queries. Of changed weights, by ``Unlearning`` or ``MirroredUnlearning``, it is what they differ from
-    the model's by: the scores are then the loss deltas to first order, without a loss sweep for each query.
+    A direction is a change of the weights that raises the query's loss. Those of ``VirtualSteps`` and
+    ``ReplayedSteps`` lie in one file, for any number of queries. Of changed weights, by ``Unlearning`` or
+    ``MirroredUnlearning``, it is what they differ from the model's by: the scores are then the loss deltas to first
+    order, without a loss sweep for each query.
 
     Args:
         directions: ``directions.safetensors``, or the ``weights.safetensors`` of changed weights; a pattern with ``*``
@@ -61,7 +67,7 @@ class Directed(Method):
 
     @property
     def name(self) -> str:
-        """Return ``virtual-steps``, or what was changed: ``unlearning-direction``, ``mucs-direction``."""
+        """Return what made the directions, such as ``virtual-steps`` or ``mucs-direction``."""
         return f"{KINDS[self._kind]}{'-normalised' if self.output.normalised else ''}"
 
     @property
@@ -101,7 +107,7 @@ class Directed(Method):
     ) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Return the directions of queries that a file holds or implies, [Q, *shape] by weight, and its settings."""
         tensors, settings = load_tensors(path, self._kind)
-        if self._kind != "directions":
+        if self._kind in CHANGED:
             check_shapes(path, {name: tuple(value.shape) for name, value in tensors.items()}, parameters)
             changes = {name: value - parameters[name].detach().cpu() for name, value in tensors.items()}
             return {name: change[None] for name, change in changes.items()}, settings

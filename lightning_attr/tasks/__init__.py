@@ -9,6 +9,7 @@ from lightning_attr.tasks.evaluation import Evaluation
 from lightning_attr.tasks.grouped import GroupedRetraining
 from lightning_attr.tasks.latent_diffusion import LatentDiffusion
 from lightning_attr.tasks.mirrored_unlearning import MirroredUnlearning
+from lightning_attr.tasks.replayed_steps import ReplayedSteps
 from lightning_attr.tasks.retraining import Retraining
 from lightning_attr.tasks.sampler import Sampler
 from lightning_attr.tasks.tuned_features import TunedFeatures
@@ -22,6 +23,7 @@ __all__ = [
     "GroupedRetraining",
     "LatentDiffusion",
     "MirroredUnlearning",
+    "ReplayedSteps",
     "Retraining",
     "Sampler",
     "TunedFeatures",

@@ -13,7 +13,14 @@ from torch import Tensor
 
 from lightning_attr.models import Inputs, Model, Objective, load
 from lightning_attr.second_moments import adam_diagonal, adam_of
-from lightning_attr.virtual_steps import gauss_newton, held_by_backward, loss_gradient, scaled_predictions, step_back
+from lightning_attr.virtual_steps import (
+    batch_loss,
+    gauss_newton,
+    held_by_backward,
+    loss_gradient,
+    scaled_predictions,
+    step_back,
+)
 
 #: Of a convolution, a linear layer of the timestep, and of attention on the latent and on the text.
 SOME = r"conv_in\.weight|mid_block.*(time_emb_proj|attn1\.to_q|attn2\.to_[kv])\.weight"
@@ -92,7 +99,7 @@ def test_parts_of_a_batch_add_up(model: Model, inputs: Inputs) -> None:
 
     def of(some_inputs: Inputs) -> Tensor:
         products = flat(gauss_newton(scaled_predictions(model, some_inputs, 3), weights, vectors), axes=1)
-        return torch.cat([products[0], flat(loss_gradient(model, weights, some_inputs, 3))])
+        return torch.cat([products[0], flat(loss_gradient(batch_loss(model, some_inputs, 3), weights))])
 
     torch.testing.assert_close(of(part(0, 2)) + of(part(2, 3)), of(inputs), rtol=1e-9, atol=1e-12)
 
@@ -103,7 +110,7 @@ def test_the_gradient_is_that_of_the_loss(model: Model, inputs: Inputs) -> None:
         weight.requires_grad_()
     expected = torch.autograd.grad(model.losses(*inputs).mean(), list(own.values()))
     model.network.requires_grad_(False)
-    found = loss_gradient(model, weights, inputs, 3)
+    found = loss_gradient(batch_loss(model, inputs, 3), weights)
     for name, gradient in zip(own, expected, strict=True):
         torch.testing.assert_close(found[name], gradient)
 

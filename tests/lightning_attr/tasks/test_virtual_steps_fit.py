@@ -29,6 +29,7 @@ from lightning_attr.curvature import Damping, load_curvature
 from lightning_attr.models import Model, load
 from lightning_attr.noise import Draws, draw_timesteps, shared_noise, training_noise
 from lightning_attr.second_moments import adam_diagonal, adam_of
+from lightning_attr.tasks import steps_back
 from lightning_attr.tasks import virtual_steps as module
 
 STEP = f"{TASKS}VirtualSteps.training_step"
@@ -80,7 +81,7 @@ def straight(project: Project) -> Path:
 
 def rows_of(run: Path) -> Tensor:
     """The directions of a run in rows, [Q, P]."""
-    tensors, _ = load_tensors(run / "directions.safetensors", "directions")
+    tensors, _ = load_tensors(run / "directions.safetensors")
     return torch.cat([value.flatten(1) for name, value in sorted(tensors.items()) if name != "query_id"], dim=1)
 
 
@@ -201,7 +202,7 @@ def test_queries_do_not_depend_on_each_other(
 ) -> None:
     run_stage(virtual(project, tmp_path / "alone", model__init_args__query_ids="[3]"))
     run_stage(virtual(project, tmp_path / "two", model__init_args__query_ids="[4,3]"))
-    monkeypatch.setattr(module, "QUERY_BYTES", 1)  # then one at a time goes
+    monkeypatch.setattr(steps_back, "QUERY_BYTES", 1)  # then one at a time goes
     run_stage(virtual(project, tmp_path / "each"))
     together = rows_of(straight)
     for found, expected in [
