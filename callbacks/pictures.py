@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from textwrap import fill
-from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.loggers import TensorBoardLogger
@@ -18,8 +17,8 @@ from lightning_attr.console import printable
 from lightning_attr.encoders import read_image
 from lightning_attr.errors import shortened
 
-_MOST_WORDS = 300
-"""Characters below a picture."""
+_CELL = 1.25
+"""Height of a picture with its words above it, in widths: there is room for five lines."""
 
 
 @dataclass(frozen=True)
@@ -40,16 +39,18 @@ def summary_writer(trainer: pl.Trainer) -> SummaryWriter | None:
 
 
 def image_grid(images: Sequence[SampleImage], title: str, columns: int = 4) -> Figure:
-    """Draw images in rows, each with its words."""
+    """Draw images in rows, each below its words."""
     rows = -(-len(images) // columns)
-    figure = Figure(figsize=(2.4 * columns, 2.9 * rows), layout="constrained")
+    figure = Figure(figsize=(2.4 * columns, 2.9 * rows + 0.6), layout="constrained")
     figure.suptitle(printable(title), parse_math=False)
-    axes = list(figure.subplots(rows, columns, squeeze=False).flat)
-    for axis in axes:
-        axis.axis("off")
-    for axis, image in zip(axes, images, strict=False):
-        _draw(axis, image)
-        axis.set_title(_lines(image.words, 30), fontsize=7, parse_math=False)
+    axes = _canvas(figure, columns, rows * _CELL)
+    for number, image in enumerate(images):
+        row, column = divmod(number, columns)
+        bottom = (row + 1) * _CELL - 0.98
+        axes.text(
+            column + 0.46, bottom, _lines(image.words, 38, 5), ha="center", va="bottom", fontsize=7, parse_math=False
+        )
+        _place(axes, image, column, bottom + 0.03)
     return figure
 
 
@@ -60,36 +61,36 @@ def image_rows(rows: Mapping[str, Sequence[SampleImage]], subject: SampleImage) 
     """
     columns = max(map(len, rows.values()), default=1)
     figure = Figure(figsize=(0.95 * columns + 0.3, 1.35 * len(rows) + 1.4), layout="constrained")
-    axes = figure.subplots()
-    axes.axis("off")
-    # One set of axes for all images: a hundred of them would take a minute to lay out.
     step = 1.42
+    axes = _canvas(figure, columns, len(rows) * step, top=-step - 0.1)
     _place(axes, subject, 0, -step)
-    axes.text(1.08, -step + 0.5, _lines(subject.words, 9 * columns), va="center", fontsize=9, parse_math=False)
+    axes.text(1.08, -step + 0.5, _lines(subject.words, 9 * columns, 8), va="center", fontsize=9, parse_math=False)
     for row, (name, images) in enumerate(rows.items()):
         axes.text(0, row * step - 0.06, printable(name), fontsize=8, weight="bold", parse_math=False)
         for column, image in enumerate(images):
             _place(axes, image, column, row * step)
             words = printable(image.words)
             axes.text(column + 0.46, row * step + 0.96, words, ha="center", va="top", fontsize=6, parse_math=False)
-    axes.set(xlim=(0, columns), ylim=(len(rows) * step, -step - 0.1), aspect="equal")
     return figure
 
 
-def _lines(words: str, width: int) -> str:
+def _canvas(figure: Figure, width: float, bottom: float, top: float = 0) -> Axes:
+    """Return one set of axes for all images of a figure: laying out a hundred of them would take a minute."""
+    axes = figure.subplots()
+    axes.axis("off")
+    axes.set(xlim=(0, width), ylim=(bottom, top), aspect="equal")
+    return axes
+
+
+def _lines(words: str, width: int, most: int) -> str:
     """Return foreign words, such as captions, in lines: what nobody would read is cut off before it is laid out."""
-    return fill(printable(shortened(words, _MOST_WORDS)), width)
-
-
-def _draw(axes: Axes, image: SampleImage, **place: Any) -> None:
-    """Draw the picture; nothing where there is none in the file."""
-    picture = read_image(image.jpeg)
-    if picture is not None:
-        axes.imshow(picture, **place)
+    return fill(printable(shortened(words, width * most)), width, max_lines=most, placeholder=" …")
 
 
 def _place(axes: Axes, image: SampleImage, left: float, top: float) -> None:
-    _draw(axes, image, extent=(left, left + 0.92, top + 0.92, top))
+    """Draw the picture, and its mark; nothing where there is no picture in the file."""
+    if (picture := read_image(image.jpeg)) is not None:
+        axes.imshow(picture, extent=(left, left + 0.92, top + 0.92, top))
     if image.mark:
         axes.add_patch(Rectangle((left, top), 0.92, 0.92, fill=False, edgecolor="C0", linewidth=2))
         box = {"facecolor": "C0", "edgecolor": "none", "pad": 1.5}

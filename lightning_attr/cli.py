@@ -83,13 +83,20 @@ class AttributionCLI(LightningCLI):
     """LightningCLI with one folder per run, which the same command resumes.
 
     Args:
+        verb: The one that is asked for: to learn the options of all four takes half a second.
         until_end: What is entered here is left when the run has ended.
         settings: Those of ``LightningCLI``, which runs the verb at once.
     """
 
-    def __init__(self, until_end: ExitStack, **settings: Any) -> None:
+    def __init__(self, verb: str, until_end: ExitStack, **settings: Any) -> None:
+        self.verb = verb
         self.until_end = until_end
         super().__init__(**settings)
+
+    def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
+        """Return the verb that is asked for, or all of them where it is none of them."""
+        verbs = LightningCLI.subcommands()
+        return {self.verb: verbs[self.verb]} if self.verb in verbs else verbs
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add ``-q``; ``vars``, free values for interpolation; and ``checkpoint``, how often to save."""
@@ -258,7 +265,9 @@ def _run(args: list[str] | None) -> AttributionCLI:
 
 
 def _cli(args: list[str] | None, until_end: ExitStack) -> AttributionCLI:
+    words = sys.argv[1:] if args is None else args
     return AttributionCLI(
+        words[0] if words else "",
         until_end,
         args=args,
         seed_everything_default=0,

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 import zipfile
 from collections.abc import Iterator, Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +97,16 @@ def model_alone(path: str | Path, dtype: torch.dtype) -> dict[str, Any]:
 
 def model_digest(path: str | Path) -> str | None:
     """Return the digest of its model that a checkpoint carries, unchecked; None where it carries none."""
+    try:
+        found = Path(path).stat()
+    except OSError:
+        return None
+    return _carried(str(path), found.st_ino, found.st_size, found.st_mtime_ns)
+
+
+@lru_cache(maxsize=64)  # a run asks several times, and each time a whole checkpoint is taken apart
+def _carried(path: str, *state: int) -> str | None:
+    """Return the digest of the model in a file that is in this state."""
     try:
         digests = _read(path, mmap=True).get(DIGESTS)
     except UserError:  # no checkpoint of ours

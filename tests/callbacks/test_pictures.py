@@ -13,11 +13,18 @@ def test_image_grid_shows_every_image_with_its_words() -> None:
     colours = [(250, 0, 0), (0, 250, 0), (0, 0, 250), (250, 250, 0), (0, 250, 250)]
     images = [SampleImage(jpeg(np.full((16, 16, 3), colour, np.uint8)), f"colour {colour}") for colour in colours]
     figure = image_grid(images, "Colours")
-    drawn = [axis for axis in figure.axes if axis.images]
-    assert [axis.get_title() for axis in drawn] == [image.words for image in images]
-    for axis, colour in zip(drawn, colours, strict=True):
-        shown = np.asarray(axis.images[0].get_array()).reshape(-1, 3).mean(0)
-        np.testing.assert_allclose(shown, colour, atol=8)
+    figure.canvas.draw()
+    (axes,) = figure.axes
+    assert [text.get_text() for text in axes.texts] == [image.words for image in images]
+    shown = [np.asarray(image.get_array()).reshape(-1, 3).mean(0) for image in axes.images]
+    np.testing.assert_allclose(shown, colours, atol=8)
+    for number, (image, text) in enumerate(zip(axes.images, axes.texts, strict=True)):
+        left, right, bottom, top = image.get_extent()
+        assert (int(left), bottom > top, number // 4 * 1.25 < top < bottom < (number // 4 + 1) * 1.25) == (
+            number % 4, True, True,
+        )  # fmt: skip
+        assert left < text.get_position()[0] < right
+        assert text.get_position()[1] < top
 
 
 def test_image_rows_show_each_method_and_mark_what_they_share() -> None:
