@@ -97,7 +97,7 @@ def predicted(model: Model, weights: dict[str, Tensor], noisy: Tensor, times: Te
 
 
 def plain_directions(project: Project) -> Tensor:
-    """The same in double precision, by loops over queries and batches, and by whole Jacobians."""
+    """The same in double precision, by loops over batches and queries, in reverse mode alone."""
     model, weights = in_double(project.checkpoint)
     optimizer = torch.load(project.checkpoint, weights_only=True)["optimizer_states"][0]
     place = {name: number for number, (name, _) in enumerate(model.network.named_parameters())}
@@ -125,17 +125,28 @@ def plain_directions(project: Project) -> Tensor:
             noise, times, uniform = training_noise(0, epoch, batch["showing"].tolist(), batch["latent"].shape[1:], 1000)
             text = torch.where(uniform[:, None, None] < DROPOUT, model.null["text"], batch["text"]).double()
             noisy, _ = model.process.noised(batch["latent"].double(), noise.double(), times)
-            with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
-                of = torch.func.jacrev(lambda w: predicted(model, w, noisy, times, text), chunk_size=128)(weights)  # noqa: B023
-            jacobian = torch.cat([of[name].flatten(2) for name in weights], dim=2).flatten(0, 1)
             momentum = BETA * momentum + (1 - BETA) * adjoint
             update = RATE * diagonal * momentum
             direction = direction + update
-            adjoint = adjoint - 2 / len(jacobian) * (update @ jacobian.T) @ jacobian
+            asked = {name: weight.clone().requires_grad_() for name, weight in weights.items()}
+            with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+                outputs = predicted(model, asked, noisy, times, text)
+                adjoint = adjoint - torch.stack([2 / outputs.numel() * squared(outputs, asked, row) for row in update])
     return direction
 
 
-def test_directions_are_those_of_dense_matrices(project: Project, straight: Path) -> None:
+def squared(outputs: Tensor, weights: dict[str, Tensor], vector: Tensor) -> Tensor:
+    """``J^T J`` times a vector [P], ``J`` being the derivative of outputs, by derivatives of derivatives."""
+    parts = vector.split([weight.numel() for weight in weights.values()])
+    shaped = [part.view_as(weight) for part, weight in zip(parts, weights.values(), strict=True)]
+    zero = torch.zeros_like(outputs).requires_grad_()
+    back = torch.autograd.grad(outputs, list(weights.values()), zero, create_graph=True)
+    (change,) = torch.autograd.grad(back, zero, shaped, retain_graph=True)
+    product = torch.autograd.grad(outputs, list(weights.values()), change, retain_graph=True)
+    return torch.cat([part.flatten() for part in product])
+
+
+def test_directions_are_those_of_plain_loops(project: Project, straight: Path) -> None:
     found, expected = rows_of(straight).double(), plain_directions(project)
     for own, row in zip(found, expected, strict=True):
         assert (own - row).norm() < 1e-4 * row.norm()
