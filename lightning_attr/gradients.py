@@ -14,11 +14,13 @@ H x W places of a latent.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from lightning_attr.layers import Call, Layer, captured, linear_weights
 from lightning_attr.models import Conditions, Inputs, Model
@@ -285,8 +287,17 @@ def functional_gradients(
         alone = {name: value[None] for name, value in conditions.items()}
         return loss(with_weights(network, weights), Inputs(latent[None], alone, timestep[None], noise[None])).squeeze(0)
 
-    gradients: PerSampleGradients = torch.func.vmap(torch.func.grad(one_loss), in_dims=(None, 0))(chosen, inputs)
+    with plain_attention():
+        gradients: PerSampleGradients = torch.func.vmap(torch.func.grad(one_loss), in_dims=(None, 0))(chosen, inputs)
     return gradients
+
+
+def plain_attention() -> AbstractContextManager[None]:
+    """Return a context in which attention is made of plain operations.
+
+    Fused kernels have no derivatives in forward mode, and under ``vmap`` they take the samples one by one.
+    """
+    return sdpa_kernel(SDPBackend.MATH)
 
 
 def with_weights(network: nn.Module, weights: Mapping[str, Tensor]) -> nn.Module:

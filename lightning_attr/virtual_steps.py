@@ -19,13 +19,11 @@ Shapes: Q queries, P numbers of all selected weights, B samples.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
 
 import torch
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from lightning_attr.gradients import with_weights
+from lightning_attr.gradients import plain_attention, with_weights
 from lightning_attr.models import Inputs, Model
 
 Weights = Mapping[str, Tensor]
@@ -100,7 +98,7 @@ def gauss_newton(outputs: Outputs, weights: Weights, vectors: Weights, chunk: in
         result: dict[str, Tensor] = pull(2 * change)[0]
         return result
 
-    with differentiable():
+    with plain_attention():
         pull = torch.func.vjp(outputs, weights)[1]
         result: dict[str, Tensor] = torch.func.vmap(product, chunk_size=chunk)(vectors)
     return result
@@ -120,14 +118,9 @@ def hessian(loss: Outputs, weights: Weights, vectors: Weights, chunk: int | None
         result: dict[str, Tensor] = torch.func.jvp(torch.func.grad(loss), (weights,), (vector,))[1]
         return result
 
-    with differentiable():
+    with plain_attention():
         result: dict[str, Tensor] = torch.func.vmap(product, chunk_size=chunk)(vectors)
     return result
-
-
-def differentiable() -> AbstractContextManager[None]:
-    """Return a context in which attention has derivatives in forward mode: fused kernels have none."""
-    return sdpa_kernel(SDPBackend.MATH)
 
 
 def held_by_backward(outputs: Outputs, weights: Weights, network: nn.Module) -> int:
@@ -145,7 +138,7 @@ def held_by_backward(outputs: Outputs, weights: Weights, network: nn.Module) -> 
         return tensor
 
     asked = {name: weight.detach().requires_grad_() for name, weight in weights.items()}
-    with torch.enable_grad(), differentiable(), torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+    with torch.enable_grad(), plain_attention(), torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
         outputs(asked)
     return sum(held.values())
 
