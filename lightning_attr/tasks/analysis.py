@@ -72,6 +72,12 @@ class AnalysisTask(pl.LightningModule):
         curvature.inverse(weights, damping)
         return curvature
 
+    def log_step(self, name: str, value: float | Tensor) -> None:
+        """Log what a step has measured: analyses take fewer steps than Lightning leaves out between two points."""
+        self.log(name, value, prog_bar=True, logger=False)
+        if self.logger is not None:
+            self.logger.log_metrics({name: float(value)}, step=self.global_step)
+
     def digests(self) -> dict[str, str]:
         """Return the digests of what this task was given, for the settings of its artefacts."""
         return {"checkpoint": self.model.digest}

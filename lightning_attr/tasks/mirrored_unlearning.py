@@ -99,7 +99,7 @@ class MirroredUnlearning(ChangedWeights):
         if self.until is None:
             return None
         share = self.forgotten()
-        self.log("unlearn/share_of_null_loss", share, prog_bar=True)
+        self.log_step("unlearn/share_of_null_loss", share)
         if not self.trainer.strategy.reduce_boolean_decision(share >= self.until):
             return None
         if self.global_step == 0:
@@ -135,7 +135,7 @@ class MirroredUnlearning(ChangedWeights):
                     f"query {self.query}: the {name} loss is {value.item()} at step {self.global_step}, expected a "
                     "finite one; lower model.learning_rate"
                 )
-            self.log(f"unlearn/{name}_loss", value)
+            self.log_step(f"unlearn/{name}_loss", value)
         return mirrored_loss(losses.sum() / divisor, loss, null, self.forget)
 
     def _retain_losses(self, batch: dict[str, Tensor]) -> Tensor:

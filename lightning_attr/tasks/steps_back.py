@@ -172,8 +172,8 @@ class StepsBack(AnalysisTask):
         """
         norms = self.adjoint.norm(dim=1)
         growth = norms / self.first_norms.clamp(min=torch.finfo(norms.dtype).tiny)
-        self.log("adjoint/norm", norms.mean(), prog_bar=True)
-        self.log("adjoint/growth", growth.max())
+        self.log_step("adjoint/norm", norms.mean())
+        self.log_step("adjoint/growth", growth.max())
         query = self.query_ids[int(growth.argmax())]
         if not bool(norms.isfinite().all()):
             raise UserError(

@@ -28,7 +28,7 @@ STEP = f"{TASKS}MirroredUnlearning.training_step"
 def mirrored(project: Project, run: Path, **settings: Any) -> list[str]:
     """A short unlearning; the miniature network knows little, so its loss is near the null loss from the start."""
     config = {
-        "trainer": {"default_root_dir": str(run), "accelerator": "cpu", "max_steps": 100, "log_every_n_steps": 1},
+        "trainer": {"default_root_dir": str(run), "accelerator": "cpu", "max_steps": 100},
         "checkpoint": {"every_n_train_steps": 1},
         "model": {
             "class_path": "lightning_attr.tasks.MirroredUnlearning",

@@ -38,7 +38,7 @@ RATE, BETA, DROPOUT = 1e-3, 0.6, 0.3
 
 def config(run: Path, checkpoint: Path, queries: Path, store: Path, **model: Any) -> dict[str, Any]:
     return {
-        "trainer": {"default_root_dir": str(run), "accelerator": "cpu", "max_steps": 6, "log_every_n_steps": 1},
+        "trainer": {"default_root_dir": str(run), "accelerator": "cpu", "max_steps": 6},
         "checkpoint": {"every_n_train_steps": 1},
         "model": {
             "class_path": "lightning_attr.tasks.VirtualSteps",
