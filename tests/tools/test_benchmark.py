@@ -117,6 +117,7 @@ def test_device_figures_on_a_cpu(tmp_path: Path) -> None:
     assert agreement.median > 0.5
 
 
+@pytest.mark.slow
 def test_compiled_network_gives_the_same_scores() -> None:
     """What is compiled leaves the layers alone whose gradients are taken."""
     case = build_case(samples=4, queries=2, timesteps=1, config=DENOISER, tokens=5)

@@ -31,6 +31,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_a_reader_learns(store: Path) -> None:
     drawings = recognise.read_store(store)
     read = recognise.accuracies(recognise.train(drawings, epochs=12, batch_size=16), drawings)

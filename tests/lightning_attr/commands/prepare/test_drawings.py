@@ -92,6 +92,7 @@ def _refitted(folder: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on(stores: tuple[Path, Path], tmp_path: Path) -> None:
     path = tmp_path / "train.lmdb"
     arguments = ["--out", str(path), *COMMAND]
