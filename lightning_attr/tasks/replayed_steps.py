@@ -18,7 +18,7 @@ from lightning_attr.artifacts.provenance import check_made_from
 from lightning_attr.console import warn
 from lightning_attr.digests import file_digest
 from lightning_attr.errors import UserError
-from lightning_attr.models import load
+from lightning_attr.models import Inputs, load
 from lightning_attr.noise import Draws
 from lightning_attr.samples import as_trained
 from lightning_attr.tasks.steps_back import GROWTH, StepsBack
@@ -159,7 +159,7 @@ class ReplayedSteps(StepsBack):
                 own[name].copy_(value)
         self.selected = {name: own[name].detach() for name in self.selected}
 
-    def _inputs(self, step: Step) -> tuple[Any, int]:
+    def _inputs(self, step: Step) -> tuple[Inputs, int]:
         """Return the batch of a step as training showed it, and how many samples it has over all ranks."""
         self._loader.sampler.set_epoch(step.epoch)
         key = list(self._loader.sampler)[step.batch]

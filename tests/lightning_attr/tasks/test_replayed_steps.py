@@ -15,12 +15,14 @@ from miniature import Project
 from stopped import Moment
 from test_resume import TASKS, assert_same, stopped_then_resumed
 from test_virtual_steps_fit import config, directed, in_double, predicted, rows_of, written
+from tiny_finetunes import FineTune
 from torch import Tensor
 
 from datamodules import LatentDataModule, Store
-from lightning_attr.artifacts import read_header
+from lightning_attr.artifacts import load_tensors, read_header
 from lightning_attr.artifacts.scores import Scores
 from lightning_attr.cli import main, run_stage
+from lightning_attr.models import load
 from lightning_attr.noise import Draws, draw_timesteps, shared_noise, training_noise
 from lightning_attr.trajectory import Step, path_of
 
@@ -200,6 +202,34 @@ def test_an_adjoint_that_grows_is_refused(
     message = capfd.readouterr().err.splitlines()[-1]
     assert_says(message, "error: query", "times its first norm", "its direction says nothing", "fewer")
     assert not (tmp_path / "run/directions.safetensors").exists()
+
+
+def test_a_lora(tmp_path: Path) -> None:
+    """Over its adapter's weights; one step back is the queries' gradients, times what the step made of them."""
+    tune = FineTune(tmp_path)
+    kept = {"callbacks": [{"class_path": "callbacks.Trajectory", "init_args": {"steps": 9}}]}
+    run_stage(written(tmp_path / "train.yaml", tune.train(tmp_path / "train", kept)))
+    content = config(tmp_path / "run", tmp_path / "train/checkpoints/last.ckpt", tune.store, tune.store)
+    content["model"]["class_path"] = "lightning_attr.tasks.ReplayedSteps"
+    content["model"]["init_args"] |= {"trajectory": str(tmp_path / "train"), "query_ids": [2]}
+    content["data"]["init_args"]["batch_size"] = 4
+    run_stage(written(tmp_path / "run.yaml", {**content, "trainer": {**content["trainer"], "max_steps": 1}}))
+    found, settings = load_tensors(tmp_path / "run/directions.safetensors")
+    model, step, draws = (
+        load(tmp_path / "train/checkpoints/last.ckpt"),
+        Step.load(tmp_path / "train", 6),
+        Draws(timesteps=3),
+    )
+    assert (settings["weights"], settings["distance"], step.average, step.clipped) == ("adapter", 0, 0, 1)
+    selected = {name: weight.requires_grad_() for name, weight in model.select("adapter").items()}
+    assert found.keys() == {*selected, "query_id"}
+    latent, text = (torch.from_numpy(Store(tune.store).read(name, [2])[0, :1]) for name in ("latent", "text"))
+    noise = torch.cat([shared_noise(draws, [draw], latent.shape[1:]) for draw in range(3)])
+    conditions = {"text": text.expand(3, -1, -1)}
+    loss = model.losses(latent.expand(3, -1, -1, -1), conditions, draw_timesteps(draws, 1000), noise).mean()
+    for name, gradient in zip(selected, torch.autograd.grad(loss, list(selected.values())), strict=True):
+        expected = (1 - step.beta) * step.rates[name] * gradient
+        torch.testing.assert_close(found[name][0], expected, rtol=1e-3, atol=1e-6 * float(expected.abs().max() + 1e-9))
 
 
 def test_refused(project: Project, trajectory: Path, straight: Path, tmp_path: Path, refused: Refused) -> None:
