@@ -66,8 +66,9 @@ class Trajectory(Callback):
         averages = [callback.decay for callback in trainer.callbacks if isinstance(callback, EMA)]  # type: ignore[attr-defined]
         step = Step(
             weights=weights,
-            rates={
-                name: rate * adam_diagonal(each, group["eps"]) for name, each in moments.items() if each is not None
+            rates={  # a weight that the loss does not depend on has no moments, and takes no step
+                name: torch.zeros_like(weights[name]) if each is None else rate * adam_diagonal(each, group["eps"])
+                for name, each in moments.items()
             },
             epoch=trainer.current_epoch,
             batch=batch_idx,
@@ -84,12 +85,11 @@ class Trajectory(Callback):
 def _training(trainer: pl.Trainer, task: LatentDiffusion) -> dict[str, Any]:
     loader = trainer.train_dataloader
     assert isinstance(loader, LatentLoader)
-    digests = {"store": task.model.made_from["store"]}
     return {
         "order": loader.sampler.settings(),
         "seed": task.seed,
         "caption_dropout": task.caption_dropout,
-        "digests": digests,
+        "digests": {"store": task.model.made_from["store"]},
     }
 
 

@@ -83,7 +83,7 @@ class AttributionCLI(LightningCLI):
     """LightningCLI with one folder per run, which the same command resumes.
 
     Args:
-        verb: The one that is asked for: to learn the options of all four takes half a second.
+        verb: The one that is asked for: the options of all four take four times as long to learn.
         until_end: What is entered here is left when the run has ended.
         settings: Those of ``LightningCLI``, which runs the verb at once.
     """

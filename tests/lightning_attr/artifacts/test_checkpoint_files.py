@@ -121,6 +121,23 @@ def test_a_model_is_known_by_its_contents(tmp_path: Path) -> None:
     assert file_digest(written(tmp_path / "d.ckpt", with_digests(null))) != file_digest(paths[0])
 
 
+def test_a_file_that_is_replaced_or_written_over_has_the_digest_of_what_is_there(tmp_path: Path) -> None:
+    path, first = tmp_path / "last.ckpt", contents()
+    before = file_digest(written(path, with_digests(first)))
+    weights = {name: value + 1 for name, value in first["state_dict"].items()}
+    (tmp_path / "other").mkdir()
+    other = written(tmp_path / "other/last.ckpt", with_digests(contents(state_dict=weights)))  # the name is in the file
+    assert path.stat().st_size == other.stat().st_size
+    content = path.read_bytes()
+    other.replace(path)
+    after = file_digest(path)
+    assert after != before
+    path.write_bytes(content)  # the same inode and size
+    assert file_digest(path) == before
+    path.unlink()
+    assert model_digest(path) is None
+
+
 def test_checkpoints_without_digests_are_known_by_their_bytes(tmp_path: Path) -> None:
     first, second = (written(tmp_path / f"{epoch}.ckpt", contents(epoch=epoch)) for epoch in (1, 2))
     assert read_checkpoint(first)["epoch"] == 1

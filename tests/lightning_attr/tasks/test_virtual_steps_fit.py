@@ -81,7 +81,7 @@ def straight(project: Project) -> Path:
 
 def rows_of(run: Path) -> Tensor:
     """The directions of a run in rows, [Q, P]."""
-    tensors, _ = load_tensors(run / "directions.safetensors")
+    tensors, _ = load_tensors(run / "directions.safetensors", "directions", "replayed directions")
     return torch.cat([value.flatten(1) for name, value in sorted(tensors.items()) if name != "query_id"], dim=1)
 
 
