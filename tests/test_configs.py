@@ -42,6 +42,7 @@ STAGES = (
 )  # fmt: skip
 METHODS = sorted((CONFIGS / "methods").glob("*.yaml"))
 DEFAULT = CONFIGS / "methods/default.yaml"
+REPLAYED = CONFIGS / "methods/replayed_steps.yaml"
 
 
 def command(config: Path, folder: str = "shapes") -> list[str]:
@@ -323,13 +324,30 @@ def test_methods_work(work: Work) -> None:
     _, *latent = Store("runs/shapes/train.lmdb").schema.fields["latent"].shape
     save_tuned("runs/shapes/tuned/features.safetensors", Mappers(math.prod(latent)), Latent(), {})
     for config in METHODS:
-        if config == DEFAULT:  # is among the stages
+        if config in (DEFAULT, REPLAYED):  # is among the stages; has a test of its own
             continue
 
         def change(config: dict[str, Any]) -> None:
             config["model"]["init_args"]["query_ids"] = [0]  # the one that was unlearned
 
         assert_ranks(work(command(config, "shapes"), change) / "scores.safetensors", 1)
+
+
+@pytest.mark.slow
+def test_replayed_steps_work(work: Work) -> None:
+    """As its config says: the same training once more, with its last steps kept; then directions, then the pass."""
+    prepare("coco64")
+    train = command(CONFIGS / "coco64/train.yaml")
+    keeps = ["--trainer.callbacks+=callbacks.Trajectory", "--trainer.callbacks.steps=25"]
+    trajectory = ["--trainer.default_root_dir", "runs/coco64/trajectory"]
+    for args in (
+        train,
+        [*train, *keeps, *trajectory],
+        command(CONFIGS / "coco64/sample.yaml"),
+        command(CONFIGS / "coco64/replayed_steps.yaml"),
+    ):
+        work(args)
+    assert_ranks(work(command(REPLAYED, "coco64")) / "scores.safetensors", 2)
 
 
 @pytest.mark.slow
