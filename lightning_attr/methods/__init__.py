@@ -10,6 +10,7 @@ from lightning_attr.methods.gradient_similarity import GradientSimilarity
 from lightning_attr.methods.influence import Influence
 from lightning_attr.methods.journey_trak import JourneyTrak
 from lightning_attr.methods.learned import Learned
+from lightning_attr.methods.measured import Measured
 from lightning_attr.methods.mucs import Mucs
 from lightning_attr.methods.random import Random
 from lightning_attr.methods.similarity import Similarity, TunedSimilarity, VisionSimilarity
@@ -26,6 +27,7 @@ __all__ = [
     "Influence",
     "JourneyTrak",
     "Learned",
+    "Measured",
     "Method",
     "Mucs",
     "Random",
