@@ -50,7 +50,7 @@ class Measured(LossSweep):
     def __init__(
         self,
         directions: InputPath,
-        rise: float = 0.3,
+        rise: float = 0.1,
         draws: Draws = Draws(),
         captions: int | None = 1,
         views: int | None = 1,
