@@ -18,7 +18,7 @@ from lightning_attr.losses import delta_scores, sample_losses
 from lightning_attr.methods.base import Batch, Context
 from lightning_attr.methods.directions import MADE_BY, kind_of_directions, read_directions
 from lightning_attr.methods.files_of_queries import matching
-from lightning_attr.methods.loss_sweep import LossSweep
+from lightning_attr.methods.loss_comparison import LossComparison
 from lightning_attr.noise import Draws, of_query
 from lightning_attr.precision import outside_autocast
 
@@ -30,7 +30,7 @@ DOUBLINGS = 20
 HALVINGS = 6
 
 
-class Measured(LossSweep):
+class Measured(LossComparison):
     """Loss deltas where the weights have moved along a query's direction, until its own loss has risen by a share.
 
     ``Directed`` takes the samples' losses as linear in the weights; this measures them, by one loss sweep per query.

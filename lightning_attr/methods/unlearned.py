@@ -12,12 +12,12 @@ from lightning_attr.artifacts.inputs import InputPath
 from lightning_attr.digests import file_digest
 from lightning_attr.methods.base import Context
 from lightning_attr.methods.files_of_queries import check_shapes, files_of_queries, matching
-from lightning_attr.methods.loss_sweep import LossSweep
+from lightning_attr.methods.loss_comparison import LossComparison
 from lightning_attr.noise import Draws
 
 
-class Unlearned(LossSweep):
-    """A loss sweep with weights that a task has changed for each query.
+class Unlearned(LossComparison):
+    """Compares losses under the model's weights with those under weights that a task has changed for each query.
 
     Attributes:
         kind: What the files of changed weights hold.

@@ -18,7 +18,7 @@ from lightning_attr.noise import Draws
 from lightning_attr.precision import outside_autocast
 
 
-class LossSweep(Method):
+class LossComparison(Method):
     """Measures every sample under the original weights, and under the changed weights of every query.
 
     Args:
