@@ -14,7 +14,7 @@ from torch import Tensor
 from lightning_attr.artifacts.inputs import InputPath
 from lightning_attr.digests import file_digest
 from lightning_attr.errors import UserError, expect_within
-from lightning_attr.losses import delta_scores, sample_losses
+from lightning_attr.losses import sample_losses
 from lightning_attr.methods.base import Batch, Context
 from lightning_attr.methods.directions import MADE_BY, kind_of_directions, read_directions
 from lightning_attr.methods.files_of_queries import matching
@@ -38,7 +38,8 @@ class Measured(LossComparison):
 
     Args:
         directions: As of ``Directed``.
-        rise: By which share of itself the query's loss rises.
+        rise: By which share of itself the query's loss rises: that of the whole image, also where directions are of a
+            region.
         draws: Where losses are measured, that of the query as well.
         captions: Only the first so many captions of each sample; None is all.
         views: Only the first so many views of each sample; None is all.
@@ -86,8 +87,8 @@ class Measured(LossComparison):
         return self._moved(place, self._moves[place])
 
     def compare(self, before: Tensor, after: Tensor) -> Tensor:
-        """Return the loss deltas."""
-        return delta_scores(before, after, over_views="mean")
+        """Return the loss deltas, mean over views and draws."""
+        return (after.double() - before.double()).flatten(1).mean(1).float()
 
     @outside_autocast
     @torch.no_grad()
