@@ -10,11 +10,10 @@ from typing import Any
 from torch import Tensor
 
 from lightning_attr.artifacts.inputs import InputPath
-from lightning_attr.digests import file_digest
 from lightning_attr.gradients import Output, sample_gradients
 from lightning_attr.methods.base import Batch, Context, Method, expect_counts
 from lightning_attr.methods.directions import MADE_BY, kind_of_directions, read_directions
-from lightning_attr.methods.files_of_queries import matching
+from lightning_attr.methods.files_of_queries import digests
 from lightning_attr.methods.gradient_method import products
 
 
@@ -59,7 +58,7 @@ class Directed(Method):
 
     def settings(self) -> dict[str, Any]:
         """Return the settings, with the digests of the files in the place of the pattern."""
-        return {**super().settings(), "directions": {path: file_digest(path) for path in matching(self.directions)}}
+        return {**super().settings(), "directions": digests(self.directions)}
 
     def prepare(self, context: Context) -> None:
         """Read the direction of every query.

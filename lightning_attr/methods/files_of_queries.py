@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lightning_attr.artifacts import read_header
 from lightning_attr.artifacts.provenance import check_made_from, differs, digest_of
+from lightning_attr.digests import file_digest
 from lightning_attr.errors import UserError
 from lightning_attr.methods.base import Context
 
@@ -18,6 +19,11 @@ from lightning_attr.methods.base import Context
 def matching(pattern: str) -> list[str]:
     """Return the files that a path, or a pattern with ``*``, names."""
     return [path for path in sorted(glob(pattern)) if Path(path).is_file()]
+
+
+def digests(pattern: str) -> dict[str, str]:
+    """Return the digests of the files that a pattern names, which settings have in its place."""
+    return {path: file_digest(path) for path in matching(pattern)}
 
 
 def kind_of(path: str, kinds: Collection[str]) -> str:

@@ -12,19 +12,18 @@ import torch
 from torch import Tensor
 
 from lightning_attr.artifacts.inputs import InputPath
-from lightning_attr.digests import file_digest
 from lightning_attr.errors import UserError, expect_within
 from lightning_attr.losses import sample_losses
 from lightning_attr.methods.base import Batch, Context
 from lightning_attr.methods.directions import MADE_BY, kind_of_directions, read_directions
-from lightning_attr.methods.files_of_queries import matching
+from lightning_attr.methods.files_of_queries import digests
 from lightning_attr.methods.loss_comparison import LossComparison
 from lightning_attr.noise import Draws, of_query
 from lightning_attr.precision import outside_autocast
 
 #: The first move along a direction, as a share of the weights' norm; it is doubled until it is enough.
 FIRST = 1e-5
-#: How often it is doubled at most: from a 1e-5th of the weights to ten times as much.
+#: How often a move is tried and doubled at most: the last that is tried is five times as long as the weights.
 DOUBLINGS = 20
 #: How often the last doubling is halved: the move is exact to 2%.
 HALVINGS = 6
@@ -69,7 +68,7 @@ class Measured(LossComparison):
 
     def settings(self) -> dict[str, Any]:
         """Return the settings, with the digests of the files in the place of the pattern."""
-        return {**super().settings(), "directions": {path: file_digest(path) for path in matching(self.directions)}}
+        return {**super().settings(), "directions": digests(self.directions)}
 
     def prepare(self, context: Context) -> None:
         """Read the direction of every query, and find how far to go.
@@ -99,17 +98,16 @@ class Measured(LossComparison):
         target = (1 + self.rise) * self._loss(query)
         length = float(torch.stack([row[place].norm() for row in self._rows.values()]).norm())
         weights = float(torch.stack([self._parameters[name].norm() for name in self._rows]).norm())
-        move = FIRST * weights / length if length else 0.0
+        low, high = 0.0, FIRST * weights / length if length else 0.0
         for _ in range(DOUBLINGS):
-            if not self._loss_at(query, place, move) < target:  # one that is no number is beyond it
+            if not self._loss_at(query, place, high) < target:  # one that is no number is beyond it
                 break
-            move *= 2
+            low, high = high, 2 * high
         else:
             raise UserError(
                 f"method.directions {self.directions}: the loss of query {int(queries['id'][place])} does not rise by "
                 f"{self.rise:g} of itself along its direction"
             )
-        low, high = move / 2, move
         for _ in range(HALVINGS):
             middle = (low + high) / 2
             low, high = (middle, high) if self._loss_at(query, place, middle) < target else (low, middle)

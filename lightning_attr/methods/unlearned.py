@@ -9,9 +9,8 @@ from torch import Tensor
 
 from lightning_attr.artifacts import load_tensors
 from lightning_attr.artifacts.inputs import InputPath
-from lightning_attr.digests import file_digest
 from lightning_attr.methods.base import Context
-from lightning_attr.methods.files_of_queries import check_shapes, files_of_queries, matching
+from lightning_attr.methods.files_of_queries import check_shapes, digests, files_of_queries
 from lightning_attr.methods.loss_comparison import LossComparison
 from lightning_attr.noise import Draws
 
@@ -40,7 +39,7 @@ class Unlearned(LossComparison):
 
     def settings(self) -> dict[str, Any]:
         """Return the settings, with the digests of the changed weights in the place of the pattern."""
-        return {**super().settings(), "changed": {path: file_digest(path) for path in matching(self.changed)}}
+        return {**super().settings(), "changed": digests(self.changed)}
 
     def prepare(self, context: Context) -> None:
         """Read the changed weights of every query, those of the context's model where there are some of several.

@@ -141,12 +141,12 @@ def test_the_weights_are_the_models_again(project: Project, directions: Path) ->
     """After a failure as well."""
     model, before = load(project.checkpoint), load(project.checkpoint).network.state_dict()
     name = min(before)
-    sweep = Measured(str(directions))
-    sweep._parameters = dict(model.network.named_parameters())
+    method = Measured(str(directions))
+    method._parameters = dict(model.network.named_parameters())
 
     @torch.no_grad()
     def fail() -> None:
-        with sweep.changed_to({name: before[name] + 1}):
+        with method.changed_to({name: before[name] + 1}):
             assert not model.network.state_dict()[name].equal(before[name])
             raise ZeroDivisionError
 
