@@ -24,13 +24,14 @@ from lightning_attr.noise import Draws, shared_noise
 def test_a_layer_averaged_over_places(project: Project) -> None:
     store = Store(project.store)
     batch = whole_samples(store, np.arange(3))
-    feature = Activations(str(project.checkpoint), timestep=300, seed=5)
+    feature = Activations(str(project.checkpoint), "down_blocks.0.attentions.0", timestep=300, seed=5)
     found = feature.to(torch.device("cpu")).rows(store, batch)
     model = load(project.checkpoint)
     noise = shared_noise(Draws(seed=5), [0], model.latent_shape)[0]
     alpha = DDPMScheduler().alphas_cumprod[300]
     outputs: list[Any] = []
-    model.network.mid_block.register_forward_hook(lambda *call: outputs.append(call[2]))  # type: ignore[union-attr]
+    layer = model.network.get_submodule("down_blocks.0.attentions.0")
+    layer.register_forward_hook(lambda *call: outputs.append(call[2][0]))
     for sample, view in np.ndindex(*batch["latent"].shape[:2]):
         noisy = alpha.sqrt() * batch["latent"][sample, view].float() + (1 - alpha).sqrt() * noise
         outputs.clear()
@@ -45,10 +46,11 @@ def test_as_a_similarity_through_the_command_line(project: Project, tmp_path: An
         tmp_path,
         model__init_args__method__init_args__feature="lightning_attr.features.Activations",
         model__init_args__method__init_args__feature__init_args__checkpoint=project.checkpoint,
+        model__init_args__method__init_args__feature__init_args__layer="conv_in",
     )
     run_stage(args)
     scores = Scores.load(tmp_path / "scores.safetensors")
-    assert scores.method == "similarity-mid_block-100"
+    assert scores.method == "similarity-conv_in-100"
     assert scores.settings["feature"]["weights"] == load(project.checkpoint).digest
     assert 0.5 < float(scores.scores.max()) <= 1 + 1e-5
     assert float(scores.scores.std()) > 0

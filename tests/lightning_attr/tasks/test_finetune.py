@@ -232,7 +232,7 @@ def test_a_base_that_was_moved_or_changed(tuned: FineTune, tmp_path: Path) -> No
         load(checkpoint)
 
 
-NAME = "denoiser.mid_block.attentions.0.transformer_blocks.0.attn2.to_k.lora_A.default.weight"
+NAME = "denoiser.down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k.lora_A.default.weight"
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,7 @@ from lightning_attr.trajectory import Step, path_of
 
 STEPS, LAST = 4, 12
 AVERAGE, DECAY = 0.8, 0.05
-SOME = r"mid_block.*attn2\.to_[kv]\.weight|conv_in\.weight|conv_out\.bias"
+SOME = r"attentions.*attn2\.to_[kv]\.weight|conv_in\.weight|conv_out\.bias"
 
 
 def trained(project: Project, run: Path, **settings: Any) -> list[str]:
