@@ -65,7 +65,6 @@ def test_flipped_bit_of_a_latent(project: Project, tmp_path: Path, refused: Refu
 @pytest.mark.parametrize(
     ("sizes", "words"),
     [
-        (["--size", "20"], ["found latents of 5 x 5", "expected multiples of 2"]),
         (["--channels", "8"], ["found latent of 8 x 8 x 8", "expected 4 x any x any"]),
         (["--dim", "32"], ["found text of 6 x 32", "expected any x 16"]),
     ],

@@ -78,18 +78,10 @@ def stopped_then_resumed(args: list[str], log: Path, moment: Moment) -> Ended:
     return stopped
 
 
-def moments(table: dict[str, tuple[str, int]], quick: dict[str, str]) -> list[Any]:
-    """Every moment with SIGKILL and SIGTERM; the `quick` ones are in the fast part of the tests."""
-    return [
-        pytest.param(
-            moment,
-            signal.Signals[name],
-            id=f"{name}-{moment}",
-            marks=() if quick.get(moment) == name else pytest.mark.slow,
-        )
-        for moment in table
-        for name in ("SIGKILL", "SIGTERM")
-    ]
+def moments(table: dict[str, tuple[str, int]], *orderly: str) -> list[Any]:
+    """Every moment with SIGKILL; those that a run may end at in order with SIGTERM as well."""
+    signals = [(moment, signal.SIGKILL) for moment in table] + [(moment, signal.SIGTERM) for moment in orderly]
+    return [pytest.param(moment, sends, id=f"{sends.name}-{moment}") for moment, sends in signals]
 
 
 TRAINING_MOMENTS = {
@@ -106,14 +98,15 @@ TRAINING_MOMENTS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("moment", "sends"),
     moments(
         TRAINING_MOMENTS,
-        {
-            "in the middle of an epoch": "SIGKILL",
-            "in the last step of an epoch": "SIGTERM",
-        },
+        "in the middle of an epoch",
+        "in the last step of an epoch",
+        "in the first validation",
+        "in the last validation",
     ),
 )
 def test_training(project: Project, tmp_path: Path, moment: str, sends: signal.Signals) -> None:
@@ -155,9 +148,8 @@ def test_training_stopped_at_the_end_of_two_epochs(project: Project, tmp_path: P
     assert points == [(21, 4.0)] * 2
 
 
-@pytest.mark.parametrize(
-    "sends", [pytest.param(signal.SIGKILL, marks=pytest.mark.slow), signal.SIGTERM], ids=lambda sends: sends.name
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("sends", [signal.SIGKILL, signal.SIGTERM], ids=lambda sends: sends.name)
 def test_training_with_accumulated_gradients(project: Project, tmp_path: Path, sends: signal.Signals) -> None:
     settings = {"trainer__accumulate_grad_batches": 3, "trainer__max_steps": 5, "trainer__val_check_interval": 1000}
     straight = project.args("train", tmp_path / "straight", **settings)
@@ -175,7 +167,8 @@ CURVATURE_MOMENTS = {
 }
 
 
-@pytest.mark.parametrize(("moment", "sends"), moments(CURVATURE_MOMENTS, {"in the middle of an epoch": "SIGKILL"}))
+@pytest.mark.slow
+@pytest.mark.parametrize(("moment", "sends"), moments(CURVATURE_MOMENTS, "in the middle of an epoch"))
 def test_curvature(project: Project, tmp_path: Path, moment: str, sends: signal.Signals) -> None:
     args = project.args("curvature", tmp_path / "run")
     stopped_then_resumed(args, tmp_path / "log", Moment(*CURVATURE_MOMENTS[moment], sends))
@@ -197,14 +190,10 @@ UNLEARNING_MOMENTS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("moment", "sends"),
-    moments(
-        UNLEARNING_MOMENTS,
-        {
-            "in the middle of the second step": "SIGTERM",
-        },
-    ),
+    moments(UNLEARNING_MOMENTS, "in the middle of the second step", "in the sweep after unlearning"),
 )
 def test_unlearning_and_its_loss_sweeps(project: Project, tmp_path: Path, moment: str, sends: signal.Signals) -> None:
     args = project.args("unlearn", tmp_path / "run", trainer__callbacks=project.recorder(tmp_path / "base.safetensors"))
@@ -237,14 +226,9 @@ SAMPLING_MOMENTS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    ("moment", "sends"),
-    moments(
-        SAMPLING_MOMENTS,
-        {
-            "in the middle of a batch's samples": "SIGKILL",
-        },
-    ),
+    ("moment", "sends"), moments(SAMPLING_MOMENTS, "between two batches", "in the middle of a batch's samples")
 )
 def test_sampling(project: Project, tmp_path: Path, moment: str, sends: signal.Signals) -> None:
     args = project.args("sample", tmp_path / "run")
@@ -293,6 +277,7 @@ def test_a_finished_run_is_left_alone(project: Project, capfd: pytest.CaptureFix
     assert snapshot(project.root) == before
 
 
+@pytest.mark.slow
 def test_a_finished_run_goes_on_with_a_higher_limit(project: Project, tmp_path: Path) -> None:
     assert run(project.args("train", tmp_path / "run", trainer__max_steps=7), tmp_path / "log").status == 0
     assert run(project.args("train", tmp_path / "run"), tmp_path / "log").status == 0

@@ -58,7 +58,7 @@ def test_a_verb_of_another_task(
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("text", ["", "[1]", "a: &a {b: *a}", "seed_everything: " + "9" * 5000, "[" * 3000])
+@pytest.mark.parametrize("text", ["", "[1]", "a: &a {b: *a}", "seed_everything: " + "9" * 5000, "[" * 1500])
 def test_configs_that_are_none(tmp_path: Path, refused: Refused, text: str) -> None:
     config = tmp_path / "config.yaml"
     config.write_text(text)
@@ -91,6 +91,7 @@ def weights(run: Path) -> dict[str, torch.Tensor]:
     return dict(read_checkpoint(run / "checkpoints/last.ckpt")["state_dict"])
 
 
+@pytest.mark.slow
 def test_bf16_mixed_trains_clipped_and_resumes_bit_for_bit(project: Project, tmp_path: Path) -> None:
     settings = {"trainer__precision": "bf16-mixed", "model__init_args__learning_rate": 1e-3}
     main(project.args("train", tmp_path / "once", **settings))

@@ -66,7 +66,7 @@ def fit(root: Path, data: LatentDataModule, ckpt_path: str | None = None, **opti
     return module, sorted(str(path) for path in [*root.glob("*.ckpt"), *root.glob("end/*.ckpt")])
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("validate", [False, True])
 def test_resume_is_exact_wherever_it_was_stopped(
     store_path: Path, tmp_path: Path, workers: int, validate: bool

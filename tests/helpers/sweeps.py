@@ -49,7 +49,7 @@ class Miniature:
     def args(self, *options: str) -> list[str]:
         """Write the config, and return the arguments of the command."""
         train = self.project.configs()["train"]
-        train["trainer"]["max_steps"] = self.steps
+        train["trainer"] |= {"max_steps": self.steps, "val_check_interval": self.steps // 3}
         config = {
             "folder": str(self.folder),
             "train": [str(self.root / "train.yaml")],

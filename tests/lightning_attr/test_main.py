@@ -79,9 +79,8 @@ def test_quiet(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert "nothing to do" in capfd.readouterr().out
 
 
-@pytest.mark.parametrize(
-    ("number", "status"), [pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow), (signal.SIGINT, 130)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_ends_a_command_in_one_line(tmp_path: Path, number: signal.Signals, status: int) -> None:
     store = tmp_path / "a.lmdb"
     command = [sys.executable, "-m", "lightning_attr.main", "prepare", "shapes", "--out", str(store)]

@@ -57,7 +57,7 @@ def test_at_full_rank_nothing_is_lost(network: UNet2DConditionModel) -> None:
     torch.testing.assert_close(Projection(selected, whole)(gradients), gradients.flat())
 
 
-@pytest.mark.parametrize("weights", ["cross_kv", "attn1"])
+@pytest.mark.parametrize("weights", ["cross_kv", pytest.param("attn1", marks=pytest.mark.slow)])
 def test_inner_products_are_kept_on_average(network: UNet2DConditionModel, weights: str) -> None:
     selected = UNet(network).select(weights)
     gradients = sample_gradients(model_of(network), selected, small_batch([4, 5, 9]), TWO)

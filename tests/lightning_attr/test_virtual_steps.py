@@ -71,7 +71,9 @@ def flat(named: dict[str, Tensor], axes: int = 0) -> Tensor:
     return torch.cat([value.flatten(axes) for value in named.values()], dim=axes)
 
 
-@pytest.mark.parametrize("chunk", [None, 1, 3])
+@pytest.mark.parametrize(
+    "chunk", [3, pytest.param(1, marks=pytest.mark.slow), pytest.param(None, marks=pytest.mark.slow)]
+)
 def test_products_are_those_of_the_dense_matrix(model: Model, inputs: Inputs, chunk: int | None) -> None:
     weights, generator = some(model), torch.Generator().manual_seed(2)
     vectors = {

@@ -79,8 +79,8 @@ def test_ratio_pairs_neighbours() -> None:
     [
         "read",
         "peers",
-        "train",
-        "loss_sweep",
+        pytest.param("train", marks=pytest.mark.slow),
+        pytest.param("loss_sweep", marks=pytest.mark.slow),
         pytest.param("prepare", marks=pytest.mark.slow),
         pytest.param("sweep", marks=[pytest.mark.slow, pytest.mark.timeout(900)]),
         pytest.param("methods", marks=[pytest.mark.slow, pytest.mark.timeout(900)]),

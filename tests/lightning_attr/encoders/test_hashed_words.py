@@ -18,6 +18,7 @@ sys.stdout.buffer.write(HashedWords(8, 12, seed=3).encode({TEXTS!r})["text"].num
 """
 
 
+@pytest.mark.slow
 def test_same_in_every_process() -> None:
     """Python's own hash of a string differs from process to process; ours must not."""
     here = HashedWords(8, 12, seed=3).encode(TEXTS)["text"].numpy().tobytes()

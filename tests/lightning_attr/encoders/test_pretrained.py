@@ -265,6 +265,7 @@ def test_clip_folder_without_a_model_is_named(tmp_path: Path) -> None:
         CLIPText(str(tmp_path))
 
 
+@pytest.mark.slow
 def test_missing_transformers_names_the_extra() -> None:
     program = """
 import sys

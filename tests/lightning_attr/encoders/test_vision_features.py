@@ -128,6 +128,7 @@ def test_a_folder_that_lacks_a_file_is_named(tmp_path: Path, lost: str) -> None:
         VisionFeatures(str(folder))
 
 
+@pytest.mark.slow
 def test_missing_transformers_names_the_extra() -> None:
     program = """
 import sys

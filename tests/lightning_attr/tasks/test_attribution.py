@@ -88,19 +88,15 @@ MOMENTS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "moment",
     [
         "in the third chunk",
-        *(
-            pytest.param(name, marks=pytest.mark.slow)
-            for name in (
-                "before the run is finished",
-                "before a chunk is written",
-                "before the scores",
-                "before the chunks are deleted",
-            )
-        ),
+        "before the run is finished",
+        "before a chunk is written",
+        "before the scores",
+        "before the chunks are deleted",
     ],
 )
 def test_stopped_and_resumed(

@@ -34,9 +34,8 @@ def test_what_it_writes(project: Project, ekfac: Path) -> None:
 MOMENTS = {"of the moments": 4, "in the first step of the squares": 6, "of the squares": 9}
 
 
-@pytest.mark.parametrize(
-    "moment", ["of the squares", *(pytest.param(name, marks=pytest.mark.slow) for name in list(MOMENTS)[:2])]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("moment", MOMENTS)
 def test_killed_in_the_middle(project: Project, ekfac: Path, tmp_path: Path, moment: str) -> None:
     args = project.args("curvature", tmp_path / "run", model__init_args__kind="ekfac")
     stopped_then_resumed(
@@ -96,7 +95,7 @@ def test_all_of_attention_with_its_biases(project: Project, tmp_path: Path) -> N
     ("settings", "parts"),
     [
         ({"trainer__max_epochs": 3}, ["trainer.max_epochs", "3", "multiple of 2"]),
-        ({"model__init_args__weights": "all"}, ["weights", "norm1.weight", "linear layers and convolutions"]),
+        ({"model__init_args__weights": "all"}, ["weights", "norm.weight", "linear layers and convolutions"]),
         ({"model__init_args__weights": r"to_out\.0\.bias"}, ["weights", "bias alone", "weight with the bias"]),
         ({"trainer__max_steps": 5}, ["ended before the second half", "ekfac"]),
     ],

@@ -232,7 +232,7 @@ def test_a_base_that_was_moved_or_changed(tuned: FineTune, tmp_path: Path) -> No
         load(checkpoint)
 
 
-NAME = "denoiser.down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k.lora_A.default.weight"
+NAME = "denoiser.mid_block.attentions.0.transformer_blocks.0.attn2.to_k.lora_A.default.weight"
 
 
 @pytest.mark.parametrize(
@@ -319,6 +319,7 @@ def retraining(tuned: FineTune, sampled: Path, folder: Path, data: Config, **mod
     return config
 
 
+@pytest.mark.slow
 def test_retrainings_start_from_the_same_base_alone_and_in_groups(
     tuned: FineTune, sampled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -390,6 +391,7 @@ def test_a_retraining_of_another_base(tuned: FineTune, sampled: Path, tmp_path: 
         run("fit", retraining(tuned, sampled, tmp_path / "run", {}, base=base))
 
 
+@pytest.mark.slow
 def test_attribution_looks_at_the_adapter(tuned: FineTune, sampled: Path, tmp_path: Path) -> None:
     data = {"class_path": "datamodules.LatentDataModule", "init_args": {"store": str(tuned.store), "batch_size": 4}}
     curvature = run(

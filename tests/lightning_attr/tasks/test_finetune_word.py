@@ -159,6 +159,7 @@ def test_the_word_is_trained_kept_and_loaded(style: Style, tuned: Path, tmp_path
     assert not list(folder.glob("*.safetensors"))  # for diffusers, which has no such word
 
 
+@pytest.mark.slow
 def test_the_loss_of_the_style_falls_further_with_the_word(style: Style, tmp_path: Path) -> None:
     """What else is trained has little to do with it: how one layer looks at the caption."""
     small = {"rank": 1, "targets": r"attn2\.to_q$"}

@@ -142,15 +142,14 @@ def test_a_finished_member_does_not_go_on(together: Group, refused: Refused) -> 
     assert_says(message, "weights alone", "GroupedRetraining", together.root / "top")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "moment",
     [
         Moment("lightning_attr.tasks:GroupedRetraining.training_step", 8),
-        pytest.param(
-            Moment("lightning_attr.tasks:GroupedRetraining.training_step", 6, signal.SIGTERM), marks=pytest.mark.slow
-        ),
-        pytest.param(Moment("lightning_attr.tasks:Retraining.record", 2), marks=pytest.mark.slow),
-        pytest.param(Moment("lightning_attr.runs.folder:RunFolder.finish", 2), marks=pytest.mark.slow),
+        Moment("lightning_attr.tasks:GroupedRetraining.training_step", 6, signal.SIGTERM),
+        Moment("lightning_attr.tasks:Retraining.record", 2),
+        Moment("lightning_attr.runs.folder:RunFolder.finish", 2),
     ],
     ids=["killed between epochs", "stopped", "killed between members", "killed before the mark"],
 )
@@ -207,6 +206,7 @@ def test_members_that_do_not_go_together(
     assert_says(refused(wrong(Group(project, tmp_path / "group"), section, **settings)), *words)
 
 
+@pytest.mark.slow
 def test_other_data_is_refused(project: Project, refused: Refused, tmp_path: Path) -> None:
     group = Group(project, tmp_path / "group")
     config = group.read("group")
@@ -219,6 +219,7 @@ def test_other_data_is_refused(project: Project, refused: Refused, tmp_path: Pat
         assert_says(message, "data", found, "GroupedLatents with 3 members")
 
 
+@pytest.mark.slow
 def test_the_folder_of_another_run_is_refused(project: Project, refused: Refused, tmp_path: Path) -> None:
     group = Group(project, tmp_path / "group")
     config = group.read("group")

@@ -155,6 +155,7 @@ def test_directions_are_the_derivative_of_training(
     assert 1e-3 < (other - expected).norm() / expected.norm() < 0.2
 
 
+@pytest.mark.slow
 def test_stopped_and_resumed(project: Project, trajectory: Path, straight: Path, tmp_path: Path) -> None:
     """Both the training, in the middle of the steps that are kept, and the way back."""
     moment = Moment(f"{TASKS}LatentDiffusion.training_step", LAST - 1, signal.SIGKILL)
@@ -174,6 +175,7 @@ def test_scores(project: Project, trajectory: Path, straight: Path, tmp_path: Pa
     assert (scores.scores.std(1) > 0).all()
 
 
+@pytest.mark.slow
 def test_another_training_is_told_by_its_end(
     project: Project, trajectory: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -204,6 +206,7 @@ def test_an_adjoint_that_grows_is_refused(
     assert not (tmp_path / "run/directions.safetensors").exists()
 
 
+@pytest.mark.slow
 def test_a_lora(tmp_path: Path) -> None:
     """Over its adapter's weights; one step back is the queries' gradients, times what the step made of them."""
     tune = FineTune(tmp_path)
@@ -232,6 +235,7 @@ def test_a_lora(tmp_path: Path) -> None:
         torch.testing.assert_close(found[name][0], expected, rtol=1e-3, atol=1e-6 * float(expected.abs().max() + 1e-9))
 
 
+@pytest.mark.slow
 def test_refused(project: Project, trajectory: Path, straight: Path, tmp_path: Path, refused: Refused) -> None:
     def says(args: list[str], *words: object) -> None:
         assert_says(refused(args), *words)

@@ -103,15 +103,16 @@ def test_training_ends_when_nothing_gets_better(coded: Path, tmp_path: Path) -> 
     assert settings["steps"] == 2 * 4  # two epochs of four batches
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("moment", "call"),
     [
         ("lightning_attr.features.stored:Latent.rows", 3),
-        pytest.param(f"{TASK}training_step", 1, marks=pytest.mark.slow),
+        (f"{TASK}training_step", 1),
         (f"{TASK}training_step", 6),
         (f"{TASK}validation_step", 9),
-        pytest.param(f"{TASK}on_validation_epoch_end", 2, marks=pytest.mark.slow),
-        pytest.param(f"{TASK}_end_if_stale", 4, marks=pytest.mark.slow),
+        (f"{TASK}on_validation_epoch_end", 2),
+        (f"{TASK}_end_if_stale", 4),
         (f"{TASK}on_fit_end", 1),
     ],
 )

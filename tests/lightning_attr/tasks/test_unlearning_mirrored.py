@@ -87,9 +87,8 @@ def test_it_stops_when_the_query_is_forgotten(project: Project, forgotten: Path,
     assert all(value < until for value in before[: settings["steps"]])
 
 
-@pytest.mark.parametrize(
-    ("call", "sends"), [(2, signal.SIGKILL), pytest.param(1, signal.SIGTERM, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("call", "sends"), [(2, signal.SIGKILL), (1, signal.SIGTERM)])
 def test_resumed(project: Project, forgotten: Path, until: float, tmp_path: Path, call: int, sends: Any) -> None:
     args = mirrored(project, tmp_path / "run", model__init_args__until=until)
     stopped_then_resumed(args, tmp_path / "log", Moment(STEP, call, sends))

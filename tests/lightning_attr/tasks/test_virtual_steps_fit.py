@@ -184,13 +184,10 @@ def test_a_region_of_the_queries(project: Project, tmp_path: Path) -> None:
     assert not torch.allclose(found, everywhere)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("moment", "sends"),
-    [
-        (4, signal.SIGKILL),
-        pytest.param(6, signal.SIGTERM, marks=pytest.mark.slow),
-        pytest.param(1, signal.SIGKILL, marks=pytest.mark.slow),
-    ],
+    [(4, signal.SIGKILL), (6, signal.SIGTERM), (1, signal.SIGKILL)],
 )
 def test_stopped_and_resumed(
     project: Project, straight: Path, tmp_path: Path, moment: int, sends: signal.Signals
@@ -208,6 +205,7 @@ def test_more_steps_go_on_from_fewer(project: Project, straight: Path, tmp_path:
     assert not torch.equal(few, rows_of(straight))
 
 
+@pytest.mark.slow
 def test_queries_do_not_depend_on_each_other(
     project: Project, straight: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -224,6 +222,7 @@ def test_queries_do_not_depend_on_each_other(
         assert (found - expected).norm() < 1e-5 * expected.norm()
 
 
+@pytest.mark.slow
 def test_two_ranks(project: Project, straight: Path, tmp_path: Path) -> None:
     finish(virtual(project, tmp_path / "run", data__init_args__batch_size=4), tmp_path / "log")
     assert_close(tmp_path / "run/directions.safetensors", straight / "directions.safetensors", tolerance=1e-4)
@@ -440,6 +439,7 @@ def tune(tmp_path_factory: pytest.TempPathFactory) -> FineTune:
     return tune
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("of", ["lora", "pipeline"])
 def test_models_of_others(tune: FineTune, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, of: str) -> None:
     """A LoRA over its adapter's weights, with its optimizer; a pipeline over all of its matrices, without."""

@@ -115,6 +115,7 @@ def test_again_it_is_finished_and_says_the_same(mine: Mine, capfd: pytest.Captur
     assert (mine.root / "mine/answer.json").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_contributors_may_be_asked_for_later(mine: Mine, capfd: pytest.CaptureFixture[str]) -> None:
     """Nothing is measured anew."""
     before = {path: path.stat().st_mtime_ns for path in (mine.root / "mine").rglob("*.safetensors")}
@@ -145,6 +146,7 @@ def save_shares(path: Path, scores: Scores, error: float, method: str = "influen
     return path
 
 
+@pytest.mark.slow
 def test_shares_where_they_were_fitted_for_the_method(mine: Mine, tmp_path: Path, capfd: Any) -> None:
     folder = mine.root / "mine"
     scores = Scores.load(folder / "attribute/influence/scores.safetensors")

@@ -136,6 +136,7 @@ def test_what_cannot_be_stored_ends_the_run_or_is_counted(
         assert list(store.ids) == [0, 3, 5]  # positions of all keys
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", ["parquet", "webdataset"])
 def test_decoding_processes_open_shards_themselves(tmp_path: Path, layout: str) -> None:
     source = laid_out(tmp_path / "it", layout, items())

@@ -436,6 +436,7 @@ def test_a_name_is_found_however_its_accents_are_composed(make: Callable[..., Co
         assert len(store) == 2
 
 
+@pytest.mark.slow
 def test_workers_change_nothing(make: Callable[..., Coco]) -> None:
     coco = make(count=18)
     expected = coco.prepare()
@@ -565,6 +566,7 @@ def test_real_images(tmp_path: Path) -> None:
     assert float(10 * torch.log10(255**2 / error)) == pytest.approx(22, abs=1.0)
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_and_gives_the_same_store(make: Callable[..., Coco]) -> None:
     """SIGKILL where a worker waits for an image that never comes, after samples were committed."""
     coco = make(count=400)

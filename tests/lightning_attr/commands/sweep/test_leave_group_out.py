@@ -111,6 +111,7 @@ def test_the_top_alone_names_no_group(sweep: Miniature, tmp_path: Path) -> None:
         names(sweep, scores={"mine": str(tmp_path / "top")})
 
 
+@pytest.mark.slow
 def test_a_group_is_left_out_and_the_pack_knows_which(
     sweep: Miniature, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -259,6 +259,7 @@ def test_an_entry_whose_status_is_damaged_waits(sweep: Miniature, capfd: pytest.
     assert sweep.status("random/k-2/0").state == "waiting"
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("in_process")
 def test_entries_may_be_added_and_taken_away(sweep: Miniature) -> None:
     few = {"top": None, "subsets": None, "full": None}
@@ -287,6 +288,7 @@ def test_what_a_killed_process_left_as_running_waits(sweep: Miniature) -> None:
 # --- Failing ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("in_process")
 def test_an_entry_that_fails_does_not_keep_others_from_running(
     sweep: Miniature, capfd: pytest.CaptureFixture[str]
@@ -437,6 +439,7 @@ def test_groups_give_the_same_up_to_rounding(sweep: Miniature, finished: Miniatu
     assert snapshot(sweep.folder / "entries") == before
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("in_process")
 def test_members_of_a_group_that_fails_run_alone(sweep: Miniature, finished: Miniature) -> None:
     """Groups count steps alone; this training counts epochs."""

@@ -159,6 +159,7 @@ def plain_lds_means(resamples: int, of_queries: bool, of_models: bool) -> Tensor
     return torch.stack(means)
 
 
+@pytest.mark.slow
 def test_the_interval_of_lds_counts_what_queries_and_models_do_together_once() -> None:
     found = lds_interval(SCORES, MASKS, LOSSES, resamples=20_000, level=0.8)
     estimate = linear_datamodelling_score(SCORES, MASKS, LOSSES).mean().item()
