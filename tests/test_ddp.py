@@ -17,6 +17,8 @@ from lightning_attr.artifacts import load_tensors, read_json
 from lightning_attr.cli import main, run_stage
 from lightning_attr.commands.prepare.shapes import main as prepare_shapes
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="session")
 def uneven(tmp_path_factory: pytest.TempPathFactory) -> Project:
@@ -76,7 +78,6 @@ def assert_close(found: Path, expected: Path, tolerance: float = 1e-5) -> None:
         assert difference <= tolerance * tensor.double().abs().max(), name
 
 
-@pytest.mark.slow
 def test_training_takes_the_steps_of_one_rank_with_twice_the_batch(uneven: Project, both: Path) -> None:
     assert_close(both / "checkpoints/last.ckpt", uneven.checkpoint, tolerance=1e-4)  # Adam magnifies rounding errors
     for tag in ("train/loss", "val/loss"):
@@ -93,7 +94,6 @@ def test_curvature_sums_every_sample_once(curved: Project, tmp_path: Path) -> No
     assert settings["draws"] == 2 * 39
 
 
-@pytest.mark.slow
 def test_the_scores_are_those_of_one_rank(chain: Project, tmp_path: Path) -> None:
     finish(chain.args("curvature", tmp_path / "curvature"), tmp_path / "log")
     curvature = tmp_path / "curvature/curvature.safetensors"
@@ -107,7 +107,6 @@ def test_the_scores_are_those_of_one_rank(chain: Project, tmp_path: Path) -> Non
     assert [loss for _, loss in ours] == pytest.approx([loss for _, loss in theirs], rel=1e-5)
 
 
-@pytest.mark.slow
 def test_prediction_on_two_ranks_gives_the_same_files(chain: Project, tmp_path: Path) -> None:
     finish(chain.args("sample", tmp_path / "sample"), tmp_path / "log")
     assert Store(str(tmp_path / "sample/queries.lmdb")).digest == Store(str(chain.queries)).digest
@@ -130,7 +129,6 @@ def stopped_then_resumed(args: list[str], log: Path, rank: int, moment: Moment) 
     finish(args, log)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("rank", [0, 1])
 @pytest.mark.parametrize(
     "moment",
@@ -147,7 +145,6 @@ def test_training_goes_on_exactly(uneven: Project, both: Path, tmp_path: Path, r
     assert_same(tmp_path / "run/checkpoints/last.ckpt", both / "checkpoints/last.ckpt")
 
 
-@pytest.mark.slow
 def test_every_rank_keeps_the_gradients_of_its_own(uneven: Project, tmp_path: Path) -> None:
     settings = {"trainer__accumulate_grad_batches": 3, "trainer__max_steps": 4, "trainer__val_check_interval": 1000}
     finish(training(uneven, tmp_path / "straight", **settings), tmp_path / "log")
@@ -156,7 +153,6 @@ def test_every_rank_keeps_the_gradients_of_its_own(uneven: Project, tmp_path: Pa
     assert_same(tmp_path / "run/checkpoints/last.ckpt", tmp_path / "straight/checkpoints/last.ckpt")
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("sends", [signal.SIGKILL, signal.SIGTERM])
 def test_curvature_goes_on_exactly(uneven: Project, tmp_path: Path, sends: signal.Signals) -> None:
     finish(uneven.args("curvature", tmp_path / "straight"), tmp_path / "log")
@@ -165,7 +161,6 @@ def test_curvature_goes_on_exactly(uneven: Project, tmp_path: Path, sends: signa
     assert_same(tmp_path / "run/curvature.safetensors", tmp_path / "straight/curvature.safetensors")
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("rank", "moment"),
     [
@@ -183,14 +178,12 @@ def test_unlearning_goes_on_exactly(chain: Project, tmp_path: Path, rank: int, m
         assert_same(tmp_path / f"stopped/{name}.safetensors", tmp_path / f"straight/{name}.safetensors")
 
 
-@pytest.mark.slow
 def test_sampling_goes_on_exactly(chain: Project, tmp_path: Path) -> None:
     args = chain.args("sample", tmp_path / "run")
     stopped_then_resumed(args, tmp_path / "log", 0, Moment("datamodules.store.writer:StoreWriter.write", 4))
     assert Store(str(tmp_path / "run/queries.lmdb")).digest == Store(str(chain.queries)).digest
 
 
-@pytest.mark.slow
 def test_the_command_starts_both_ranks_and_finishes_once(uneven: Project, both: Path, tmp_path: Path) -> None:
     args = training(uneven, tmp_path / "run")
     first = command(args)
@@ -207,7 +200,6 @@ def test_the_command_starts_both_ranks_and_finishes_once(uneven: Project, both: 
     assert snapshot(tmp_path / "run") == before
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("rank", [0, 1])
 @pytest.mark.parametrize("sends", [signal.SIGTERM, signal.SIGKILL])
 def test_the_command_whose_rank_gets_a_signal_ends_and_goes_on(
@@ -227,7 +219,6 @@ def test_the_command_whose_rank_gets_a_signal_ends_and_goes_on(
     assert_same(tmp_path / "run/checkpoints/last.ckpt", both / "checkpoints/last.ckpt")
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("at", ["first", "last"])
 def test_a_mistake_that_one_rank_meets_ends_both_with_one_message(uneven: Project, tmp_path: Path, at: str) -> None:
     """In stored order rank 0 has the first samples and rank 1 the last."""
@@ -244,7 +235,6 @@ def test_a_mistake_that_one_rank_meets_ends_both_with_one_message(uneven: Projec
     assert "Traceback" not in ended.stderr
 
 
-@pytest.mark.slow
 def test_a_mistake_that_both_ranks_meet_is_told_once(uneven: Project, tmp_path: Path) -> None:
     args = [*training(uneven, tmp_path / "run"), "--data.init_args.subset.first", "1"]
     ended = command(args)

@@ -42,6 +42,7 @@ def test_a_reader_learns(store: Path) -> None:
     assert drawings.single.tolist() == single
 
 
+@pytest.mark.slow
 def test_the_same_drawings_are_read_alike(store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     same, table = [f"--{name}={store}" for name in ("train", "real", "generated")], tmp_path / "table.json"
     reader = tmp_path / "reader.safetensors"

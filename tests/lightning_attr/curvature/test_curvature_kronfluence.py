@@ -130,6 +130,7 @@ def assert_equal_scores(found: Tensor, expected: Tensor) -> None:
     assert error < 1e-4, float(error)
 
 
+@pytest.mark.slow
 def test_equal_scores_and_either_reads_the_other(fitted: Fitted) -> None:
     ours = load_curvature(fitted.run / "curvature.safetensors")
     assert isinstance(ours, KroneckerCurvature)

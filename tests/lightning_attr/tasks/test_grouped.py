@@ -28,6 +28,8 @@ from lightning_attr.noise import training_noise
 from lightning_attr.tasks import GroupedRetraining, Retraining
 from lightning_attr.tasks.grouped import clip_each_norm, real_means
 
+pytestmark = pytest.mark.slow
+
 Config = dict[str, Any]
 
 #: Of the 40 samples: 36, 14 and 40 are left, in batches of 8.
@@ -142,7 +144,6 @@ def test_a_finished_member_does_not_go_on(together: Group, refused: Refused) -> 
     assert_says(message, "weights alone", "GroupedRetraining", together.root / "top")
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "moment",
     [
@@ -168,7 +169,6 @@ def test_resume(project: Project, together: Group, tmp_path: Path, moment: Momen
         assert read_json(group.root / name / "manifest.json")["status"] == "finished"
 
 
-@pytest.mark.slow
 def test_a_group_goes_on_with_a_higher_limit(project: Project, together: Group, tmp_path: Path) -> None:
     group = Group(project, tmp_path / "group")
     run_stage(group.args("group", "--trainer.max_steps", "7"))
@@ -206,7 +206,6 @@ def test_members_that_do_not_go_together(
     assert_says(refused(wrong(Group(project, tmp_path / "group"), section, **settings)), *words)
 
 
-@pytest.mark.slow
 def test_other_data_is_refused(project: Project, refused: Refused, tmp_path: Path) -> None:
     group = Group(project, tmp_path / "group")
     config = group.read("group")
@@ -219,7 +218,6 @@ def test_other_data_is_refused(project: Project, refused: Refused, tmp_path: Pat
         assert_says(message, "data", found, "GroupedLatents with 3 members")
 
 
-@pytest.mark.slow
 def test_the_folder_of_another_run_is_refused(project: Project, refused: Refused, tmp_path: Path) -> None:
     group = Group(project, tmp_path / "group")
     config = group.read("group")

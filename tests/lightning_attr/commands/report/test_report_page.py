@@ -282,6 +282,7 @@ def test_command_writes_the_page(copied: Builder, tmp_path: Path, capsys: pytest
     assert (tmp_path / "new" / "page.html").read_bytes() == (copied.root / "report.html").read_bytes()
 
 
+@pytest.mark.slow
 def test_command_ends_with_one_line_where_there_is_no_run(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "lightning_attr.main", "report", str(tmp_path)]
     done = subprocess.run(command, cwd=ROOT, text=True, capture_output=True, check=False)
