@@ -6,8 +6,9 @@ TORCH := torch>=2.10,<2.14
 # The oracle of K-FAC and EK-FAC. It asks for torchvision, which it does not need here: hence without its dependencies.
 KRONFLUENCE := 'kronfluence>=1.0.1' 'accelerate>=1.0' 'einconv>=0.1' 'einops>=0.8' 'opt_einsum>=3.4' 'psutil>=5'
 
-# Tests of one file stay together: they share projects that take seconds to make.
-TWO := -n 2 --dist loadfile
+# Tests of one file stay together: they share projects that take seconds to make. Files go in order: xdist would keep
+# those of few tests for the end, which are the longest.
+TWO := -n 2 --dist loadfile --no-loadscope-reorder
 
 .PHONY: demo test lint slow trials benchmark docs
 

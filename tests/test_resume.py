@@ -288,7 +288,7 @@ def test_a_finished_run_goes_on_with_a_higher_limit(project: Project, tmp_path: 
 def test_the_installed_command_killed_from_outside(project: Project, tmp_path: Path) -> None:
     """No moment is chosen: the kill comes from outside, whenever a checkpoint has just appeared."""
     straight, killed = tmp_path / "straight", tmp_path / "killed"
-    settings = {"trainer__max_steps": 150, "trainer__val_check_interval": 25}
+    settings = {"trainer__max_steps": 150, "trainer__val_check_interval": 50, "checkpoint__every_n_train_steps": 10}
     command = [str(Path(sys.executable).with_name("lightning-attr"))]
     subprocess.run([*command, *project.args("train", straight, **settings)], check=True)
     last = killed / "checkpoints/last.ckpt"

@@ -50,6 +50,7 @@ class Miniature:
         """Write the config, and return the arguments of the command."""
         train = self.project.configs()["train"]
         train["trainer"] |= {"max_steps": self.steps, "val_check_interval": self.steps // 3}
+        train["checkpoint"]["every_n_train_steps"] = max(2, self.steps // 12)
         config = {
             "folder": str(self.folder),
             "train": [str(self.root / "train.yaml")],
