@@ -6,9 +6,8 @@ TORCH := torch>=2.10,<2.14
 # The oracle of K-FAC and EK-FAC. It asks for torchvision, which it does not need here: hence without its dependencies.
 KRONFLUENCE := 'kronfluence>=1.0.1' 'accelerate>=1.0' 'einconv>=0.1' 'einops>=0.8' 'opt_einsum>=3.4' 'psutil>=5'
 
-# Tests of one file stay together: they share projects that take seconds to make. Files go in order: xdist would keep
-# those of few tests for the end, which are the longest.
-TWO := -n 2 --dist loadfile --no-loadscope-reorder
+# Tests of one file stay together: they share projects that take seconds to make.
+TWO := -n 2 --dist loadfile
 
 .PHONY: demo test lint slow trials benchmark docs
 
@@ -18,9 +17,10 @@ demo: .venv/installed
 test: .venv/installed
 	$(BIN)/python -m pytest $(TWO)
 
-# Real kills, whole demos, every shipped config at work: minutes instead of seconds.
+# Real kills, whole demos, every shipped config at work: minutes instead of seconds. In order, for xdist would keep files
+# of few tests for the end, which take longest here.
 slow: .venv/installed
-	$(BIN)/python -m pytest $(TWO) -m slow
+	$(BIN)/python -m pytest $(TWO) --no-loadscope-reorder -m slow
 
 lint: .venv/installed
 	$(BIN)/ruff check .

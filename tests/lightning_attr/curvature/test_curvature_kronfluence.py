@@ -18,6 +18,7 @@ from lightning_attr.models import Inputs
 from lightning_attr.tasks import Curvature
 
 kronfluence = pytest.importorskip("kronfluence", reason="kronfluence is not installed; it asks for torchvision")
+pytestmark = pytest.mark.slow
 DAMPING = Damping(0.1, "mean")  # what kronfluence does without a damping factor
 
 Draw = tuple[Tensor, ...]
@@ -32,7 +33,7 @@ class Fitted(NamedTuple):
     task: Curvature
 
 
-@pytest.fixture(params=[pytest.param("kfac", marks=pytest.mark.slow), "ekfac"])
+@pytest.fixture(params=["kfac", "ekfac"])
 def fitted(request: pytest.FixtureRequest, project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Fitted:
     seen: list[Draw] = []
     losses = Curvature._losses
@@ -130,7 +131,6 @@ def assert_equal_scores(found: Tensor, expected: Tensor) -> None:
     assert error < 1e-4, float(error)
 
 
-@pytest.mark.slow
 def test_equal_scores_and_either_reads_the_other(fitted: Fitted) -> None:
     ours = load_curvature(fitted.run / "curvature.safetensors")
     assert isinstance(ours, KroneckerCurvature)

@@ -535,6 +535,7 @@ def test_other_mistakes_are_named(make: Callable[..., Coco]) -> None:
             coco.prepare(option, value)
 
 
+@pytest.mark.slow
 def test_a_mistake_ends_with_status_1_and_one_line(make: Callable[..., Coco]) -> None:
     coco = make(count=1)
     process = coco.start("--image_encoder", "Wavelets")

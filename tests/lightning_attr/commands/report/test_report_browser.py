@@ -115,7 +115,7 @@ def test_sixteen_rankings_fit(builder: Builder, many: dict[str, Scores], tmp_pat
 
 
 @pytest.mark.parametrize(("scheme", "dark"), [("0", True), pytest.param("1", False, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("width", [PHONE, DESK])
+@pytest.mark.parametrize("width", [PHONE, pytest.param(DESK, marks=pytest.mark.slow)])
 def test_is_drawn_light_and_dark(whole: Builder, tmp_path: Path, width: int, scheme: str, dark: bool) -> None:
     page = framed(tmp_path, render(collect(whole.root)), width)
     shot = tmp_path / "shot.png"
