@@ -78,10 +78,10 @@ def stopped_then_resumed(args: list[str], log: Path, moment: Moment) -> Ended:
     return stopped
 
 
-def moments(table: dict[str, tuple[str, int]], *orderly: str) -> list[Any]:
-    """Every moment with SIGKILL; those that a run may end at in order with SIGTERM as well."""
-    signals = [(moment, signal.SIGKILL) for moment in table] + [(moment, signal.SIGTERM) for moment in orderly]
-    return [pytest.param(moment, sends, id=f"{sends.name}-{moment}") for moment, sends in signals]
+def moments(table: dict[str, tuple[str, int]]) -> list[Any]:
+    """Every moment with SIGKILL and SIGTERM."""
+    signals = (signal.SIGKILL, signal.SIGTERM)
+    return [pytest.param(moment, sends, id=f"{sends.name}-{moment}") for moment in table for sends in signals]
 
 
 TRAINING_MOMENTS = {
@@ -99,16 +99,7 @@ TRAINING_MOMENTS = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("moment", "sends"),
-    moments(
-        TRAINING_MOMENTS,
-        "in the middle of an epoch",
-        "in the last step of an epoch",
-        "in the first validation",
-        "in the last validation",
-    ),
-)
+@pytest.mark.parametrize(("moment", "sends"), moments(TRAINING_MOMENTS))
 def test_training(project: Project, tmp_path: Path, moment: str, sends: signal.Signals) -> None:
     args = project.args("train", tmp_path / "run")
     stopped_then_resumed(args, tmp_path / "log", Moment(*TRAINING_MOMENTS[moment], sends))
@@ -168,7 +159,7 @@ CURVATURE_MOMENTS = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("moment", "sends"), moments(CURVATURE_MOMENTS, "in the middle of an epoch"))
+@pytest.mark.parametrize(("moment", "sends"), moments(CURVATURE_MOMENTS))
 def test_curvature(project: Project, tmp_path: Path, moment: str, sends: signal.Signals) -> None:
     args = project.args("curvature", tmp_path / "run")
     stopped_then_resumed(args, tmp_path / "log", Moment(*CURVATURE_MOMENTS[moment], sends))
@@ -191,10 +182,7 @@ UNLEARNING_MOMENTS = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("moment", "sends"),
-    moments(UNLEARNING_MOMENTS, "in the middle of the second step", "in the sweep after unlearning"),
-)
+@pytest.mark.parametrize(("moment", "sends"), moments(UNLEARNING_MOMENTS))
 def test_unlearning_and_its_loss_sweeps(project: Project, tmp_path: Path, moment: str, sends: signal.Signals) -> None:
     args = project.args("unlearn", tmp_path / "run", trainer__callbacks=project.recorder(tmp_path / "base.safetensors"))
     stopped_then_resumed(args, tmp_path / "log", Moment(*UNLEARNING_MOMENTS[moment], sends))
@@ -227,9 +215,7 @@ SAMPLING_MOMENTS = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("moment", "sends"), moments(SAMPLING_MOMENTS, "between two batches", "in the middle of a batch's samples")
-)
+@pytest.mark.parametrize(("moment", "sends"), moments(SAMPLING_MOMENTS))
 def test_sampling(project: Project, tmp_path: Path, moment: str, sends: signal.Signals) -> None:
     args = project.args("sample", tmp_path / "run")
     stopped_then_resumed(args, tmp_path / "log", Moment(*SAMPLING_MOMENTS[moment], sends))

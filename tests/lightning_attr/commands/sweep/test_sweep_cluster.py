@@ -58,14 +58,17 @@ def test_a_node_dies_in_the_middle_of_a_training(
         assert_same(sweep.entry(name), undisturbed.entry(name))
 
 
-def test_tasks_save_when_the_command_is_stopped(project: Project, undisturbed: Miniature, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("sends", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_tasks_save_when_the_command_is_stopped(
+    project: Project, undisturbed: Miniature, tmp_path: Path, sends: signal.Signals, status: int
+) -> None:
     sweep = Miniature(project, tmp_path / "sweep", STEPS, SETTINGS)
     process = sweep.start("--ray", "local")
     wait_until(is_training(sweep, NAMES[0]), process)
     pid = worker(sweep.status(NAMES[0]))
-    os.kill(process.pid, signal.SIGTERM)
+    os.kill(process.pid, sends)
     printed, _ = process.communicate(timeout=120)
-    assert process.returncode == 143, printed
+    assert process.returncode == status, printed
     assert "Traceback" not in printed
     wait_until(lambda: not alive(pid), seconds=30)
     assert sweep.status(NAMES[0]).state == "waiting"  # it ended in order, and saved
