@@ -83,6 +83,23 @@ def test_store_of_another_shape_than_the_model(
     assert_says(refused(project.args("similarity", tmp_path / "s", data__init_args__store=other)), "found", "expected")
 
 
+def test_latents_of_a_size_that_the_network_does_not_halve(project: Project, tmp_path: Path, refused: Refused) -> None:
+    other = tmp_path / "other.lmdb"
+    sizes = ["--count", "8", "--planted", "1", "--tokens", "6", "--dim", "16", "--size", "20"]
+    prepare_shapes(["--out", str(other), *sizes])
+    blocks = {
+        "block_out_channels": "[8, 8]",
+        "down_block_types": "[CrossAttnDownBlock2D, DownBlock2D]",
+        "up_block_types": "[UpBlock2D, UpBlock2D]",
+    }
+    denoiser = {f"model__init_args__denoiser__{name}": value for name, value in blocks.items()}
+    for setting in ("store", "val_store"):
+        message = refused(
+            project.args("train", tmp_path / setting, **denoiser, **{f"data__init_args__{setting}": other})
+        )
+        assert_says(message, other, "found latents of 5 x 5", "expected multiples of 2")
+
+
 def test_store_replaced_under_a_run(project: Project, tmp_path: Path, refused: Refused) -> None:
     store = tmp_path / "store.lmdb"
     shutil.copy(project.store, store)
